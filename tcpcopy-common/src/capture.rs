@@ -1,0 +1,90 @@
+//! What the source's capture programs put into a worker's ring, and the rules that tell them what to take.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::flow::{Flow, IpAddress};
+
+/// A captured segment of a live client: this header, then [`options_len`](Self::options_len) bytes of TCP options, then
+/// [`payload_len`](Self::payload_len) bytes of payload. The ring record is as long as the size bucket it was reserved
+/// in; what follows the payload is undefined.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CaptureHeader {
+    /// When the program saw it: ns of `CLOCK_MONOTONIC`, host order.
+    pub time_ns: u64,
+    /// Live client and live server.
+    pub flow: Flow,
+    /// Sequence number, network order.
+    pub seq: [u8; 4],
+    /// Acknowledgement number, network order.
+    pub ack: [u8; 4],
+    /// Window field, unscaled, network order.
+    pub window: [u8; 2],
+    /// Control bits, see [`tcp_flags`](crate::tcp_flags).
+    pub flags: u8,
+    /// Octets of TCP options after this header, 0 to 40.
+    pub options_len: u8,
+    /// Octets of payload after the options, host order.
+    pub payload_len: u32,
+    /// Which rule matched: [`Rule::id`].
+    pub rule: u16,
+    /// Zero.
+    pub _reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<CaptureHeader>() == 64);
+const _: () = assert!(core::mem::offset_of!(CaptureHeader, payload_len) == 56);
+
+/// The largest payload of one record: what a 64 KiB IP packet can hold.
+pub const MAX_PAYLOAD: usize = 65_536;
+/// The largest TCP options field: a data offset of 15 words less the fixed 20 octets (RFC 9293, section 3.1).
+pub const MAX_TCP_OPTIONS: usize = 40;
+
+/// Key of the hash map of rules that name an address.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct RuleKey {
+    /// The live service's address.
+    pub address: IpAddress,
+    /// The live service's port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub _reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<RuleKey>() == 20);
+
+/// Value of that hash map, and of the array indexed by destination port (host order) that is asked first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Rule {
+    /// One of the `ACTION_*` bits.
+    pub action: u16,
+    /// Which `-x` entry this is.
+    pub id: u16,
+}
+
+impl Rule {
+    /// Nothing: the value of a port that no rule names.
+    pub const IGNORE: u16 = 0;
+    /// Capture under [`id`](Self::id).
+    pub const CAPTURE: u16 = 1;
+    /// Only in the port array: look the address up in the hash map; if it is absent there, the other bits decide.
+    pub const BY_ADDRESS: u16 = 2;
+}
+
+/// Run-time configuration of the capture programs, element 0 of a one-element array map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CaptureConfig {
+    /// How many workers, and so rings, there are: 1 to [`MAX_WORKERS`].
+    pub workers: u32,
+    /// Bits of `CAPTURE_*`.
+    pub options: u32,
+}
+
+/// [`CaptureConfig::options`]: deliver the pure ACK that completes a live client's handshake too.
+pub const CAPTURE_HANDSHAKE_ACK: u32 = 1;
+
+/// The most workers one process can have.
+pub const MAX_WORKERS: u32 = 64;

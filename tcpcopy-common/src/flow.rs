@@ -1,0 +1,133 @@
+//! Addresses and four-tuples.
+
+use bytemuck::{Pod, Zeroable};
+
+/// An IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291, section 2.5.5.2), in network order.
+///
+/// A packet on the wire never carries the mapped form (RFC 4291 forbids it there), so the prefix tells the version.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct IpAddress(pub [u8; 16]);
+
+impl IpAddress {
+    /// `::`
+    pub const UNSPECIFIED: Self = Self([0; 16]);
+
+    /// The mapped form of an IPv4 address.
+    #[inline(always)]
+    pub const fn from_v4(a: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.0[..10] == [0; 10] && self.0[10] == 0xff && self.0[11] == 0xff
+    }
+
+    /// The last four octets: the IPv4 address when [`is_v4`](Self::is_v4).
+    #[inline(always)]
+    pub const fn v4_octets(&self) -> [u8; 4] {
+        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    }
+}
+
+/// The four-tuple of a connection, seen from its client: the key of every session, live or replayed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Flow {
+    /// The client's address.
+    pub client: IpAddress,
+    /// The server's address: of the live service, or of the target.
+    pub server: IpAddress,
+    /// The client's port, network order.
+    pub client_port: [u8; 2],
+    /// The server's port, network order.
+    pub server_port: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Flow>() == 36);
+
+impl Flow {
+    /// A hash of the four-tuple that kernel and user space compute alike, so that every segment of a connection goes to
+    /// the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
+    #[inline(always)]
+    pub fn hash(&self) -> u32 {
+        // FNV-1a over 32-bit words with a final avalanche (the MurmurHash3 finaliser): cheap enough for every packet,
+        // and good enough to spread clients that differ in one bit of one port.
+        let mut h: u32 = 0x811c_9dc5;
+        let mut i = 0;
+        while i < 16 {
+            h = (h ^ word(&self.client.0, i)).wrapping_mul(0x0100_0193);
+            h = (h ^ word(&self.server.0, i)).wrapping_mul(0x0100_0193);
+            i += 4;
+        }
+        let ports =
+            u32::from_ne_bytes([self.client_port[0], self.client_port[1], self.server_port[0], self.server_port[1]]);
+        h = (h ^ ports).wrapping_mul(0x0100_0193);
+        h ^= h >> 16;
+        h = h.wrapping_mul(0x85eb_ca6b);
+        h ^= h >> 13;
+        h = h.wrapping_mul(0xc2b2_ae35);
+        h ^ (h >> 16)
+    }
+
+    /// The worker, of `workers`, that owns this flow. `workers` of 0 counts as 1.
+    #[inline(always)]
+    pub fn worker(&self, workers: u32) -> u32 {
+        // The high bits of a multiplication instead of a division (Lemire's reduction).
+        ((self.hash() as u64 * if workers == 0 { 1 } else { workers } as u64) >> 32) as u32
+    }
+}
+
+#[inline(always)]
+fn word(bytes: &[u8; 16], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Conversions that need `core::net`; not used by the eBPF programs.
+impl From<core::net::IpAddr> for IpAddress {
+    fn from(a: core::net::IpAddr) -> Self {
+        match a {
+            core::net::IpAddr::V4(a) => Self::from_v4(a.octets()),
+            core::net::IpAddr::V6(a) => Self(a.octets()),
+        }
+    }
+}
+
+impl From<IpAddress> for core::net::IpAddr {
+    fn from(a: IpAddress) -> Self {
+        if a.is_v4() { core::net::IpAddr::V4(a.v4_octets().into()) } else { core::net::IpAddr::V6(a.0.into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(port: u16) -> Flow {
+        Flow {
+            client: IpAddress::from_v4([10, 0, 0, 1]),
+            server: IpAddress::from_v4([10, 0, 0, 2]),
+            client_port: port.to_be_bytes(),
+            server_port: 80u16.to_be_bytes(),
+        }
+    }
+
+    #[test]
+    fn successive_ports_spread_evenly_over_workers() {
+        let mut count = [0u32; 4];
+        for port in 32768..36864 {
+            count[flow(port).worker(4) as usize] += 1;
+        }
+        assert!(count.iter().all(|&n| (824..=1224).contains(&n)), "{count:?}");
+    }
+
+    #[test]
+    fn addresses_survive_the_mapped_form() {
+        for a in ["10.1.2.3", "2001:db8::1", "::1"] {
+            let a: core::net::IpAddr = a.parse().unwrap();
+            assert_eq!(core::net::IpAddr::from(IpAddress::from(a)), a);
+        }
+    }
+}

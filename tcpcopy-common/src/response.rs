@@ -1,0 +1,101 @@
+//! What the target's programs report to `intercept`, and the sessions they know.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::flow::Flow;
+
+/// The headers of one swallowed response segment, or an event of a session. The same 80 octets travel on the control
+/// channel to the worker that owns the session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ResponseHeader {
+    /// When the program saw it: ns of the target's `CLOCK_MONOTONIC`, host order (little-endian on the wire).
+    pub time_ns: u64,
+    /// The replayed client and the target.
+    pub flow: Flow,
+    /// Sequence number, network order.
+    pub seq: [u8; 4],
+    /// Acknowledgement number, network order.
+    pub ack: [u8; 4],
+    /// Window field, unscaled, network order.
+    pub window: [u8; 2],
+    /// Control bits, see [`tcp_flags`](crate::tcp_flags).
+    pub flags: u8,
+    /// Shift count of a window scale option (RFC 7323), or [`NO_WINDOW_SCALE`]. Only meaningful with SYN.
+    pub window_scale: u8,
+    /// TSval of a timestamps option (RFC 7323), network order; zero without one.
+    pub tsval: [u8; 4],
+    /// TSecr of a timestamps option, network order; zero without one.
+    pub tsecr: [u8; 4],
+    /// Octets of payload (a super-packet's whole payload), host order (little-endian on the wire).
+    pub payload_len: u32,
+    /// The instance that owns the session, host order (little-endian on the wire).
+    pub instance: u32,
+    /// MSS option (RFC 9293, section 3.7.1), network order; zero without one. Only meaningful with SYN.
+    pub mss: [u8; 2],
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Bits of [`option`].
+    pub options: u8,
+    /// Zero.
+    pub _reserved: [u8; 4],
+}
+
+const _: () = assert!(size_of::<ResponseHeader>() == 80);
+
+/// [`ResponseHeader::window_scale`]: the option was absent.
+pub const NO_WINDOW_SCALE: u8 = 0xff;
+
+/// Values of [`ResponseHeader::kind`].
+pub mod kind {
+    /// A response segment, swallowed.
+    pub const SEGMENT: u8 = 0;
+    /// An ICMP error that quotes the session, swallowed; no TCP fields.
+    pub const ICMP_ERROR: u8 = 1;
+    /// The session's SYN was refused: another instance holds the four-tuple; no TCP fields but `seq`, the refused ISN.
+    pub const COLLISION: u8 = 2;
+    /// A client of the target's own opened a connection on the session's four-tuple: the session is no longer ours.
+    pub const RECLAIMED: u8 = 3;
+    /// The session's SYN was refused because the session map is full; `seq` is the refused ISN.
+    pub const MAP_FULL: u8 = 4;
+}
+
+/// Bits of [`ResponseHeader::options`].
+pub mod option {
+    /// A timestamps option was present.
+    pub const TIMESTAMPS: u8 = 1;
+    /// SACK-permitted was present.
+    pub const SACK_PERMITTED: u8 = 2;
+}
+
+/// A replayed session known to the target: value of the session map, whose key is the [`Flow`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Session {
+    /// When its SYN came: ns of `CLOCK_MONOTONIC`, host order.
+    pub opened_ns: u64,
+    /// The owner, host order.
+    pub instance: u32,
+    /// Initial sequence number of the replayed client, network order.
+    pub isn: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Session>() == 16);
+
+/// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct WireStats {
+    /// Segments of the instance's sessions, SYNs included.
+    pub segments: u64,
+    /// Their payload octets, retransmissions included.
+    pub payload_bytes: u64,
+    /// SYNs with a valid mark, retransmissions included.
+    pub syns: u64,
+    /// Segments with FIN, retransmissions included.
+    pub fins: u64,
+    /// Response segments swallowed.
+    pub swallowed: u64,
+    /// Their payload octets.
+    pub swallowed_bytes: u64,
+}

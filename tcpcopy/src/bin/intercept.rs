@@ -1,0 +1,2 @@
+//! The program `intercept`.
+fn main() {}

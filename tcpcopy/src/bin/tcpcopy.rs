@@ -1,0 +1,2 @@
+//! The program `tcpcopy`.
+fn main() {}

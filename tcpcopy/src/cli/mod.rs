@@ -1,0 +1,1 @@
+//! Command lines of both programs: arguments as typed, and arguments as validated.

@@ -1,0 +1,1 @@
+//! The authenticated control channel between tcpcopy and intercept.

@@ -1,0 +1,1 @@
+//! Raw-packet injection of replayed segments.

@@ -1,0 +1,1 @@
+//! The program tcpcopy: workers that capture, replay and inject.

@@ -1,0 +1,1 @@
+//! The program intercept: swallows responses and reports them to their owner.
