@@ -1,1 +1,48 @@
-fn main() {}
+//! Commands for working on tcpcopy: `cargo xtask --help`.
+
+mod build;
+mod demo;
+mod lint;
+mod packages;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// Set-up, build, run, demo and test of tcpcopy.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what the other commands need and this machine lacks (they all do it by themselves).
+    Setup,
+    /// Build tcpcopy and intercept, optimised.
+    Build,
+    /// Build, then run one of the programs as root.
+    Run(run::Arguments),
+    /// Run every test: unit, property and end-to-end.
+    Test(test::Arguments),
+    /// Mirror live traffic between namespaces of this machine and show what arrived.
+    Demo(demo::Arguments),
+    /// Check formatting and lints, of the eBPF programs too.
+    Lint,
+}
+
+fn main() -> anyhow::Result<()> {
+    std::env::set_current_dir(shell::workspace())?;
+    match Arguments::parse().command {
+        Command::Setup => setup::everything(),
+        Command::Build => build::release(),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Lint => lint::run(),
+    }
+}

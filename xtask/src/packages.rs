@@ -1,0 +1,87 @@
+//! Debian packages that the laboratory and the end-to-end tests use.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::{setup::step, shell};
+
+/// What the packages are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Namespaces only.
+    Demo,
+    /// Real servers and clients too.
+    Test,
+}
+
+/// A program, the package that has it, and whether the demo needs it too.
+const PROGRAMS: &[(&str, &str, Purpose)] = &[
+    ("ip", "iproute2", Purpose::Demo),
+    ("tc", "iproute2", Purpose::Demo),
+    ("nginx", "nginx-light", Purpose::Test),
+    ("apache2", "apache2", Purpose::Test),
+    ("redis-server", "redis-server", Purpose::Test),
+    ("redis-cli", "redis-tools", Purpose::Test),
+    ("redis-benchmark", "redis-tools", Purpose::Test),
+    ("curl", "curl", Purpose::Test),
+];
+
+/// Installs the packages whose programs are missing.
+pub fn install(purpose: Purpose) -> anyhow::Result<()> {
+    let mut missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _, needed)| {
+            (purpose == Purpose::Test || *needed == Purpose::Demo) && shell::find(program).is_none()
+        })
+        .map(|(_, package, _)| *package)
+        .collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if shell::find("apt-get").is_none() {
+        bail!("these programs are missing and there is no apt-get here: install what Debian calls `{list}`");
+    }
+    if !shell::is_root() && shell::output(Command::new("sudo").args(["-n", "true"])).is_err() {
+        bail!("these packages are missing, and installing them needs root:\n    sudo apt-get install {list}");
+    }
+    let _no_daemons = NoDaemons::new()?;
+    step("reading the lists of Debian packages", shell::as_root("apt-get").args(["-qq", "update"]))?;
+    step(
+        &format!("installing the Debian packages {list} (their daemons are not started)"),
+        shell::as_root("env")
+            .args(["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "-qq", "--no-install-recommends"])
+            .args(["install", "-y"])
+            .args(&missing),
+    )
+}
+
+/// While it lives, packages that are installed do not start their daemons: the laboratory starts its own.
+struct NoDaemons {
+    ours: bool,
+}
+
+impl NoDaemons {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> anyhow::Result<Self> {
+        // A policy that is there is somebody's decision. Without root we cannot write one; RUNLEVEL=1 then does what it can.
+        if Path::new(Self::POLICY).exists() || !shell::is_root() {
+            return Ok(Self { ours: false });
+        }
+        fs::write(Self::POLICY, "#!/bin/sh\n# Written by `cargo xtask setup`, and removed at its end.\nexit 101\n")
+            .and_then(|()| fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755)))
+            .with_context(|| format!("cannot write {} to keep daemons from starting", Self::POLICY))?;
+        Ok(Self { ours: true })
+    }
+}
+
+impl Drop for NoDaemons {
+    fn drop(&mut self) {
+        if self.ours && fs::remove_file(Self::POLICY).is_err() {
+            eprintln!("set-up: remove {} by hand, or no daemon will start on installation", Self::POLICY);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What has to be on the machine before the eBPF programs can be built: the nightly toolchain with the sources of the
+//! standard library, and a bpf-linker that speaks the LLVM of that nightly.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    packages::{self, Purpose},
+    shell,
+};
+
+/// The release that was tried with this workspace.
+const BPF_LINKER: &str = "0.10.4";
+/// The LLVM versions that it can be built for.
+const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 20..=22;
+
+/// `cargo xtask setup`
+pub fn everything() -> anyhow::Result<()> {
+    toolchain()?;
+    packages::install(Purpose::Test)?;
+    println!("set-up complete: `cargo xtask demo` shows tcpcopy at work, `cargo xtask test` tests it");
+    Ok(())
+}
+
+/// Installs what building needs. Takes some tenths of a second when nothing is missing.
+pub fn toolchain() -> anyhow::Result<()> {
+    if shell::find("rustup").is_none() {
+        bail!(
+            "rustup is missing, and the eBPF programs need a nightly toolchain beside the stable one: install rustup \
+             as https://rustup.rs says"
+        );
+    }
+    let sysroot = match shell::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"])) {
+        Ok(sysroot) => sysroot,
+        Err(_) => {
+            step(
+                "installing the nightly toolchain, which builds the eBPF programs",
+                Command::new("rustup")
+                    .args(["toolchain", "install", "nightly", "--profile", "minimal"])
+                    .args(["--component", "rust-src"]),
+            )?;
+            shell::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?
+        }
+    };
+    let sources = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    if !sources.exists() {
+        step(
+            "installing the sources of the standard library for the nightly toolchain (core is built for the BPF target)",
+            Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", "nightly"]),
+        )?;
+    }
+    bpf_linker()
+}
+
+/// Installs clippy and rustfmt where they are missing.
+pub fn lint_components() -> anyhow::Result<()> {
+    for (toolchain, component, probe) in
+        [("stable", "rustfmt", "fmt"), ("stable", "clippy", "clippy"), ("nightly", "clippy", "clippy")]
+    {
+        let present = match toolchain {
+            "nightly" => shell::output(shell::nightly("cargo").args([probe, "--version"])),
+            _ => shell::output(shell::cargo().args([probe, "--version"])),
+        };
+        if present.is_err() {
+            let mut add = Command::new("rustup");
+            add.args(["component", "add", component]);
+            if toolchain == "nightly" {
+                add.args(["--toolchain", "nightly"]);
+            }
+            step(&format!("installing {component} of the {toolchain} toolchain"), &mut add)?;
+        }
+    }
+    Ok(())
+}
+
+fn bpf_linker() -> anyhow::Result<()> {
+    let llvm = llvm_of_nightly()?;
+    let complaint = match shell::find("bpf-linker") {
+        None => "bpf-linker, which links the eBPF programs, is missing".to_owned(),
+        Some(_) => match link_probe() {
+            Ok(()) => return Ok(()),
+            Err(error) => format!("the bpf-linker that is installed cannot link for the nightly toolchain ({error})"),
+        },
+    };
+    if !BPF_LINKER_LLVM.contains(&llvm) {
+        bail!(
+            "{complaint}, and bpf-linker {BPF_LINKER} does not know LLVM {llvm} of this nightly: install an older \
+             nightly (`rustup toolchain install nightly-2026-05-20`, then `rustup toolchain link nightly …`), or a \
+             bpf-linker for LLVM {llvm} by hand"
+        );
+    }
+    step(
+        &format!("{complaint}; building it for LLVM {llvm}, which takes some minutes, once"),
+        shell::nightly("cargo").args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--force"]).args([
+            "--no-default-features",
+            "--features",
+            &format!("rust-llvm-{llvm}"),
+        ]),
+    )?;
+    link_probe().context(
+        "bpf-linker was installed, but cannot link: is ~/.cargo/bin before other places in PATH (`which -a bpf-linker`)?",
+    )
+}
+
+/// The major version of the LLVM that the nightly compiler contains.
+fn llvm_of_nightly() -> anyhow::Result<u32> {
+    let version = shell::output(shell::nightly("rustc").arg("-vV"))?;
+    version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "))
+        .and_then(|v| v.split('.').next())
+        .and_then(|major| major.parse().ok())
+        .with_context(|| format!("`rustc +nightly -vV` does not tell its LLVM version:\n{version}"))
+}
+
+/// Links a function of one instruction, as the version alone does not tell which LLVM a linker was built for.
+fn link_probe() -> anyhow::Result<()> {
+    let directory = shell::target_dir().join("xtask");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let (input, object) = (directory.join("probe.ll"), directory.join("probe.o"));
+    fs::write(&input, "target triple = \"bpfel\"\ndefine i64 @probe() {\n  ret i64 0\n}\n")?;
+    shell::output(
+        shell::nightly("bpf-linker")
+            .args(["--target", "bpfel", "--export", "probe", "--emit", "obj", "-o"])
+            .args([&object, &input]),
+    )?;
+    Ok(())
+}
+
+/// Says what is going to be done, does it, and when it fails repeats the command for doing it by hand.
+pub fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("set-up: {what}");
+    shell::run(command)
+        .with_context(|| format!("set-up failed; run this by hand, then start again:\n    {}\n", shell::shown(command)))
+}

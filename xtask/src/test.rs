@@ -1,0 +1,151 @@
+//! `cargo xtask test`: what CI runs.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{build, packages, setup, shell};
+
+/// Which tests.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only unit and property tests, which need neither root nor other programs.
+    #[arg(long, conflicts_with = "e2e")]
+    unit: bool,
+    /// Only the end-to-end tests.
+    #[arg(long)]
+    e2e: bool,
+    /// Only tests whose name contains this.
+    filter: Option<String>,
+}
+
+/// Results of several test programs.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    /// Lines that begin with SKIP: tests which passed only because they could not run here.
+    skipped: Vec<String>,
+    failures: Vec<String>,
+    /// Commands that failed, for whatever reason.
+    broken: Vec<String>,
+}
+
+/// Runs the tests, all of them even if some fail, and sums up.
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    setup::toolchain()?;
+    let mut tally = Tally::default();
+    if !arguments.e2e {
+        let mut command = shell::cargo();
+        command.args(["test", "--workspace", "--exclude", "tcpcopy-ebpf", "--exclude", "lab", "--no-fail-fast"]);
+        command.args(&arguments.filter);
+        tally.run(&mut command)?;
+    }
+    if !arguments.unit {
+        packages::install(packages::Purpose::Test)?;
+        build::release()?;
+        let mut command = shell::cargo();
+        // Optimised, because the laboratory measures; one by one, because the tests load the whole machine.
+        command.args(["test", "--package", "lab", "--release", "--no-fail-fast"]);
+        command.args(&arguments.filter);
+        command.args(["--", "--test-threads=1"]);
+        if !shell::is_root() && shell::output(Command::new("sudo").args(["-n", "true"])).is_ok() {
+            let runner = format!("CARGO_TARGET_{}_RUNNER", host()?.to_uppercase().replace('-', "_"));
+            command.env(runner, "sudo --preserve-env");
+        }
+        tally.run(&mut command)?;
+    }
+    tally.report()
+}
+
+/// The triple of the host.
+fn host() -> anyhow::Result<String> {
+    let version = shell::output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("`rustc -vV` does not tell its host")
+}
+
+impl Tally {
+    fn run(&mut self, command: &mut Command) -> anyhow::Result<()> {
+        let line = shell::shown(command);
+        eprintln!("$ {line}");
+        let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("could not start `{line}`"))?;
+        let stdout = child.stdout.take().context("the tests' standard output is not a pipe")?;
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            self.count(&line);
+            writeln!(std::io::stdout().lock(), "{line}")?;
+        }
+        if !child.wait()?.success() {
+            self.broken.push(line);
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, line: &str) {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            for part in result.split(['.', ';']) {
+                let mut words = part.split_whitespace();
+                let (Some(number), Some(what)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
+                else {
+                    continue;
+                };
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.ignored += number,
+                    _ => (),
+                }
+            }
+        } else if let Some(skip) = line.strip_prefix("SKIP ") {
+            self.skipped.push(skip.to_owned());
+        } else if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
+            self.failures.push(name.to_owned());
+        }
+    }
+
+    fn report(&self) -> anyhow::Result<()> {
+        println!(
+            "\ntests: {} passed, {} failed, {} ignored, {} skipped",
+            self.passed.saturating_sub(self.skipped.len() as u64),
+            self.failed,
+            self.ignored,
+            self.skipped.len()
+        );
+        for name in &self.skipped {
+            println!("  skipped: {name}");
+        }
+        for name in &self.failures {
+            println!("  FAILED:  {name}");
+        }
+        if self.broken.is_empty() {
+            return Ok(());
+        }
+        bail!("these commands failed:\n    {}", self.broken.join("\n    "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_added_up() {
+        let mut tally = Tally::default();
+        for line in [
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "SKIP leak: needs root",
+            "test a::b ... FAILED",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s",
+        ] {
+            tally.count(line);
+        }
+        assert_eq!((tally.passed, tally.failed, tally.ignored), (5, 1, 1));
+        assert_eq!(tally.skipped, ["leak: needs root"]);
+        assert_eq!(tally.failures, ["a::b"]);
+    }
+}
