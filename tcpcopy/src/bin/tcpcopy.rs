@@ -8,7 +8,7 @@ use tcpcopy::{
         program, report,
         tcpcopy::{Cli, Command, CopyArgs},
     },
-    control::psk::{Psk, PskError},
+    control::{Psk, PskError},
     source,
 };
 

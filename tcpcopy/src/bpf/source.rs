@@ -162,6 +162,11 @@ impl Capture {
         Ok(attachments)
     }
 
+    /// Detaches: nothing is captured any more, and what is in the rings stays there to be read.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
     /// What the programs have counted so far.
     ///
     /// # Errors

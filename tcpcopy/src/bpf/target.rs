@@ -127,6 +127,11 @@ impl Interceptor {
         self.hooks.remove(interface);
     }
 
+    /// The interfaces with a program of ours.
+    pub fn attached(&self) -> impl Iterator<Item = &str> {
+        self.hooks.keys().map(String::as_str)
+    }
+
     fn attach(
         &mut self,
         name: &str,
@@ -190,7 +195,10 @@ impl Interceptor {
         let stats: PerCpuHashMap<_, u32, WireStats> =
             self.object.map(map::WIRE_STATS)?.try_into().map_err(BpfError::read(map::WIRE_STATS))?;
         match stats.get(&instance, 0) {
-            Ok(values) => Ok(values.iter().fold(WireStats::default(), |sum, cpu| add(&sum, cpu))),
+            Ok(values) => Ok(values.iter().fold(WireStats::default(), |mut sum, cpu| {
+                sum += *cpu;
+                sum
+            })),
             Err(MapError::KeyNotFound) => Ok(WireStats::default()),
             Err(error) => Err(BpfError::read(map::WIRE_STATS)(error)),
         }
@@ -212,6 +220,20 @@ impl Interceptor {
             Err(error) => vec![Err(error)],
         };
         snapshot.into_iter()
+    }
+
+    /// The session on `flow`, if there is one.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn session(&self, flow: &Flow) -> Result<Option<Session>, BpfError> {
+        let sessions: HashMap<_, Flow, Session> =
+            self.object.map(map::SESSIONS)?.try_into().map_err(BpfError::read(map::SESSIONS))?;
+        match sessions.get(flow, 0) {
+            Ok(session) => Ok(Some(session)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(BpfError::read(map::SESSIONS)(error)),
+        }
     }
 
     /// Forgets a session: responses on its four-tuple leave again. A session that is not there is no error.
@@ -263,16 +285,5 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         result => result,
-    }
-}
-
-fn add(a: &WireStats, b: &WireStats) -> WireStats {
-    WireStats {
-        segments: a.segments + b.segments,
-        payload_bytes: a.payload_bytes + b.payload_bytes,
-        syns: a.syns + b.syns,
-        fins: a.fins + b.fins,
-        swallowed: a.swallowed + b.swallowed,
-        swallowed_bytes: a.swallowed_bytes + b.swallowed_bytes,
     }
 }

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::{Parser, ValueEnum};
 
-use super::{AFTER_HELP, DEFAULT_PORT, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, tcpcopy::parse_ring_size};
-use crate::bpf::target::TcAttach;
+use super::{AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, tcpcopy::parse_ring_size};
+use crate::{bpf::TcAttach, control::DEFAULT_PORT};
 
 /// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.
 #[derive(Debug, Parser)]
@@ -85,7 +85,8 @@ impl Cli {
             }
         }
         let listen = if self.bind.is_empty() {
-            vec![SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), self.port)]
+            let any: [IpAddr; 2] = [std::net::Ipv4Addr::UNSPECIFIED.into(), std::net::Ipv6Addr::UNSPECIFIED.into()];
+            any.map(|address| SocketAddr::new(address, self.port)).to_vec()
         } else {
             self.bind
                 .iter()

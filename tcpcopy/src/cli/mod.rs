@@ -15,11 +15,8 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 
-use crate::control::psk::{Psk, PskError};
-use crate::control::Security;
+use crate::control::{Psk, PskError, Security};
 
-/// The port on which `intercept` listens, as in tcpcopy 1.0.
-pub const DEFAULT_PORT: u16 = 36524;
 /// Where the pre-shared key is looked for when `--psk-file` is absent.
 pub const DEFAULT_PSK_FILE: &str = "/etc/tcpcopy/psk";
 

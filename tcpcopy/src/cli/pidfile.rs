@@ -40,8 +40,7 @@ impl PidFile {
     /// When a running process holds it, or it cannot be written.
     pub fn create(path: &Path) -> Result<Self, PidFileError> {
         let io = |source| PidFileError::Io { path: path.to_owned(), source };
-        let mut file =
-            OpenOptions::new().create(true).write(true).truncate(false).open(path).map_err(io)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path).map_err(io)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| PidFileError::Running(path.to_owned()))?;
         file.set_len(0).map_err(io)?;
         writeln!(file, "{}", std::process::id()).map_err(io)?;

@@ -26,10 +26,8 @@ fn child<F: Future<Output = anyhow::Result<Report>>>(
 ) -> anyhow::Result<()> {
     logging::init(args.log_file.as_deref())?;
     let _pid_file = args.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let summary = runtime.block_on(async { work(readiness)?.await }).inspect_err(|e| {
         // The terminal may be gone; the log is not.
         if args.log_file.is_some() {

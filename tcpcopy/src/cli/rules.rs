@@ -67,7 +67,8 @@ impl FromStr for Rule {
 
     fn from_str(entry: &str) -> Result<Self, RuleError> {
         let fail = |reason: &str| RuleError { entry: entry.to_owned(), reason: reason.to_owned() };
-        let (source, target) = entry.split_once('-').ok_or_else(|| fail("a '-' between service and target is missing"))?;
+        let (source, target) =
+            entry.split_once('-').ok_or_else(|| fail("a '-' between service and target is missing"))?;
         let (address, port) = match source.rsplit_once(':') {
             None => (None, source),
             Some((address, port)) => (Some(parse_address(address).map_err(|e| fail(&e))?), port),
@@ -99,7 +100,9 @@ pub(super) fn parse_address(text: &str) -> Result<IpAddr, String> {
         None if text.contains(':') => Err(format!("IPv6 address {text:?} needs brackets: [{text}]")),
         None if text.is_empty() => Err("an address is missing".into()),
         None => text.parse().map(IpAddr::V4).map_err(|_| {
-            format!("{text:?} is not an IP address (host names are not looked up: the address that is meant matters here)")
+            format!(
+                "{text:?} is not an IP address (host names are not looked up: the address that is meant matters here)"
+            )
         }),
     }
 }
@@ -118,7 +121,8 @@ mod tests {
 
     #[test]
     fn rules_of_both_families_and_with_and_without_address_are_read() {
-        let rules = parse_rules("80-10.0.0.3:8080,[fd00::2]:443-[fd00::3]:443,10.0.0.2:80-10.0.0.3:81,80-[fd00::3]:80").unwrap();
+        let rules = parse_rules("80-10.0.0.3:8080,[fd00::2]:443-[fd00::3]:443,10.0.0.2:80-10.0.0.3:81,80-[fd00::3]:80")
+            .unwrap();
         assert_eq!(rules[0], Rule { address: None, port: 80, target: "10.0.0.3:8080".parse().unwrap() });
         assert_eq!(
             rules[1],

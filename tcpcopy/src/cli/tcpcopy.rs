@@ -1,15 +1,19 @@
 //! The command line of `tcpcopy`.
 
-use std::{net::SocketAddr, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tcpcopy_common::capture::MAX_WORKERS;
 
 use super::{
-    AFTER_HELP, DEFAULT_PORT, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
+    AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
     rules::{Rule, parse_address, parse_port, parse_rules},
 };
-use crate::{bpf::source::Hook, inject::Backend};
+use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend};
 
 /// Copies the requests of live clients, as packets, and replays them to a test host in real time.
 #[derive(Debug, Parser)]
@@ -173,8 +177,7 @@ impl CopyArgs {
             None => None,
             Some(text) => {
                 let unbracketed = text.parse().or_else(|_| parse_address(text));
-                let address =
-                    unbracketed.map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
+                let address = unbracketed.map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
                 if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
                     return Err(UsageError::Other(format!(
                         "-H {text}: the target would drop packets from this address; name one that it can route to"

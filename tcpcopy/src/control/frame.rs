@@ -69,6 +69,14 @@ pub struct Stats {
     pub responses_dropped: u64,
 }
 
+impl std::ops::AddAssign for Stats {
+    fn add_assign(&mut self, more: Self) {
+        self.wire += more.wire;
+        self.reports_lost += more.reports_lost;
+        self.responses_dropped += more.responses_dropped;
+    }
+}
+
 /// A batch of response headers: borrowed records when sending, octets of the channel when receiving.
 #[derive(Clone, Copy, Debug)]
 pub struct Responses<'a>(Batch<'a>);

@@ -223,6 +223,20 @@ pub fn permanent() -> Result<Vec<Neighbour>, NetError> {
         .collect())
 }
 
+/// The entries that the kernel tries to resolve, or has tried without success: packets to them wait or are dropped.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn unresolved() -> Result<Vec<Neighbour>, NetError> {
+    let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let all = Netlink::route()?.dump(query, "list the neighbours")?;
+    Ok(all
+        .iter()
+        .filter_map(|m| if let RouteNetlinkMessage::NewNeighbour(n) = m { Neighbour::from_message(n) } else { None })
+        .filter(|n| matches!(n.state, NeighbourState::Incomplete | NeighbourState::Failed))
+        .collect())
+}
+
 /// The address that a neighbour announcement is about.
 pub(crate) fn subject(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {

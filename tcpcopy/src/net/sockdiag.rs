@@ -53,6 +53,17 @@ impl TcpSocket {
         }
     }
 
+    /// The connection, if this is its server's end.
+    #[must_use]
+    pub fn flow(&self) -> Flow {
+        Flow {
+            client: self.remote.ip().into(),
+            server: self.local.ip().into(),
+            client_port: self.remote.port().to_be_bytes(),
+            server_port: self.local.port().to_be_bytes(),
+        }
+    }
+
     /// Whether this is the server's end of `flow`.
     #[must_use]
     pub fn serves(&self, flow: &Flow) -> bool {

@@ -6,12 +6,7 @@ use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::worker::{Notice, Order};
 use crate::{
-    control::{
-        Security,
-        client::{Backoff, ConnectError, HelloParams, connect},
-        frame::{Resume, Welcome},
-        link::Link,
-    },
+    control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
     engine::{Credentials, TargetId},
     mailbox::Mailbox,
 };
@@ -89,14 +84,16 @@ impl Channels {
         self.workers[worker as usize].send(Order::LinkUp(target, link, credentials));
     }
 
+    fn hello(&self, worker: u32, target: TargetId) -> Hello {
+        let name = rustix::system::uname();
+        let resume = self.resume.get(&(worker, target)).copied();
+        Hello::new(worker as u16, resume, &name.nodename().to_string_lossy())
+    }
+
     fn dial(&self, worker: u32, target: TargetId) -> impl Future<Output = Result<Dialled, ConnectError>> + use<> {
         let address = self.intercepts[usize::from(target.0)];
         let security = self.security.clone();
-        let hello = HelloParams {
-            worker: worker as u16,
-            resume: self.resume.get(&(worker, target)).cloned(),
-            name: host_name(),
-        };
+        let hello = self.hello(worker, target);
         async move {
             let established = connect(address, &security, &hello).await?;
             Ok(Dialled { worker, target, link: Box::new(established.link), welcome: established.welcome })
@@ -106,20 +103,21 @@ impl Channels {
     fn redial(&self, worker: u32, target: TargetId) -> impl Future<Output = Dialled> + use<> {
         let address = self.intercepts[usize::from(target.0)];
         let security = self.security.clone();
-        let mut hello = HelloParams {
-            worker: worker as u16,
-            resume: self.resume.get(&(worker, target)).cloned(),
-            name: host_name(),
-        };
+        let mut hello = self.hello(worker, target);
         async move {
             let mut backoff = Backoff::new(u64::from(worker) << 16 | u64::from(target.0));
             loop {
                 tokio::time::sleep(backoff.next_delay()).await;
                 match connect(address, &security, &hello).await {
                     Ok(established) => {
-                        return Dialled { worker, target, link: Box::new(established.link), welcome: established.welcome };
+                        return Dialled {
+                            worker,
+                            target,
+                            link: Box::new(established.link),
+                            welcome: established.welcome,
+                        };
                     }
-                    Err(ConnectError::Refused { .. }) if hello.resume.is_some() => {
+                    Err(error) if error.cannot_resume() => {
                         log::info!("intercept {address} does not know our sessions any more; starting afresh");
                         hello.resume = None;
                     }
@@ -128,9 +126,4 @@ impl Channels {
             }
         }
     }
-}
-
-/// What the intercept's log calls us.
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -17,22 +17,20 @@ use tokio::{
     sync::mpsc::unbounded_channel,
 };
 
-pub use self::summary::Summary;
 use self::{
     channels::Channels,
+    summary::Summary,
     worker::{Notice, Order, RuleTable, Snapshot, Worker},
 };
 use crate::{
-    bpf::{
-        ring::RingReader,
-        source::{Capture, CaptureRule, CaptureSetup},
-    },
+    bpf::{Capture, CaptureRule, CaptureSetup, RingReader},
     cli::{daemon::Readiness, tcpcopy::Settings},
     control::Security,
     engine::{Config, Engine, RuleTarget, TargetId},
     inject::{Injector, InjectorSetup},
     mailbox::{Mailbox, mailbox},
     net,
+    summary::Report,
 };
 
 /// How often a line with the most important figures goes to the log.
@@ -45,7 +43,7 @@ const INJECT_BATCH: usize = 64;
 ///
 /// # Errors
 /// When something cannot be attached, opened or reached at the start. Later failures are counted, logged and mended.
-pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Summary> {
+pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
 
@@ -59,7 +57,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         hook: settings.hook,
         debug: log::log_enabled!(log::Level::Debug),
     })?;
-    let logger = crate::bpf::log::forward(&mut capture)?;
+    let logger = capture.logger().map(crate::bpf::forward_log).transpose()?;
 
     let (notices, notice_receiver) = unbounded_channel();
     let workers = Workers::start(&settings, &plan, rings, &notices)?;
@@ -78,7 +76,8 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         log::info!("capturing on {} by {}", attachment.interface, attachment.hook);
     }
     for rule in &settings.rules {
-        let service = rule.address.map_or_else(|| format!("*:{}", rule.port), |a| SocketAddr::new(a, rule.port).to_string());
+        let service =
+            rule.address.map_or_else(|| format!("*:{}", rule.port), |a| SocketAddr::new(a, rule.port).to_string());
         log::info!("copying {service} to {}", rule.target);
     }
     log::info!("ready");
@@ -92,7 +91,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = progress.tick() => {
-                let summary = Summary::new(&workers.snapshots(), &capture.counters()?, began.elapsed());
+                let summary = Summary::new(&workers.snapshots(), capture.counters()?, began.elapsed());
                 log::info!("{}", summary.one_line());
             }
         }
@@ -101,9 +100,10 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     capture.detach();
     keeping_up.abort();
     let snapshots = workers.stop();
-    let counters = capture.counters()?;
     drop(logger);
-    Ok(Summary::new(&snapshots, &counters, began.elapsed()))
+    let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
+    summary.verify();
+    Ok(summary.report())
 }
 
 /// The settings, completed with what the host says.
@@ -222,7 +222,7 @@ impl Drop for Workers {
 }
 
 fn engine_config(settings: &Settings, injector: &Injector) -> Config {
-    let mtu = settings.rules.iter().map(|r| injector.path_mtu(r.target.ip())).min().unwrap_or(1500);
+    let _mtu = settings.rules.iter().map(|r| injector.path_mtu(r.target.ip())).min().unwrap_or(1500);
     Config {
         rules: settings
             .rules

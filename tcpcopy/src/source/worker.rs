@@ -10,15 +10,12 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
-use tcpcopy_common::{response::WireStats, wakeup::MAX_SLEEP_MS};
+use tcpcopy_common::wakeup::MAX_SLEEP_MS;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
-    bpf::ring::RingReader,
-    control::{
-        frame::{Frame, ReportStats},
-        link::{Link, LinkError},
-    },
+    bpf::RingReader,
+    control::{Frame, Link, LinkError, Stats as TargetStats},
     engine::{Credentials, Engine, Stats, TargetId},
     inject::{InjectStats, Injector},
     mailbox::{Closed, Inbox},
@@ -66,10 +63,8 @@ pub struct Snapshot {
     pub engine: Stats,
     /// The injector's figures.
     pub inject: InjectStats,
-    /// What the targets saw on their wire, summed over instances.
-    pub wire: WireStats,
-    /// Reports that an intercept could not give us: its ring was full or the channel slow.
-    pub reports_lost: u64,
+    /// What the targets saw of our sessions.
+    pub targets: TargetStats,
     /// Ring records that contradict themselves.
     pub bad_records: u64,
     /// Segments of a flow for whose IP version no target is given.
@@ -85,8 +80,8 @@ pub struct Snapshot {
 struct Channel {
     link: Option<Box<Link>>,
     /// The last figures of the current instance, and the sum of those before it.
-    current: ReportStats,
-    earlier: ReportStats,
+    current: TargetStats,
+    earlier: TargetStats,
     instance: Option<u32>,
 }
 
@@ -210,22 +205,19 @@ impl Worker {
             let target = TargetId(index as u16);
             let engine = &mut self.engine;
             let current = &mut channel.current;
-            let mut pong = None;
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => {
-                    for response in responses {
+                    for response in responses.iter() {
                         engine.handle_response(now, target, &response);
                     }
                 }
                 Frame::Stats(stats) => *current = stats,
-                Frame::Ping { nonce } => pong = Some(nonce),
+                // The link has queued the answer.
+                Frame::Ping { .. } => {}
                 other => log::debug!("unexpected frame from intercept: {other:?}"),
             });
             let outcome = outcome.and_then(|n| {
                 frames += n;
-                if let Some(nonce) = pong {
-                    link.send(&Frame::Pong { nonce })?;
-                }
                 link.flush().map(drop)
             });
             if let Err(error) = outcome {
@@ -259,12 +251,10 @@ impl Worker {
     fn publish(&mut self) {
         let mut snapshot = self.own.clone();
         snapshot.engine = self.engine.stats().clone();
-        snapshot.inject = self.injector.stats().clone();
+        snapshot.inject = *self.injector.stats();
         for channel in &self.channels {
-            for figures in [&channel.earlier, &channel.current] {
-                add_wire(&mut snapshot.wire, &figures.wire);
-                snapshot.reports_lost += figures.reports_lost + figures.responses_dropped;
-            }
+            snapshot.targets += channel.earlier;
+            snapshot.targets += channel.current;
         }
         // A reader that panicked has no bearing on what we write.
         *self.published.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = snapshot;
@@ -317,13 +307,4 @@ fn wait(ring: Option<&RingReader>, inbox: &Inbox<Order>, channels: &[Channel], t
     if fds[0].revents().contains(PollFlags::IN) {
         inbox.rearm();
     }
-}
-
-fn add_wire(sum: &mut WireStats, more: &WireStats) {
-    sum.segments += more.segments;
-    sum.payload_bytes += more.payload_bytes;
-    sum.syns += more.syns;
-    sum.fins += more.fins;
-    sum.swallowed += more.swallowed;
-    sum.swallowed_bytes += more.swallowed_bytes;
 }

@@ -1,7 +1,7 @@
 //! The program `intercept`: swallows responses and reports them to their owner.
 
-mod registry;
 mod reaper;
+mod registry;
 mod reporter;
 mod summary;
 
@@ -18,32 +18,29 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-pub use self::summary::Summary;
 use self::{
     reaper::Reaper,
     registry::{Instances, lock},
-    reporter::{Order, Reporter},
+    reporter::Reporter,
 };
 use crate::{
-    bpf::target::{InterceptSetup, Interceptor},
+    bpf::{InterceptSetup, Interceptor},
     cli::{daemon::Readiness, intercept::Settings},
-    control::{
-        Security,
-        server::{Listener, ServerCounters},
-    },
+    control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
-    net::interface::{LinkMonitor, interfaces},
+    net::interface::{Interface, LinkChange, LinkMonitor, interfaces},
+    summary::Report,
 };
 
 /// Intercepts until SIGINT or SIGTERM; returns what was counted.
 ///
 /// # Errors
 /// When something cannot be attached or opened at the start.
-pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Summary> {
+pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
-    let listener = Listener::bind(&settings.listen, security).await?;
+    let listener = Listener::bind(&settings.listen, security)?;
 
     let (mut interceptor, ring) = Interceptor::load(&InterceptSetup {
         attach: settings.attach,
@@ -51,9 +48,9 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         ring_bytes: settings.ring_bytes,
         debug: log::log_enabled!(log::Level::Debug),
     })?;
-    let logger = crate::bpf::log::forward(&mut interceptor)?;
+    let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;
     // Watching starts before the first look, so that no interface slips through between.
-    let monitor = AsyncFd::new(LinkMonitor::open()?).context("cannot watch the interfaces")?;
+    let mut monitor = watch(LinkMonitor::open()?)?;
     for interface in interfaces()?.iter().filter(|i| !i.loopback) {
         interceptor
             .attach_swallow(&interface.name)
@@ -64,25 +61,16 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         warn_of_reverse_path_filter(name);
     }
     let interceptor = Arc::new(Mutex::new(interceptor));
-    let instances = Arc::new(Instances::new(Arc::clone(&interceptor)));
-
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
+    let instances = Arc::new(Instances::new(Arc::clone(&interceptor), orders));
     let reporter = Reporter::new(ring, inbox, Arc::clone(&instances));
     let reporter = spawn("reporter", move || reporter.run())?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
     let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox);
     let reaper = spawn("reaper", move || reaper.run())?;
 
-    let orders = Arc::new(orders);
     let refused = Arc::new(ServerCounters::default());
-    let serving = tokio::spawn(listener.run(
-        Arc::clone(&instances),
-        {
-            let orders = Arc::clone(&orders);
-            move |link, _hello, welcome| orders.send(Order::LinkUp(welcome.instance, Box::new(link)))
-        },
-        Arc::clone(&refused),
-    ));
+    let serving = tokio::spawn(listener.run(Arc::clone(&instances), Arc::clone(&refused)));
     for address in &settings.listen {
         log::info!("listening on {address}");
     }
@@ -94,10 +82,11 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            changed = monitor.readable() => {
+            changed = monitor.readable_mut() => {
                 let mut changed = changed.context("cannot watch the interfaces")?;
-                follow_interfaces(monitor.get_ref(), &interceptor);
+                let changes = changed.get_inner_mut().changes().context("cannot watch the interfaces")?;
                 changed.clear_ready();
+                follow_interfaces(&changes, &mut lock(&interceptor));
             }
         }
     }
@@ -106,33 +95,49 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     // Sockets first, then the last reports, then the programs: nothing may answer after they are gone.
     stop_reaper.send(());
     join(reaper, "reaper")?;
-    orders.send(Order::Stop);
+    instances.stop_reporting();
     let reports = join(reporter, "reporter")?;
     let counters = lock(&interceptor).counters()?;
-    let summary = Summary::new(&counters, &instances.total(), &reports, &refused, began.elapsed());
+    let summary = summary::summarise(&counters, &instances.total(), &reports, &refused, began.elapsed());
     drop(logger);
     Ok(summary)
 }
 
+fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
+    // SAFETY: the monitor owns its descriptor, which is the same as long as it lives.
+    unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
+}
+
 /// Hooks interfaces that appear, so that no answer leaves by one of them.
-fn follow_interfaces(monitor: &LinkMonitor, interceptor: &Mutex<Interceptor>) {
-    if let Err(e) = monitor.drain() {
-        log::warn!("cannot watch the interfaces: {e}");
+fn follow_interfaces(changes: &[LinkChange], interceptor: &mut Interceptor) {
+    for change in changes {
+        match change {
+            LinkChange::Present(interface) => swallow_on(interceptor, interface),
+            LinkChange::Removed { name, .. } => interceptor.detach(name),
+            LinkChange::Missed => match interfaces() {
+                Ok(present) => {
+                    let gone: Vec<String> = interceptor
+                        .attached()
+                        .filter(|name| present.iter().all(|i| i.name != *name))
+                        .map(str::to_owned)
+                        .collect();
+                    gone.iter().for_each(|name| interceptor.detach(name));
+                    present.iter().for_each(|interface| swallow_on(interceptor, interface));
+                }
+                Err(e) => log::error!("cannot list the interfaces: {e}; responses may leave by a new one"),
+            },
+        }
     }
-    let current = match interfaces() {
-        Ok(current) => current,
-        Err(e) => return log::error!("cannot list the interfaces: {e}; responses may leave by a new one"),
-    };
-    let mut interceptor = lock(interceptor);
-    interceptor.retain(|name| current.iter().any(|i| i.name == name));
-    for interface in current.iter().filter(|i| !i.loopback) {
-        if interceptor.swallows_on(interface.index) {
-            continue;
-        }
-        match interceptor.attach_swallow(&interface.name) {
-            Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
-            Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
-        }
+}
+
+/// Idempotent: an interface is announced again whenever something about it changes.
+fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) {
+    if interface.loopback || interceptor.attached().any(|name| name == interface.name) {
+        return;
+    }
+    match interceptor.attach_swallow(&interface.name) {
+        Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
+        Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
     }
 }
 

@@ -15,9 +15,12 @@ use tcpcopy_common::{flow::Flow, response::Session};
 
 use super::registry::{Instances, lock};
 use crate::{
-    bpf::target::Interceptor,
+    bpf::Interceptor,
     mailbox::{Closed, Inbox},
-    net::{NetError, neighbour, sockdiag},
+    net::{
+        NetError, interface, neighbour,
+        sockdiag::{Family, SockDiag, TcpSocket},
+    },
     time::{Nanos, now},
 };
 
@@ -70,11 +73,12 @@ impl Reaper {
         if sessions.is_empty() {
             return Ok(());
         }
-        let sockets: HashSet<Flow> = sockdiag::tcp_sockets()?.into_iter().map(|s| s.flow).collect();
+        let mut sock_diag = SockDiag::open()?;
+        let sockets = connections(&mut sock_diag)?;
         for (flow, session) in &sessions {
             if sockets.contains(flow) {
                 if !self.instances.is_known(session.instance) {
-                    destroy(flow);
+                    destroy(&mut sock_diag, flow);
                 }
             } else if looked.since(Nanos(session.last_seen_ns)) >= LINGER {
                 self.forget(flow, session);
@@ -114,13 +118,12 @@ impl Reaper {
         let clients: HashSet<IpAddr> = sessions.iter().map(|(f, _)| f.client.into()).collect();
         for neighbour in failed {
             if clients.contains(&neighbour.address) && self.unreachable.insert(neighbour.address) {
+                let device = interface::by_index(neighbour.ifindex)?.name;
                 log::warn!(
-                    "client {} is on the link of {} but nobody answers for it, so the answers to it wait for a neighbour \
-                     and its connections fail; give it one: ip neigh replace {} lladdr 02:00:00:00:00:01 dev {} nud permanent",
+                    "client {} is on the link of {device} but nobody answers for it, so the answers to it wait for a neighbour \
+                     and its connections fail; give it one: ip neigh replace {} lladdr 02:00:00:00:00:01 dev {device} nud permanent",
                     neighbour.address,
-                    neighbour.interface,
                     neighbour.address,
-                    neighbour.interface
                 );
             }
         }
@@ -134,24 +137,35 @@ impl Reaper {
             if sessions.is_empty() {
                 return;
             }
-            let sockets: HashSet<Flow> = match sockdiag::tcp_sockets() {
-                Ok(sockets) => sockets.into_iter().map(|s| s.flow).collect(),
-                Err(e) => return log::warn!("cannot list the sockets of replayed connections: {e}"),
+            let looked = SockDiag::open().and_then(|mut diag| connections(&mut diag).map(|found| (diag, found)));
+            let (mut sock_diag, sockets) = match looked {
+                Ok(looked) => looked,
+                Err(e) => return log::error!("cannot list the sockets of replayed connections: {e}"),
             };
             let left: Vec<&Flow> = sessions.iter().map(|(f, _)| f).filter(|f| sockets.contains(f)).collect();
             if left.is_empty() {
                 return;
             }
             log::debug!("destroying {} replayed connections", left.len());
-            left.into_iter().for_each(destroy);
+            left.into_iter().for_each(|flow| destroy(&mut sock_diag, flow));
             crate::mailbox::wait_readable(&self.inbox, FINAL_PAUSE);
         }
         log::warn!("some replayed connections could not be destroyed; their answers may reach clients");
     }
 }
 
-fn destroy(flow: &Flow) {
-    if let Err(e) = sockdiag::destroy(flow) {
+/// All TCP connections of the host, seen from their clients.
+fn connections(sock_diag: &mut SockDiag) -> Result<HashSet<Flow>, NetError> {
+    let mut found = HashSet::new();
+    // An IPv4 connection of a dual-stack listener is a socket of the IPv6 family.
+    for family in [Family::V4, Family::V6] {
+        found.extend(sock_diag.tcp_sockets(family)?.iter().map(TcpSocket::flow));
+    }
+    Ok(found)
+}
+
+fn destroy(sock_diag: &mut SockDiag, flow: &Flow) {
+    if let Err(e) = sock_diag.destroy(flow) {
         log::warn!("cannot destroy a replayed connection: {e}");
     }
 }

@@ -9,12 +9,11 @@ use std::{
 
 use tcpcopy_common::{mark::MarkKey, response::WireStats};
 
+use super::reporter::Order;
 use crate::{
-    bpf::{BpfError, target::Interceptor},
-    control::{
-        frame::{Refusal, Welcome},
-        server::{Hello, Registry},
-    },
+    bpf::{BpfError, Interceptor},
+    control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
+    mailbox::Mailbox,
     time::now,
 };
 
@@ -25,15 +24,15 @@ pub const RESUME_GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Instance {
     key: MarkKey,
-    token: [u8; 16],
+    token: Token,
     /// Since when it has had no channel; `None` while it has one.
     lost: Option<Instant>,
 }
 
 /// All instances, and the programs that know them.
-#[derive(Debug)]
 pub struct Instances {
     interceptor: Arc<Mutex<Interceptor>>,
+    reporter: Mailbox<Order>,
     known: Mutex<HashMap<u32, Instance>>,
     /// What was seen of instances that are gone.
     past: Mutex<WireStats>,
@@ -42,8 +41,13 @@ pub struct Instances {
 impl Instances {
     /// None yet.
     #[must_use]
-    pub fn new(interceptor: Arc<Mutex<Interceptor>>) -> Self {
-        Self { interceptor, known: Mutex::default(), past: Mutex::default() }
+    pub fn new(interceptor: Arc<Mutex<Interceptor>>, reporter: Mailbox<Order>) -> Self {
+        Self { interceptor, reporter, known: Mutex::default(), past: Mutex::default() }
+    }
+
+    /// Ends the report thread, once it has reported what there is.
+    pub fn stop_reporting(&self) {
+        self.reporter.send(Order::Stop);
     }
 
     /// The channel of `instance` broke: its sessions wait for [`RESUME_GRACE`].
@@ -72,7 +76,7 @@ impl Instances {
             known.remove(id);
             let mut interceptor = lock(&self.interceptor);
             if let Ok(seen) = interceptor.wire_stats(*id) {
-                add(&mut lock(&self.past), &seen);
+                *lock(&self.past) += seen;
             }
             if let Err(e) = interceptor.remove_instance(*id) {
                 log::warn!("cannot forget instance {id:08x}: {e}");
@@ -101,7 +105,7 @@ impl Instances {
         let mut sum = *lock(&self.past);
         for id in lock(&self.known).keys() {
             if let Ok(seen) = self.wire_stats(*id) {
-                add(&mut sum, &seen);
+                sum += seen;
             }
         }
         sum
@@ -113,30 +117,29 @@ impl Registry for Instances {
         let mut known = lock(&self.known);
         let (id, key, token) = match &hello.resume {
             Some(resume) => {
-                let instance = known
-                    .get_mut(&resume.instance)
-                    .filter(|i| constant_time_eq(&i.token, &resume.token))
-                    .ok_or(Refusal::UnknownInstance)?;
+                let instance =
+                    known.get_mut(&resume.instance).filter(|i| i.token == resume.token).ok_or_else(|| {
+                        Refusal::new(
+                            RefusalCode::CannotResume,
+                            "intercept was restarted, or the channel was down for too long",
+                        )
+                    })?;
                 instance.lost = None;
                 (resume.instance, instance.key, instance.token)
             }
             None => {
-                let mut random = [0u8; 36];
-                rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).map_err(|e| {
-                    log::error!("no random numbers for a new instance: {e}");
-                    Refusal::Internal
-                })?;
-                let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|i| random[at + i]));
-                let key = MarkKey { k0: word(0), k1: word(8) };
-                let token: [u8; 16] = std::array::from_fn(|i| random[16 + i]);
-                let mut id = u32::from_ne_bytes(std::array::from_fn(|i| random[32 + i])).max(1);
-                while known.contains_key(&id) {
-                    id = id.wrapping_add(1).max(1);
+                let internal = |what: &str, e: &dyn std::fmt::Display| {
+                    log::error!("{what} for {peer}: {e}");
+                    Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")
+                };
+                let key: [u64; 2] = bytemuck::cast(random_bytes::<16>().map_err(|e| internal("no key", &e))?);
+                let key = MarkKey { k0: key[0], k1: key[1] };
+                let token = Token(random_bytes().map_err(|e| internal("no token", &e))?);
+                let mut id = u32::from_ne_bytes(random_bytes().map_err(|e| internal("no instance id", &e))?);
+                while id == 0 || known.contains_key(&id) {
+                    id = id.wrapping_add(1);
                 }
-                lock(&self.interceptor).add_instance(id, &key).map_err(|e| {
-                    log::error!("cannot add an instance for {peer}: {e}");
-                    Refusal::Internal
-                })?;
+                lock(&self.interceptor).add_instance(id, &key).map_err(|e| internal("no instance", &e))?;
                 known.insert(id, Instance { key, token, lost: None });
                 (id, key, token)
             }
@@ -144,28 +147,18 @@ impl Registry for Instances {
         log::info!(
             "worker {} of {} at {peer} {} instance {id:08x}",
             hello.worker,
-            hello.name,
+            hello.name(),
             if hello.resume.is_some() { "resumes" } else { "is" }
         );
         Ok(Welcome { instance: id, key, token, time_ns: now().0 })
     }
-}
 
-/// Compares without telling by its duration where the first difference is.
-fn constant_time_eq(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    a.iter().zip(b).fold(0, |d, (x, y)| d | (x ^ y)) == 0
+    fn established(&self, accepted: Accepted) {
+        self.reporter.send(Order::LinkUp(accepted.welcome.instance, Box::new(accepted.link)));
+    }
 }
 
 /// Locks; what a thread that panicked left is plain counters and maps, valid at every moment.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn add(sum: &mut WireStats, more: &WireStats) {
-    sum.segments += more.segments;
-    sum.payload_bytes += more.payload_bytes;
-    sum.syns += more.syns;
-    sum.fins += more.fins;
-    sum.swallowed += more.swallowed;
-    sum.swallowed_bytes += more.swallowed_bytes;
 }

@@ -1,11 +1,6 @@
 //! The report thread: from the ring of swallowed responses to the channels of their owners.
 
-use std::{
-    collections::HashMap,
-    os::fd::AsFd as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -15,13 +10,10 @@ use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
 
 use super::registry::Instances;
 use crate::{
-    bpf::ring::RingReader,
-    control::{
-        frame::{Frame, MAX_RESPONSES, ReportStats},
-        link::{Link, LinkError, Sent},
-    },
+    bpf::RingReader,
+    control::{Frame, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
     mailbox::{Closed, Inbox},
-    time::{Nanos, now},
+    time::now,
 };
 
 /// Ring records handled before they are sent off.
@@ -57,7 +49,6 @@ struct Owner {
     link: Box<Link>,
     batch: Vec<ResponseHeader>,
     dropped: u64,
-    reports_lost_before: u64,
 }
 
 /// Everything that the report thread owns.
@@ -85,7 +76,7 @@ impl Reporter {
                 match self.inbox.next() {
                     Ok(None) => break,
                     Ok(Some(Order::LinkUp(instance, link))) => {
-                        let owner = Owner { link, batch: Vec::with_capacity(MAX_RESPONSES), dropped: 0, reports_lost_before: 0 };
+                        let owner = Owner { link, batch: Vec::with_capacity(MAX_RESPONSES), dropped: 0 };
                         self.owners.insert(instance, owner);
                     }
                     Ok(Some(Order::Stop)) | Err(Closed) => stop = true,
@@ -107,7 +98,7 @@ impl Reporter {
                 for id in ids {
                     self.send_stats(id);
                     self.with_link(id, |link| {
-                        link.send(&Frame::Bye)?;
+                        let _ = link.send(&Frame::Bye)?;
                         link.flush().map(drop)
                     });
                 }
@@ -162,17 +153,14 @@ impl Reporter {
         let mut broken = Vec::new();
         for (&id, owner) in &mut self.owners {
             let mut bye = false;
-            let mut ping = None;
             let outcome = owner.link.receive(|frame| match frame {
                 Frame::Bye => bye = true,
-                Frame::Ping { nonce } => ping = Some(nonce),
+                // The link has queued the answer.
+                Frame::Ping { .. } => {}
                 other => log::debug!("unexpected frame from instance {id:08x}: {other:?}"),
             });
             let outcome = outcome.and_then(|n| {
                 frames += n;
-                if let Some(nonce) = ping {
-                    owner.link.send(&Frame::Pong { nonce })?;
-                }
                 owner.link.flush().map(drop)
             });
             match outcome {
@@ -184,7 +172,7 @@ impl Reporter {
         for id in ended {
             self.send_stats(id);
             self.with_link(id, |link| {
-                link.send(&Frame::Bye)?;
+                let _ = link.send(&Frame::Bye)?;
                 link.flush().map(drop)
             });
             if self.owners.remove(&id).is_some() {
@@ -204,13 +192,10 @@ impl Reporter {
             Err(e) => return log::warn!("cannot read what was seen of instance {id:08x}: {e}"),
         };
         let Some(owner) = self.owners.get(&id) else { return };
-        let stats = ReportStats {
-            wire,
-            reports_lost: owner.reports_lost_before,
-            responses_dropped: owner.dropped,
-        };
+        let stats = Stats { wire, reports_lost: 0, responses_dropped: owner.dropped };
         self.with_link(id, |link| {
-            link.send(&Frame::Stats(stats))?;
+            // A slow peer gets the next ones: the figures are totals.
+            let _ = link.send(&Frame::Stats(stats))?;
             link.flush().map(drop)
         });
     }
@@ -260,7 +245,7 @@ impl Owner {
             return Ok(());
         }
         let n = self.batch.len() as u64;
-        let sent = self.link.send(&Frame::Responses(self.batch.as_slice().into()));
+        let sent = self.link.send(&Frame::Responses(Responses::new(&self.batch)));
         self.batch.clear();
         match sent? {
             Sent::Queued => counts.reported += n,
