@@ -123,7 +123,7 @@ impl<'a> Responses<'a> {
 
 impl PartialEq for Responses<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.iter().eq(other.iter())
+        self.iter().eq(other.iter())
     }
 }
 

@@ -125,6 +125,46 @@ async fn established_links_outlive_the_listener_and_strangers_do_not_disturb_the
     assert_works(&mut established.link, &mut accepted.link);
 }
 
+/// Written from `docs/wire-protocol.md` alone, without the code under test.
+#[tokio::test]
+async fn a_client_written_from_the_document_is_understood() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("psk");
+    std::fs::write(&path, "00".repeat(31) + "2A\n").unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let mut key = [0; 32];
+    key[31] = 0x2a;
+    let mut server = Server::start(&Security::Psk(Arc::new(Psk::read(&path).unwrap())));
+
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let mut prologue = *b"\x93tcp\x01\x00\x01\x00????????";
+    stream.write_all(&prologue[..8]).await.unwrap();
+    stream.read_exact(&mut prologue[8..]).await.unwrap();
+    assert_eq!(&prologue[8..], b"\x93tcp\x01\x00\x01\x00");
+    let noise = snow::Builder::new("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s".parse().unwrap());
+    let mut noise = noise.psk(0, &key).unwrap().prologue(&prologue).unwrap().build_initiator().unwrap();
+    let mut octets = [0; 128];
+    octets[0] = 48;
+    noise.write_message(&[], &mut octets[2..]).unwrap();
+    stream.write_all(&octets[..50]).await.unwrap();
+    stream.read_exact(&mut octets[..50]).await.unwrap();
+    assert_eq!(octets[..2], [48, 0]);
+    noise.read_message(&octets[2..50], &mut []).unwrap();
+    let mut noise = noise.into_transport_mode().unwrap();
+
+    let hello = b"\x01\x03\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0web1";
+    octets[0] = noise.write_message(hello, &mut octets[2..]).unwrap() as u8;
+    stream.write_all(&octets[..2 + hello.len() + 16]).await.unwrap();
+    stream.read_exact(&mut octets[..2 + 45 + 16]).await.unwrap();
+    assert_eq!(octets[..2], [61, 0]);
+    let mut welcome = [0; 45];
+    noise.read_message(&octets[2..63], &mut welcome).unwrap();
+    let expected = b"\x02\x01\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\
+        \x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x04\0\0\0\0\0\0\0";
+    assert_eq!(&welcome, expected);
+    assert_eq!(server.accepted.recv().await.unwrap().hello, self::hello(None));
+}
+
 #[tokio::test]
 async fn a_wrong_key_is_refused_and_counted_and_the_client_told() {
     let server = Server::start(&psk());
