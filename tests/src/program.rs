@@ -1,0 +1,292 @@
+//! Processes of the laboratory: the programs under test, and other people's servers.
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    os::fd::{AsFd as _, OwnedFd},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+/// How long a program may take to get ready, or to stop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Lines that a program wrote so far.
+#[derive(Default)]
+struct Lines {
+    lines: Mutex<(Vec<String>, bool)>,
+    changed: Condvar,
+}
+
+impl Lines {
+    /// Collects in a thread until the program has closed its end.
+    fn collect(self: &Arc<Self>, from: impl Read + Send + 'static) -> JoinHandle<()> {
+        let lines = Arc::clone(self);
+        thread::spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            while from.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                lines.lock().0.push(text);
+                lines.changed.notify_all();
+                line.clear();
+            }
+            lines.lock().1 = true;
+            lines.changed.notify_all();
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, (Vec<String>, bool)> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self) -> String {
+        self.lock().0.join("\n")
+    }
+
+    /// Waits for a line; `None` when the program ended or the time is up.
+    fn wait_for(&self, limit: Duration, matches: impl Fn(&str) -> bool) -> Option<String> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        let mut seen = 0;
+        loop {
+            if let Some(line) = state.0[seen..].iter().find(|line| matches(line)) {
+                return Some(line.clone());
+            }
+            seen = state.0.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.1 || left.is_zero() {
+                return None;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// A running process whose output is kept. Killed when dropped.
+pub struct Program {
+    name: String,
+    child: Child,
+    pidfd: OwnedFd,
+    stdout: Arc<Lines>,
+    stderr: Arc<Lines>,
+    readers: Vec<JoinHandle<()>>,
+    ended: Option<ExitStatus>,
+}
+
+/// What a process that ended has left.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error: its log.
+    pub stderr: String,
+}
+
+impl Program {
+    /// Starts a command. `name` is for messages.
+    pub fn start(name: &str, command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("could not start {name}"))?;
+        let (stdout, stderr) = (Arc::<Lines>::default(), Arc::<Lines>::default());
+        let readers = [
+            child.stdout.take().map(|pipe| stdout.collect(pipe)),
+            child.stderr.take().map(|pipe| stderr.collect(pipe)),
+        ];
+        let pidfd = Pid::from_raw(child.id() as i32)
+            .context("a process has an identifier")
+            .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?))?;
+        let readers = readers.into_iter().flatten().collect();
+        Ok(Self { name: name.to_owned(), child, pidfd, stdout, stderr, readers, ended: None })
+    }
+
+    /// Its process identifier.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Waits until its log says `ready`.
+    pub fn wait_ready(&self) -> anyhow::Result<()> {
+        let is_ready = |line: &str| line.split(|c: char| !c.is_alphanumeric()).any(|word| word == "ready");
+        self.wait_log(PATIENCE, is_ready).map(|_| ()).context("it never got ready")
+    }
+
+    /// Waits for a line of its log.
+    pub fn wait_log(&self, limit: Duration, matches: impl Fn(&str) -> bool) -> anyhow::Result<String> {
+        self.stderr.wait_for(limit, matches).with_context(|| {
+            format!("{} has not written the expected line within {limit:?}; its log:\n{}", self.name, self.log())
+        })
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        pidfd_send_signal(&self.pidfd, signal).with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&self) -> bool {
+        !self.ends_within(Duration::ZERO).unwrap_or(true)
+    }
+
+    fn ends_within(&self, limit: Duration) -> anyhow::Result<bool> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match poll(&mut [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)], Some(&timeout)) {
+                Ok(n) => return Ok(n > 0),
+                Err(rustix::io::Errno::INTR) => (),
+                Err(error) => return Err(error).context("cannot wait for a process"),
+            }
+        }
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(mut self, limit: Duration) -> anyhow::Result<Ended> {
+        ensure!(self.ends_within(limit)?, "{} still runs after {limit:?}; its log:\n{}", self.name, self.log());
+        let status = self.child.wait()?;
+        self.ended = Some(status);
+        for reader in self.readers.drain(..) {
+            // A reader only ends by the pipe's end; it cannot fail.
+            let _ = reader.join();
+        }
+        Ok(Ended { status, stdout: self.stdout.text(), stderr: self.stderr.text() })
+    }
+
+    /// Asks it to stop with SIGTERM and waits. It must end with success and without an ERROR in its log.
+    pub fn stop(self) -> anyhow::Result<Ended> {
+        self.signal(Signal::TERM)?;
+        let name = self.name.clone();
+        let ended = self.wait(PATIENCE)?;
+        if !ended.status.success() {
+            bail!("{name} ended with {}; its log:\n{}", ended.status, ended.stderr);
+        }
+        if ended.stderr.contains("ERROR") || ended.stderr.contains("panicked") {
+            bail!("{name} logged an error:\n{}", ended.stderr);
+        }
+        Ok(ended)
+    }
+
+    /// Kills it with SIGKILL and waits.
+    pub fn kill(self) -> anyhow::Result<Ended> {
+        self.signal(Signal::KILL)?;
+        self.wait(PATIENCE)
+    }
+
+    /// The CPU time of all its threads, to the ns.
+    pub fn cpu_time(&self) -> anyhow::Result<Duration> {
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: the pointer is to a local variable.
+        let error = unsafe { libc::clock_getcpuclockid(self.child.id() as libc::pid_t, &mut clock) };
+        ensure!(error == 0, "{} has no CPU clock: {}", self.name, std::io::Error::from_raw_os_error(error));
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the pointer is to a local variable.
+        let result = unsafe { libc::clock_gettime(clock, &mut time) };
+        ensure!(result == 0, "cannot read the CPU clock of {}: {}", self.name, std::io::Error::last_os_error());
+        Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            if thread::panicking() {
+                eprintln!("--- log of {} ---\n{}\n{}", self.name, self.stdout.text(), self.log());
+            }
+            // It may have ended by itself, which is as good.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The JSON summary that `tcpcopy` or `intercept` has written.
+#[derive(Clone, Debug, Default)]
+pub struct Summary(pub serde_json::Value);
+
+impl Summary {
+    /// The number under `name`, wherever in the summary it is; the sum if there are several. `None` when absent.
+    pub fn get(&self, name: &str) -> Option<u64> {
+        fn search(value: &serde_json::Value, name: &str) -> Option<u64> {
+            let sum = |found: &mut dyn Iterator<Item = u64>| found.fold(None, |sum, n| Some(sum.unwrap_or(0) + n));
+            match value {
+                serde_json::Value::Object(members) => sum(&mut members
+                    .iter()
+                    .filter_map(|(key, value)| if key == name { value.as_u64() } else { search(value, name) })),
+                serde_json::Value::Array(items) => sum(&mut items.iter().filter_map(|item| search(item, name))),
+                _ => None,
+            }
+        }
+        search(&self.0, name)
+    }
+
+    /// The number under `name`.
+    ///
+    /// # Panics
+    /// When it is absent.
+    pub fn count(&self, name: &str) -> u64 {
+        self.get(name).unwrap_or_else(|| panic!("the summary has no {name}: {:#}", self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Program {
+        Program::start("sh", Command::new("sh").args(["-c", script])).unwrap()
+    }
+
+    #[test]
+    fn readiness_is_a_word_of_the_log() {
+        let program = shell("echo already >&2; echo 'INFO intercept is ready.' >&2; exec cat /dev/zero >/dev/null");
+        program.wait_ready().unwrap();
+        assert!(program.is_running());
+        let ended = program.kill().unwrap();
+        assert!(!ended.status.success());
+        assert_eq!(ended.stderr, "already\nINFO intercept is ready.");
+    }
+
+    #[test]
+    fn an_end_before_readiness_is_noticed_at_once() {
+        let started = Instant::now();
+        let program = shell("echo 'ERROR no such interface' >&2; exit 1");
+        let error = program.wait_ready().unwrap_err();
+        assert!(format!("{error:#}").contains("no such interface"), "{error:#}");
+        assert!(started.elapsed() < PATIENCE / 2);
+    }
+
+    #[test]
+    fn an_error_in_the_log_fails_the_stop() {
+        let program = shell("trap 'exit 0' TERM; echo ERROR: ready >&2; while :; do sleep 0.01; done");
+        program.wait_ready().unwrap();
+        assert!(program.stop().is_err());
+    }
+
+    #[test]
+    fn a_counter_is_found_wherever_the_summary_has_it() {
+        let summary =
+            Summary(serde_json::json!({"a": {"syn_bad_tag": 2}, "workers": [{"lost": 1}, {"lost": 3}], "name": "x"}));
+        assert_eq!(summary.get("syn_bad_tag"), Some(2));
+        assert_eq!(summary.get("lost"), Some(4));
+        assert_eq!(summary.get("name"), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! Time.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Now, in ns of `CLOCK_MONOTONIC`: the clock that all namespaces of a machine and the eBPF programs share.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Waits until `condition` holds, at most for `limit`; whether it did. For conditions of the kernel's or of other
+/// people's programs that nothing tells us about: whatever can wake us is waited for by other means.
+pub fn eventually(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
