@@ -4,6 +4,8 @@ use anyhow::Context as _;
 use aya_build::Toolchain;
 
 fn main() -> anyhow::Result<()> {
+    // aya-build watches the programs' crate, but not what that depends on.
+    println!("cargo:rerun-if-changed=../tcpcopy-common");
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "tcpcopy-ebpf",

@@ -73,18 +73,5 @@ impl Rule {
     pub const BY_ADDRESS: u16 = 2;
 }
 
-/// Run-time configuration of the capture programs, element 0 of a one-element array map.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct CaptureConfig {
-    /// How many workers, and so rings, there are: 1 to [`MAX_WORKERS`].
-    pub workers: u32,
-    /// Bits of `CAPTURE_*`.
-    pub options: u32,
-}
-
-/// [`CaptureConfig::options`]: deliver the pure ACK that completes a live client's handshake too.
-pub const CAPTURE_HANDSHAKE_ACK: u32 = 1;
-
 /// The most workers one process can have.
 pub const MAX_WORKERS: u32 = 64;

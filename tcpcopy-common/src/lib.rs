@@ -9,6 +9,8 @@ pub mod capture;
 pub mod counters;
 pub mod flow;
 pub mod mark;
+#[cfg(feature = "user")]
+mod pod;
 pub mod response;
 pub mod wakeup;
 

@@ -74,13 +74,15 @@ pub mod option {
 pub struct Session {
     /// When its SYN came: ns of `CLOCK_MONOTONIC`, host order.
     pub opened_ns: u64,
+    /// When its client was last seen on the wire, likewise.
+    pub last_seen_ns: u64,
     /// The owner, host order.
     pub instance: u32,
     /// Initial sequence number of the replayed client, network order.
     pub isn: [u8; 4],
 }
 
-const _: () = assert!(size_of::<Session>() == 16);
+const _: () = assert!(size_of::<Session>() == 24);
 
 /// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.
 #[repr(C)]
@@ -98,4 +100,15 @@ pub struct WireStats {
     pub swallowed: u64,
     /// Their payload octets.
     pub swallowed_bytes: u64,
+}
+
+impl core::ops::AddAssign for WireStats {
+    fn add_assign(&mut self, more: Self) {
+        self.segments += more.segments;
+        self.payload_bytes += more.payload_bytes;
+        self.syns += more.syns;
+        self.fins += more.fins;
+        self.swallowed += more.swallowed;
+        self.swallowed_bytes += more.swallowed_bytes;
+    }
 }

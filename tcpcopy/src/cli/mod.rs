@@ -1,1 +1,119 @@
 //! Command lines of both programs: arguments as typed, and arguments as validated.
+//!
+//! [`tcpcopy`] and [`intercept`] hold the arguments as clap reads them and turn them into the settings that the
+//! programs run with; everything a program needs to know is in the settings, already checked.
+
+pub mod daemon;
+pub mod intercept;
+pub mod logging;
+pub mod pidfile;
+pub mod program;
+pub mod rules;
+pub mod tcpcopy;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::Args;
+
+use crate::control::{Psk, PskError, Security};
+
+/// Where the pre-shared key is looked for when `--psk-file` is absent.
+pub const DEFAULT_PSK_FILE: &str = "/etc/tcpcopy/psk";
+
+/// A command line that cannot be carried out; exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// A rule of `-x`.
+    #[error(transparent)]
+    Rule(#[from] rules::RuleError),
+    /// An entry of `-s`.
+    #[error("-s {entry:?}: {reason}")]
+    Server {
+        /// The entry as typed.
+        entry: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No server of `-s` can vouch for a target of `-x`.
+    #[error(
+        "-x names the target {0}, but none of the several addresses in -s is that host's, so it is unclear which intercept \
+         swallows its responses; give -s the same addresses as -x"
+    )]
+    NoServerFor(std::net::IpAddr),
+    /// Any other contradiction.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// How the peers of the control channel prove who they are.
+#[derive(Debug, Args)]
+pub struct SecurityArgs {
+    /// File with the pre-shared key; `tcpcopy keygen` makes one [default: /etc/tcpcopy/psk]
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure", help_heading = "Control channel")]
+    psk_file: Option<PathBuf>,
+    /// Neither encrypt nor authenticate the control channel: whoever reaches the port can make the target swallow traffic
+    #[arg(long, help_heading = "Control channel")]
+    insecure: bool,
+}
+
+impl SecurityArgs {
+    /// Reads the key.
+    ///
+    /// # Errors
+    /// When the key file is missing, malformed or readable by others.
+    pub fn load(&self) -> Result<Security, PskError> {
+        if self.insecure {
+            return Ok(Security::Insecure);
+        }
+        let path = self.psk_file.clone().unwrap_or_else(|| DEFAULT_PSK_FILE.into());
+        Ok(Security::Psk(Arc::new(Psk::read(&path)?)))
+    }
+}
+
+/// How the program runs as a process: the letters are those of tcpcopy 1.0.
+#[derive(Debug, Args)]
+pub struct ProcessArgs {
+    /// Write the log to FILE instead of stderr
+    #[arg(short = 'l', long = "log-file", value_name = "FILE", help_heading = "Process")]
+    pub log_file: Option<PathBuf>,
+    /// Write the process id to FILE, locked as long as the program runs
+    #[arg(short = 'P', long, value_name = "FILE", help_heading = "Process")]
+    pub pid_file: Option<PathBuf>,
+    /// Run in the background, once everything is attached; needs -l
+    #[arg(short = 'd', long, requires = "log_file", help_heading = "Process")]
+    pub daemon: bool,
+    /// Also write the summary to FILE, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Process")]
+    pub summary_json: Option<PathBuf>,
+    /// Print the version
+    #[arg(short = 'v', long, action = clap::ArgAction::Version, help_heading = "Process")]
+    version: (),
+}
+
+/// Exit codes of both programs, also in the help.
+pub mod exit {
+    use super::ExitCode;
+
+    /// Stopped by SIGINT or SIGTERM.
+    pub const STOPPED: ExitCode = ExitCode::SUCCESS;
+    /// Could not start, or failed while running.
+    #[must_use]
+    pub fn failed() -> ExitCode {
+        ExitCode::from(1)
+    }
+    /// The command line is wrong.
+    #[must_use]
+    pub fn usage() -> ExitCode {
+        ExitCode::from(2)
+    }
+}
+
+/// Text at the end of each program's help.
+pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong command line.\n\
+                              RUST_LOG sets the log level (error, warn, info, debug, trace).";
+
+/// Prints `error` with its causes to stderr and yields the exit code that fits it.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
+}

@@ -1,1 +1,237 @@
-//! The program tcpcopy: workers that capture, replay and inject.
+//! The program `tcpcopy`: workers that capture, replay and inject.
+
+mod channels;
+mod summary;
+mod worker;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::unbounded_channel,
+};
+
+use self::{
+    channels::Channels,
+    summary::Summary,
+    worker::{Notice, Order, RuleTable, Snapshot, Worker},
+};
+use crate::{
+    bpf::{Capture, CaptureRule, CaptureSetup, RingReader},
+    cli::{daemon::Readiness, tcpcopy::Settings},
+    control::Security,
+    engine::{Config, Engine, RuleTarget, TargetId},
+    inject::{Injector, InjectorSetup},
+    mailbox::{Mailbox, mailbox},
+    net,
+    summary::Report,
+};
+
+/// How often a line with the most important figures goes to the log.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Packets in one batch of the injector.
+const INJECT_BATCH: usize = 64;
+
+/// Copies until SIGINT or SIGTERM; returns what was counted.
+///
+/// # Errors
+/// When something cannot be attached, opened or reached at the start. Later failures are counted, logged and mended.
+pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+
+    let plan = Plan::new(&settings)?;
+    let (mut capture, rings) = Capture::load(&CaptureSetup {
+        rules: &plan.capture,
+        exclude: &plan.targets,
+        workers: settings.workers,
+        ring_bytes: settings.ring_bytes,
+        interfaces: &plan.interfaces,
+        hook: settings.hook,
+        debug: log::log_enabled!(log::Level::Debug),
+    })?;
+    let logger = capture.logger().map(crate::bpf::forward_log).transpose()?;
+
+    let (notices, notice_receiver) = unbounded_channel();
+    let workers = Workers::start(&settings, &plan, rings, &notices)?;
+    drop(notices);
+    let mut channels = Channels::new(settings.intercepts.clone(), security, Arc::clone(&workers.mailboxes));
+    let started = async {
+        channels.dial_all().await?;
+        capture.attach().map_err(anyhow::Error::from)
+    };
+    let attachments = tokio::select! {
+        started = started => started?,
+        _ = terminate.recv() => anyhow::bail!("stopped by SIGTERM before it was ready"),
+        _ = interrupt.recv() => anyhow::bail!("stopped by SIGINT before it was ready"),
+    };
+    for attachment in &attachments {
+        log::info!("capturing on {} by {}", attachment.interface, attachment.hook);
+    }
+    for rule in &settings.rules {
+        let service =
+            rule.address.map_or_else(|| format!("*:{}", rule.port), |a| SocketAddr::new(a, rule.port).to_string());
+        log::info!("copying {service} to {}", rule.target);
+    }
+    log::info!("ready");
+    readiness.announce()?;
+
+    let began = Instant::now();
+    let mut progress = tokio::time::interval_at((began + PROGRESS_INTERVAL).into(), PROGRESS_INTERVAL);
+    let keeping_up = tokio::spawn(channels.keep_up(notice_receiver));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = progress.tick() => {
+                let summary = Summary::new(&workers.snapshots(), capture.counters()?, began.elapsed());
+                log::info!("{}", summary.one_line());
+            }
+        }
+    }
+    log::info!("stopping");
+    capture.detach();
+    keeping_up.abort();
+    let snapshots = workers.stop();
+    drop(logger);
+    let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
+    summary.verify();
+    Ok(summary.report())
+}
+
+/// The settings, completed with what the host says.
+struct Plan {
+    interfaces: Vec<String>,
+    /// Rules for the kernel: one per service, whatever the IP version of its targets.
+    capture: Vec<CaptureRule>,
+    /// From the kernel's rule ids to the engine's rules.
+    table: RuleTable,
+    targets: Vec<SocketAddr>,
+}
+
+impl Plan {
+    fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let interfaces = if settings.interfaces.is_empty() {
+            net::route::default_interfaces()?
+        } else {
+            settings.interfaces.clone()
+        };
+        let mut capture: Vec<CaptureRule> = Vec::new();
+        let mut table = RuleTable::new();
+        for (index, rule) in settings.rules.iter().enumerate() {
+            let known = capture.iter().position(|r| r.port == rule.port && r.address == rule.address);
+            let id = known.unwrap_or_else(|| {
+                capture.push(CaptureRule { id: table.len() as u16, address: rule.address, port: rule.port });
+                table.push([None; 2]);
+                table.len() - 1
+            });
+            table[id][usize::from(rule.target.is_ipv6())] = Some(index as u16);
+        }
+        let targets = settings.rules.iter().map(|r| r.target).collect();
+        Ok(Self { interfaces, capture, table, targets })
+    }
+}
+
+/// The worker threads.
+struct Workers {
+    mailboxes: Arc<[Mailbox<Order>]>,
+    threads: Vec<JoinHandle<()>>,
+    published: Vec<Arc<Mutex<Snapshot>>>,
+}
+
+impl Workers {
+    fn start(
+        settings: &Settings,
+        plan: &Plan,
+        rings: Vec<RingReader>,
+        notices: &tokio::sync::mpsc::UnboundedSender<Notice>,
+    ) -> anyhow::Result<Self> {
+        let mut mailboxes = Vec::new();
+        let mut threads = Vec::new();
+        let mut published = Vec::new();
+        let target_addresses: Vec<IpAddr> = plan.targets.iter().map(SocketAddr::ip).collect();
+        for (index, ring) in rings.into_iter().enumerate() {
+            let injector = Injector::open(&InjectorSetup {
+                backend: settings.inject,
+                targets: target_addresses.clone(),
+                batch: INJECT_BATCH,
+            })?;
+            let config = engine_config(settings, &injector);
+            let mut seed = [0; 8];
+            rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
+            let engine = Engine::new(config, u64::from_ne_bytes(seed));
+            let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
+            let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+            let worker = Worker::new(
+                index as u32,
+                ring,
+                plan.table.clone(),
+                engine,
+                injector,
+                settings.intercepts.len(),
+                inbox,
+                notices.clone(),
+                Arc::clone(&snapshot),
+            );
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || worker.run())
+                .context("cannot start a worker thread")?;
+            mailboxes.push(mailbox);
+            threads.push(thread);
+            published.push(snapshot);
+        }
+        Ok(Self { mailboxes: mailboxes.into(), threads, published })
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        self.published.iter().map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).clone()).collect()
+    }
+
+    fn stop(mut self) -> Vec<Snapshot> {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.send(Order::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a worker thread panicked; its figures are from before");
+            }
+        }
+        self.snapshots()
+    }
+}
+
+impl Drop for Workers {
+    /// Ends workers that a failed start left running.
+    fn drop(&mut self) {
+        for mailbox in self.mailboxes.iter() {
+            mailbox.send(Order::Stop);
+        }
+        for thread in self.threads.drain(..) {
+            // A panic was already reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn engine_config(settings: &Settings, injector: &Injector) -> Config {
+    let _mtu = settings.rules.iter().map(|r| injector.path_mtu(r.target.ip())).min().unwrap_or(1500);
+    Config {
+        rules: settings
+            .rules
+            .iter()
+            .zip(&settings.intercept_of)
+            .map(|(rule, &intercept)| RuleTarget { target: TargetId(intercept as u16), address: rule.target })
+            .collect(),
+        session_timeout: settings.session_timeout,
+        loopback_client: settings.loopback_client,
+        ..Config::default()
+    }
+}

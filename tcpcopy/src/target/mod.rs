@@ -1,1 +1,170 @@
-//! The program intercept: swallows responses and reports them to their owner.
+//! The program `intercept`: swallows responses and reports them to their owner.
+
+mod reaper;
+mod registry;
+mod reporter;
+mod summary;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+};
+
+use self::{
+    reaper::Reaper,
+    registry::{Instances, lock},
+    reporter::Reporter,
+};
+use crate::{
+    bpf::{InterceptSetup, Interceptor},
+    cli::{daemon::Readiness, intercept::Settings},
+    control::{Listener, Security, ServerCounters},
+    mailbox::mailbox,
+    net::interface::{Interface, LinkChange, LinkMonitor, interfaces},
+    summary::Report,
+};
+
+/// Intercepts until SIGINT or SIGTERM; returns what was counted.
+///
+/// # Errors
+/// When something cannot be attached or opened at the start.
+pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    // The port first: it tells a second intercept that there is one already, before anything is attached.
+    let listener = Listener::bind(&settings.listen, security)?;
+
+    let (mut interceptor, ring) = Interceptor::load(&InterceptSetup {
+        attach: settings.attach,
+        max_sessions: settings.max_sessions,
+        ring_bytes: settings.ring_bytes,
+        debug: log::log_enabled!(log::Level::Debug),
+    })?;
+    let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;
+    // Watching starts before the first look, so that no interface slips through between.
+    let mut monitor = watch(LinkMonitor::open()?)?;
+    for interface in interfaces()?.iter().filter(|i| !i.loopback) {
+        interceptor
+            .attach_swallow(&interface.name)
+            .with_context(|| format!("cannot swallow responses on {}", interface.name))?;
+    }
+    for name in &settings.interfaces {
+        interceptor.attach_learn(name).with_context(|| format!("cannot learn sessions on {name} (-i)"))?;
+        warn_of_reverse_path_filter(name);
+    }
+    let interceptor = Arc::new(Mutex::new(interceptor));
+    let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
+    let instances = Arc::new(Instances::new(Arc::clone(&interceptor), orders));
+    let reporter = Reporter::new(ring, inbox, Arc::clone(&instances));
+    let reporter = spawn("reporter", move || reporter.run())?;
+    let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
+    let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox);
+    let reaper = spawn("reaper", move || reaper.run())?;
+
+    let refused = Arc::new(ServerCounters::default());
+    let serving = tokio::spawn(listener.run(Arc::clone(&instances), Arc::clone(&refused)));
+    for address in &settings.listen {
+        log::info!("listening on {address}");
+    }
+    log::info!("ready");
+    readiness.announce()?;
+
+    let began = Instant::now();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            changed = monitor.readable_mut() => {
+                let mut changed = changed.context("cannot watch the interfaces")?;
+                let changes = changed.get_inner_mut().changes().context("cannot watch the interfaces")?;
+                changed.clear_ready();
+                follow_interfaces(&changes, &mut lock(&interceptor));
+            }
+        }
+    }
+    log::info!("stopping");
+    serving.abort();
+    // Sockets first, then the last reports, then the programs: nothing may answer after they are gone.
+    stop_reaper.send(());
+    join(reaper, "reaper")?;
+    instances.stop_reporting();
+    let reports = join(reporter, "reporter")?;
+    let counters = lock(&interceptor).counters()?;
+    let summary = summary::summarise(&counters, &instances.total(), &reports, &refused, began.elapsed());
+    drop(logger);
+    Ok(summary)
+}
+
+fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
+    // SAFETY: the monitor owns its descriptor, which is the same as long as it lives.
+    unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
+}
+
+/// Hooks interfaces that appear, so that no answer leaves by one of them.
+fn follow_interfaces(changes: &[LinkChange], interceptor: &mut Interceptor) {
+    for change in changes {
+        match change {
+            LinkChange::Present(interface) => swallow_on(interceptor, interface),
+            LinkChange::Removed { name, .. } => interceptor.detach(name),
+            LinkChange::Missed => match interfaces() {
+                Ok(present) => {
+                    let gone: Vec<String> = interceptor
+                        .attached()
+                        .filter(|name| present.iter().all(|i| i.name != *name))
+                        .map(str::to_owned)
+                        .collect();
+                    gone.iter().for_each(|name| interceptor.detach(name));
+                    present.iter().for_each(|interface| swallow_on(interceptor, interface));
+                }
+                Err(e) => log::error!("cannot list the interfaces: {e}; responses may leave by a new one"),
+            },
+        }
+    }
+}
+
+/// Idempotent: an interface is announced again whenever something about it changes.
+fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) {
+    if interface.loopback || interceptor.attached().any(|name| name == interface.name) {
+        return;
+    }
+    match interceptor.attach_swallow(&interface.name) {
+        Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
+        Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
+    }
+}
+
+/// A strict reverse-path filter drops replayed packets without a word.
+fn warn_of_reverse_path_filter(interface: &str) {
+    let read = |name: &str| {
+        std::fs::read_to_string(Path::new("/proc/sys/net/ipv4/conf").join(name).join("rp_filter"))
+            .ok()
+            .and_then(|v| v.trim().parse::<u8>().ok())
+            .unwrap_or(0)
+    };
+    // The kernel uses the larger of the two (Documentation/networking/ip-sysctl.rst).
+    if read("all").max(read(interface)) == 1 {
+        log::warn!(
+            "net.ipv4.conf.{interface}.rp_filter is 1 (strict): the kernel drops replayed packets whose client it would \
+             answer by another interface; set it to 2 if the target receives nothing"
+        );
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<JoinHandle<T>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(f)
+        .with_context(|| format!("cannot start the thread {name}"))
+}
+
+fn join<T>(thread: JoinHandle<T>, name: &str) -> anyhow::Result<T> {
+    thread.join().map_err(|_| anyhow::anyhow!("the thread {name} panicked"))
+}

@@ -1,0 +1,67 @@
+//! Reading the programs' counters.
+
+use std::marker::PhantomData;
+
+use aya::maps::{MapData, PerCpuArray};
+use tcpcopy_common::counters::{CaptureCounter, TargetCounter};
+
+use super::BpfError;
+
+/// A set of counters that a program keeps in a per-CPU array, indexed by the enum.
+pub trait Counter: Copy + 'static {
+    /// All of them, in the order of the array.
+    const ALL: &'static [Self];
+
+    /// The index in the array.
+    fn index(self) -> u32;
+}
+
+impl Counter for CaptureCounter {
+    const ALL: &'static [Self] = Self::ALL;
+
+    fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+impl Counter for TargetCounter {
+    const ALL: &'static [Self] = Self::ALL;
+
+    fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+/// The values of a set of counters, summed over the CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CounterValues<C> {
+    values: Vec<u64>,
+    set: PhantomData<C>,
+}
+
+impl<C: Counter> CounterValues<C> {
+    pub(super) fn read(map: &'static str, array: &PerCpuArray<&MapData, u64>) -> Result<Self, BpfError> {
+        let values = C::ALL
+            .iter()
+            .map(|counter| Ok(array.get(&counter.index(), 0).map_err(BpfError::read(map))?.iter().sum()))
+            .collect::<Result<_, BpfError>>()?;
+        Ok(Self { values, set: PhantomData })
+    }
+
+    /// The value of one counter.
+    #[must_use]
+    pub fn get(&self, counter: C) -> u64 {
+        self.values.get(counter.index() as usize).copied().unwrap_or_default()
+    }
+
+    /// All counters with their values, in the order of the enum.
+    pub fn iter(&self) -> impl Iterator<Item = (C, u64)> + '_ {
+        C::ALL.iter().copied().zip(self.values.iter().copied())
+    }
+}
+
+impl<C> Default for CounterValues<C> {
+    fn default() -> Self {
+        Self { values: Vec::new(), set: PhantomData }
+    }
+}

@@ -1,0 +1,230 @@
+//! What can go wrong between us and the kernel's BPF subsystem.
+
+use std::{error::Error, io};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use rustix::io::Errno;
+
+/// An eBPF program, map or ring could not be set up or used.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The process lacks the privileges.
+    #[error(
+        "the kernel refused the eBPF programs (EPERM): run as root or with the capabilities CAP_BPF, CAP_NET_ADMIN and \
+         CAP_PERFMON; a container may need them granted too"
+    )]
+    Permission,
+    /// No interface of that name in this network namespace.
+    #[error("there is no network interface `{name}` in this network namespace; `ip link` lists those that there are")]
+    UnknownInterface {
+        /// As given.
+        name: String,
+    },
+    /// One of the interfaces carries the packets of the other, so that each would be captured twice.
+    #[error("`{upper}` is stacked on `{lower}`, so that every packet would be captured twice: name only one of them")]
+    Stacked {
+        /// The device below: a port of a bridge or bond, or the parent of a VLAN.
+        lower: String,
+        /// The device above.
+        upper: String,
+    },
+    /// Two rules for the same address and port.
+    #[error("two rules name {address} port {port}: remove one of them")]
+    DuplicateRule {
+        /// The address of both, or "any address".
+        address: String,
+        /// The port of both.
+        port: u16,
+    },
+    /// The number of workers is out of range.
+    #[error("{workers} workers asked for, but 1 to {max} are possible")]
+    Workers {
+        /// As given.
+        workers: u32,
+        /// The largest possible number.
+        max: u32,
+    },
+    /// XDP sees Ethernet frames only.
+    #[error("`{interface}` has no Ethernet header, which XDP needs: use `--hook tc`")]
+    XdpNotEthernet {
+        /// Its name.
+        interface: String,
+    },
+    /// The driver has no native XDP, or not in its present configuration.
+    #[error(
+        "the driver of `{interface}` refused XDP in {mode} mode ({source}): use `--hook tc`, or try without LRO and with \
+         fewer or more queues (`ethtool -K`, `ethtool -L`)"
+    )]
+    XdpRefused {
+        /// Its name.
+        interface: String,
+        /// "native" or "generic".
+        mode: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The MTU is too large for native XDP.
+    #[error(
+        "the MTU of `{interface}` is too large for XDP in its driver: lower it (`ip link set mtu`) or use `--hook tc`"
+    )]
+    XdpMtu {
+        /// Its name.
+        interface: String,
+    },
+    /// There is an XDP program already.
+    #[error("`{interface}` has another XDP program (`bpftool net` shows it): use `--hook tc`, which runs beside it")]
+    XdpBusy {
+        /// Its name.
+        interface: String,
+    },
+    /// The kernel lacks a feature.
+    #[error("this kernel lacks {feature}, which came with Linux {since}: {remedy}")]
+    Kernel {
+        /// What is missing.
+        feature: &'static str,
+        /// The version that brought it.
+        since: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The object could not be loaded.
+    #[error("loading the eBPF object failed; Linux 5.18 or later with CONFIG_DEBUG_INFO_BTF is needed")]
+    Object(#[source] Box<EbpfError>),
+    /// The object lacks a program or a map: it was not built from this source.
+    #[error("the eBPF object lacks `{name}`: build again from clean (`cargo clean -p tcpcopy`)")]
+    Missing {
+        /// The program or map.
+        name: &'static str,
+    },
+    /// The kernel refused a program.
+    #[error("the kernel refused the eBPF program `{program}`; please report it with the output below")]
+    Load {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's output.
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error("attaching the eBPF program `{program}` to `{interface}` failed ({reason})")]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// Where.
+        interface: String,
+        /// The kernel's answer.
+        reason: String,
+    },
+    /// A map could not be read or written.
+    #[error("the eBPF map `{map}` could not be {action}")]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// "read" or "written".
+        action: &'static str,
+        /// The kernel's answer.
+        source: Box<MapError>,
+    },
+    /// A ring buffer could not be created or mapped.
+    #[error("a ring buffer of {bytes} bytes could not be made ({source}): is there enough memory?")]
+    Ring {
+        /// Its size.
+        bytes: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Interfaces, qdiscs or filters could not be asked for.
+    #[error("asking the kernel for its {what} over netlink failed")]
+    Netlink {
+        /// What was asked for.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl BpfError {
+    pub(super) fn object(error: EbpfError) -> Self {
+        if is_eperm(&error) { Self::Permission } else { Self::Object(Box::new(error)) }
+    }
+
+    pub(super) fn load(program: &'static str, error: ProgramError) -> Self {
+        if is_eperm(&error) { Self::Permission } else { Self::Load { program, source: Box::new(error) } }
+    }
+
+    pub(super) fn attach(program: &'static str, interface: &str, error: &(dyn Error + 'static)) -> Self {
+        if is_eperm(error) {
+            return Self::Permission;
+        }
+        Self::Attach { program, interface: interface.to_owned(), reason: with_causes(error) }
+    }
+
+    pub(super) fn read(map: &'static str) -> impl Fn(MapError) -> Self {
+        move |error| Self::Map { map, action: "read", source: Box::new(error) }
+    }
+
+    pub(super) fn write(map: &'static str) -> impl Fn(MapError) -> Self {
+        move |error| Self::Map { map, action: "written", source: Box::new(error) }
+    }
+
+    pub(super) fn ring(bytes: u32, error: impl Into<io::Error>) -> Self {
+        let source = error.into();
+        if source.raw_os_error() == Some(EPERM) { Self::Permission } else { Self::Ring { bytes, source } }
+    }
+}
+
+const EPERM: i32 = Errno::PERM.raw_os_error();
+
+/// Whether an operating-system error EPERM is at the bottom of `error`.
+fn is_eperm(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.raw_os_error() == Some(EPERM)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// The message of `error` and of what caused it, in one line.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_for_want_of_privileges_says_what_to_do() {
+        let eperm = || SyscallError { call: "bpf_map_create", io_error: io::Error::from_raw_os_error(EPERM) };
+        let errors = [
+            BpfError::object(EbpfError::MapError(MapError::SyscallError(eperm()))),
+            BpfError::load("capture_tc", ProgramError::SyscallError(eperm())),
+            BpfError::attach("capture_tc", "eth0", &ProgramError::SyscallError(eperm())),
+            BpfError::ring(4096, Errno::PERM),
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("run as root or with the capabilities"), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_refusal_keeps_its_cause() {
+        let error = SyscallError { call: "bpf_link_create", io_error: Errno::BUSY.into() };
+        let text = BpfError::attach("learn", "eth0", &error).to_string();
+        assert!(
+            text.contains("`learn`") && text.contains("`bpf_link_create` failed: ") && text.contains("busy"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! Loading the object that holds all eBPF programs, for either side.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, PerCpuArray},
+    programs::{Program, ProgramError},
+};
+use aya_log::{EbpfLogger, Level};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::{BpfError, Counter, CounterValues, ProgramLogger, sys};
+
+/// The object, built by `build.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf"));
+
+/// The names of maps in the object.
+pub(super) mod map {
+    pub(in crate::bpf) const PORTS: &str = "PORTS";
+    pub(in crate::bpf) const ADDRESSES: &str = "ADDRESSES";
+    pub(in crate::bpf) const CAPTURE_RINGS: &str = "CAPTURE_RINGS";
+    pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";
+    pub(in crate::bpf) const NEED_WAKEUP: &str = "NEED_WAKEUP";
+    pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
+    pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
+    pub(in crate::bpf) const FRAGMENTS: &str = "FRAGMENTS";
+    pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
+    pub(in crate::bpf) const REPORTS: &str = "REPORTS";
+    pub(in crate::bpf) const TARGET_COUNTERS: &str = "TARGET_COUNTERS";
+}
+
+/// A loaded object: its maps exist, its programs not yet.
+pub(super) struct Object {
+    ebpf: Ebpf,
+    debug: bool,
+}
+
+impl Object {
+    /// Loads the object. `configure` sets sizes and global values. With `debug` the programs log, else their log
+    /// statements are removed by the verifier.
+    pub(super) fn load<'a>(debug: bool, configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self, BpfError> {
+        raise_memlock();
+        let level: &'static u8 = if debug { &(Level::Debug as u8) } else { &0 };
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, level, true);
+        configure(&mut loader);
+        let ebpf = loader.load(OBJECT).map_err(BpfError::object)?;
+        Ok(Self { ebpf, debug })
+    }
+
+    pub(super) fn map(&self, name: &'static str) -> Result<&Map, BpfError> {
+        self.ebpf.map(name).ok_or(BpfError::Missing { name })
+    }
+
+    pub(super) fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, BpfError> {
+        self.ebpf.map_mut(name).ok_or(BpfError::Missing { name })
+    }
+
+    /// The descriptor of a map that is mapped into memory: an array or a ring buffer.
+    pub(super) fn map_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, BpfError> {
+        match self.map(name)? {
+            Map::Array(data) | Map::RingBuf(data) => Ok(data.fd().as_fd()),
+            _ => Err(BpfError::Missing { name }),
+        }
+    }
+
+    /// A program of type `P` by its name.
+    pub(super) fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, BpfError>
+    where
+        &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
+        let program = self.ebpf.program_mut(name).ok_or(BpfError::Missing { name })?;
+        program.try_into().map_err(|error| BpfError::load(name, error))
+    }
+
+    pub(super) fn counters<C: Counter>(&self, name: &'static str) -> Result<CounterValues<C>, BpfError> {
+        let array: PerCpuArray<&MapData, u64> = self.map(name)?.try_into().map_err(BpfError::read(name))?;
+        CounterValues::read(name, &array)
+    }
+
+    /// The reader of the programs' log: only with `debug`, and only once.
+    pub(super) fn logger(&mut self) -> Option<ProgramLogger> {
+        if !self.debug {
+            return None;
+        }
+        EbpfLogger::init(&mut self.ebpf).inspect_err(|error| log::warn!("no log of the eBPF programs: {error}")).ok()
+    }
+}
+
+/// Lifts the limit of locked memory where the kernel counts maps against it. Later kernels use the memory cgroup.
+fn raise_memlock() {
+    if sys::kernel_at_least(5, 11) || getrlimit(Resource::Memlock).current.is_none() {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
+        log::warn!("RLIMIT_MEMLOCK could not be raised: {}", io::Error::from(error));
+    }
+}

@@ -1,0 +1,289 @@
+//! The target's side: learning replayed sessions and swallowing the responses to them.
+
+use std::collections::HashMap as StdHashMap;
+
+use aya::{
+    maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
+    programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink},
+    util::nr_cpus,
+};
+use tcpcopy_common::{
+    counters::TargetCounter,
+    flow::Flow,
+    mark::MarkKey,
+    response::{Session, WireStats},
+};
+
+use super::{
+    BpfError, CounterValues, ProgramLogger, RingReader,
+    interface::{self, Interface},
+    object::{Object, map},
+    ring::{Flags, ring_size},
+    sys, tc,
+};
+
+/// How the programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcAttach {
+    /// TCX where the kernel has it (Linux 6.6), else clsact.
+    Auto,
+    /// TCX links: gone with the process, however that ends.
+    Tcx,
+    /// Filters of a clsact qdisc: they survive a SIGKILL, and are removed at the next start.
+    Clsact,
+}
+
+/// What the programs need.
+#[derive(Clone, Copy, Debug)]
+pub struct InterceptSetup {
+    /// How to attach.
+    pub attach: TcAttach,
+    /// How many replayed sessions there can be at a time; the SYN of one more is dropped.
+    pub max_sessions: u32,
+    /// The size of the ring of reports, in bytes; rounded up to a power of two of pages.
+    pub ring_bytes: u32,
+    /// Whether the programs log.
+    pub debug: bool,
+}
+
+/// The programs of the target, loaded. Dropping this detaches them: then responses reach the network again.
+pub struct Interceptor {
+    // Dropped before the object: first detach, then give up maps and programs.
+    hooks: StdHashMap<String, Hooks>,
+    object: Object,
+    tcx: bool,
+    max_sessions: usize,
+}
+
+/// What is attached to one interface. The fields drop in this order: the filters before their qdisc.
+#[derive(Default)]
+struct Hooks {
+    learn: Option<SchedClassifierLink>,
+    swallow: Option<SchedClassifierLink>,
+    qdisc: Option<tc::Qdisc>,
+}
+
+/// The programs for the two kinds of interface, with an Ethernet header and without one.
+struct Programs {
+    ethernet: &'static str,
+    l3: &'static str,
+}
+
+impl Programs {
+    const fn of(&self, interface: &Interface) -> &'static str {
+        if interface.ethernet { self.ethernet } else { self.l3 }
+    }
+}
+
+const LEARN: Programs = Programs { ethernet: "learn", l3: "learn_l3" };
+const SWALLOW_TCX: Programs = Programs { ethernet: "swallow_tcx", l3: "swallow_tcx_l3" };
+const SWALLOW_CLSACT: Programs = Programs { ethernet: "swallow_clsact", l3: "swallow_clsact_l3" };
+
+impl Interceptor {
+    /// Makes maps, ring and programs. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// Any of [`BpfError`] but [`Attach`](BpfError::Attach) and those of capturing.
+    pub fn load(setup: &InterceptSetup) -> Result<(Self, RingReader), BpfError> {
+        let tcx = setup.attach.use_tcx()?;
+        let ring_bytes = ring_size(setup.ring_bytes);
+        let mut object = Object::load(setup.debug, |loader| {
+            loader
+                .map_max_entries(map::SESSIONS, setup.max_sessions.max(1))
+                .map_max_entries(map::REPORTS, ring_bytes)
+                // The source's maps stay empty here.
+                .map_max_entries(map::PORTS, 1);
+        })?;
+        let flags = Flags::new(object.map_fd(map::NEED_WAKEUP)?, 1)?;
+        let ring = object.map_fd(map::REPORTS)?.try_clone_to_owned();
+        let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
+        let reader = RingReader::new(ring, ring_bytes, flags.flag(0))?;
+        let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
+        for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
+            object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, error))?;
+        }
+        Ok((Self { hooks: StdHashMap::new(), object, tcx, max_sessions: setup.max_sessions as usize }, reader))
+    }
+
+    /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
+    ///
+    /// # Errors
+    /// [`BpfError::UnknownInterface`], [`BpfError::Permission`] or [`BpfError::Attach`].
+    pub fn attach_learn(&mut self, interface: &str) -> Result<(), BpfError> {
+        self.attach(interface, &LEARN, TcAttachType::Ingress, |hooks| &mut hooks.learn)
+    }
+
+    /// Starts to swallow responses that go out by `interface`. Again for the same interface is a no-op.
+    ///
+    /// # Errors
+    /// [`BpfError::UnknownInterface`], [`BpfError::Permission`] or [`BpfError::Attach`].
+    pub fn attach_swallow(&mut self, interface: &str) -> Result<(), BpfError> {
+        let programs = if self.tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
+        self.attach(interface, &programs, TcAttachType::Egress, |hooks| &mut hooks.swallow)
+    }
+
+    /// Detaches from `interface`, or forgets it when it is gone.
+    pub fn detach(&mut self, interface: &str) {
+        self.hooks.remove(interface);
+    }
+
+    /// The interfaces with a program of ours.
+    pub fn attached(&self) -> impl Iterator<Item = &str> {
+        self.hooks.keys().map(String::as_str)
+    }
+
+    fn attach(
+        &mut self,
+        name: &str,
+        programs: &Programs,
+        direction: TcAttachType,
+        slot: fn(&mut Hooks) -> &mut Option<SchedClassifierLink>,
+    ) -> Result<(), BpfError> {
+        let hooks = self.hooks.entry(name.to_owned()).or_default();
+        if slot(hooks).is_some() {
+            return Ok(());
+        }
+        let all = interface::all()?;
+        let interface = interface::by_name(&all, name)?;
+        let program_name = programs.of(interface);
+        let program = self.object.program::<SchedClassifier>(program_name)?;
+        let link = if self.tcx {
+            tc::attach_tcx(program, program_name, name, direction)?
+        } else {
+            if hooks.qdisc.is_none() {
+                let swallow = SWALLOW_CLSACT.of(interface);
+                let stale = [(LEARN.of(interface), TcAttachType::Ingress), (swallow, TcAttachType::Egress)];
+                hooks.qdisc = Some(tc::Qdisc::ensure(interface, &stale)?);
+            }
+            tc::attach_filter(program, program_name, name, direction)?
+        };
+        *slot(hooks) = Some(link);
+        Ok(())
+    }
+
+    /// Accepts marks of `instance` made with `key`, and counts what its sessions do.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`], in particular when there are too many instances.
+    pub fn add_instance(&mut self, instance: u32, key: &MarkKey) -> Result<(), BpfError> {
+        let zeros = nr_cpus()
+            .map_err(|(_, error)| error)
+            .and_then(|cpus| PerCpuValues::try_from(vec![WireStats::default(); cpus]))
+            .map_err(|error| BpfError::write(map::WIRE_STATS)(MapError::IoError(error)))?;
+        let mut stats: PerCpuHashMap<_, u32, WireStats> =
+            self.object.map_mut(map::WIRE_STATS)?.try_into().map_err(BpfError::write(map::WIRE_STATS))?;
+        stats.insert(instance, zeros, 0).map_err(BpfError::write(map::WIRE_STATS))?;
+        self.instances()?.insert(instance, key, 0).map_err(BpfError::write(map::INSTANCES))
+    }
+
+    /// Refuses marks of `instance` from now on, and forgets its statistics. Its sessions stay until they are removed.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_instance(&mut self, instance: u32) -> Result<(), BpfError> {
+        absent_is_fine(self.instances()?.remove(&instance)).map_err(BpfError::write(map::INSTANCES))?;
+        let mut stats: PerCpuHashMap<_, u32, WireStats> =
+            self.object.map_mut(map::WIRE_STATS)?.try_into().map_err(BpfError::write(map::WIRE_STATS))?;
+        absent_is_fine(stats.remove(&instance)).map_err(BpfError::write(map::WIRE_STATS))
+    }
+
+    /// What the sessions of `instance` did so far, summed over the CPUs; zeros for an unknown one.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
+        let stats: PerCpuHashMap<_, u32, WireStats> =
+            self.object.map(map::WIRE_STATS)?.try_into().map_err(BpfError::read(map::WIRE_STATS))?;
+        match stats.get(&instance, 0) {
+            Ok(values) => Ok(values.iter().fold(WireStats::default(), |mut sum, cpu| {
+                sum += *cpu;
+                sum
+            })),
+            Err(MapError::KeyNotFound) => Ok(WireStats::default()),
+            Err(error) => Err(BpfError::read(map::WIRE_STATS)(error)),
+        }
+    }
+
+    /// A snapshot of the replayed sessions. One that opens or ends meanwhile may be missing, or come twice.
+    pub fn sessions(&self) -> impl Iterator<Item = Result<(Flow, Session), BpfError>> + use<> {
+        let sessions: Result<HashMap<&MapData, Flow, Session>, _> = self
+            .object
+            .map(map::SESSIONS)
+            .and_then(|sessions| sessions.try_into().map_err(BpfError::read(map::SESSIONS)));
+        let snapshot: Vec<_> = match sessions {
+            // When a program removes the entry at which the iteration stands, it starts again: hence the limit.
+            Ok(sessions) => sessions
+                .iter()
+                .take(self.max_sessions)
+                .map(|entry| entry.map_err(BpfError::read(map::SESSIONS)))
+                .collect(),
+            Err(error) => vec![Err(error)],
+        };
+        snapshot.into_iter()
+    }
+
+    /// The session on `flow`, if there is one.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn session(&self, flow: &Flow) -> Result<Option<Session>, BpfError> {
+        let sessions: HashMap<_, Flow, Session> =
+            self.object.map(map::SESSIONS)?.try_into().map_err(BpfError::read(map::SESSIONS))?;
+        match sessions.get(flow, 0) {
+            Ok(session) => Ok(Some(session)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(BpfError::read(map::SESSIONS)(error)),
+        }
+    }
+
+    /// Forgets a session: responses on its four-tuple leave again. A session that is not there is no error.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove_session(&mut self, flow: &Flow) -> Result<(), BpfError> {
+        let mut sessions: HashMap<_, Flow, Session> =
+            self.object.map_mut(map::SESSIONS)?.try_into().map_err(BpfError::write(map::SESSIONS))?;
+        absent_is_fine(sessions.remove(flow)).map_err(BpfError::write(map::SESSIONS))
+    }
+
+    /// What the programs have counted so far.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn counters(&self) -> Result<CounterValues<TargetCounter>, BpfError> {
+        self.object.counters(map::TARGET_COUNTERS)
+    }
+
+    /// The programs' log: `None` unless `debug` was set, or the second time.
+    pub fn logger(&mut self) -> Option<ProgramLogger> {
+        self.object.logger()
+    }
+
+    fn instances(&mut self) -> Result<HashMap<&mut MapData, u32, MarkKey>, BpfError> {
+        self.object.map_mut(map::INSTANCES)?.try_into().map_err(BpfError::write(map::INSTANCES))
+    }
+
+    #[cfg(test)]
+    pub(super) fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+}
+
+impl TcAttach {
+    fn use_tcx(self) -> Result<bool, BpfError> {
+        let has_tcx = sys::kernel_at_least(6, 6);
+        match self {
+            Self::Auto => Ok(has_tcx),
+            Self::Tcx if has_tcx => Ok(true),
+            Self::Tcx => Err(BpfError::Kernel { feature: "TCX", since: "6.6", remedy: "attach with clsact instead" }),
+            Self::Clsact => Ok(false),
+        }
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

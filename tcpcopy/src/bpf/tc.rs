@@ -1,0 +1,134 @@
+//! Attaching TC programs: as TCX links, or on kernels before 6.6 as filters of a clsact qdisc.
+//!
+//! A TCX link dies with the process. A filter and its qdisc do not: they are removed in `Drop`, and what a killed process
+//! left behind is removed when the same program is attached again.
+
+use std::io;
+
+use aya::programs::{
+    LinkOrder, ProgramError, SchedClassifier, TcAttachType,
+    tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
+};
+use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcHandle, TcMessage},
+};
+use rustix::io::Errno;
+
+use super::{
+    BpfError,
+    interface::{self, Interface},
+};
+
+/// Attaches `program` at the head of the chain: a program of others that ends the chain cannot hide packets from it.
+pub(super) fn attach_tcx(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, BpfError> {
+    attach(program, name, interface, direction, TcAttachOptions::TcxOrder(LinkOrder::first()))
+}
+
+/// Attaches `program` as a filter of the highest priority. There must be a [`Qdisc`].
+pub(super) fn attach_filter(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, BpfError> {
+    let options = NlOptions { priority: 1, ..NlOptions::default() };
+    attach(program, name, interface, direction, TcAttachOptions::Netlink(options))
+}
+
+fn attach(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+    options: TcAttachOptions,
+) -> Result<SchedClassifierLink, BpfError> {
+    program.attach_with_options(interface, direction, options).and_then(|id| program.take_link(id)).map_err(|error| {
+        match error {
+            ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EPERM) => {
+                BpfError::Permission
+            }
+            ProgramError::TcError(TcError::IoError(_)) => BpfError::UnknownInterface { name: interface.to_owned() },
+            error => BpfError::attach(name, interface, &error),
+        }
+    })
+}
+
+/// The clsact qdisc of an interface. If it was made here, it is removed in `Drop`, unless somebody else has put filters
+/// into it meanwhile. Drop our own filters first.
+#[derive(Debug)]
+pub(super) struct Qdisc {
+    ifindex: u32,
+    ours: bool,
+}
+
+impl Qdisc {
+    /// Makes the qdisc if there is none, and removes the filters named in `stale` that a killed process left.
+    pub(super) fn ensure(interface: &Interface, stale: &[(&'static str, TcAttachType)]) -> Result<Self, BpfError> {
+        let mut ours = false;
+        for (name, direction) in stale {
+            // An error means that there is none, or no qdisc.
+            if tc::qdisc_detach_program(&interface.name, *direction, name).is_ok() {
+                log::warn!("{}: removed the filter `{name}` that a killed process had left", interface.name);
+                // Then the qdisc most likely was its as well.
+                ours = true;
+            }
+        }
+        match tc::qdisc_add_clsact(&interface.name) {
+            Ok(()) => ours = true,
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EEXIST) => {}
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EPERM) => {
+                return Err(BpfError::Permission);
+            }
+            Err(error) => return Err(BpfError::attach("clsact", &interface.name, &error)),
+        }
+        Ok(Self { ifindex: interface.index, ours })
+    }
+
+    fn is_empty(&self) -> io::Result<bool> {
+        for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+            let mut message = self.message();
+            message.header.parent.minor = minor;
+            if !interface::request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn message(&self) -> TcMessage {
+        let mut message = TcMessage::default();
+        message.header.index = self.ifindex as i32;
+        message.header.parent = TcHandle::CLSACT;
+        message
+    }
+}
+
+impl Drop for Qdisc {
+    fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
+        let removed = self.is_empty().and_then(|empty| {
+            if empty {
+                interface::request(RouteNetlinkMessage::DelQueueDiscipline(self.message()), 0)?;
+            }
+            Ok(())
+        });
+        match removed {
+            // The interface is gone, and the qdisc with it.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => {}
+            Err(error) => log::warn!("the clsact qdisc of interface {} could not be removed: {error}", self.ifindex),
+            Ok(()) => {}
+        }
+    }
+}
+
+const EPERM: i32 = Errno::PERM.raw_os_error();
+const EEXIST: i32 = Errno::EXIST.raw_os_error();

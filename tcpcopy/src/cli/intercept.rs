@@ -1,0 +1,114 @@
+//! The command line of `intercept`.
+
+use std::net::{IpAddr, SocketAddr};
+
+use clap::{Parser, ValueEnum};
+
+use super::{AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, tcpcopy::parse_ring_size};
+use crate::{bpf::TcAttach, control::DEFAULT_PORT};
+
+/// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.
+#[derive(Debug, Parser)]
+#[command(name = "intercept", version, after_help = AFTER_HELP, disable_version_flag = true)]
+pub struct Cli {
+    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface
+    #[arg(short = 'i', long = "interface", value_name = "NAME", required = true)]
+    interfaces: Vec<String>,
+    /// Address to listen on for tcpcopy; may be repeated [default: all]
+    #[arg(short = 'b', long, value_name = "ADDRESS")]
+    bind: Vec<String>,
+    /// Port to listen on for tcpcopy
+    #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// How programs are attached to the interfaces
+    #[arg(long, value_enum, default_value_t = AttachArg::Auto)]
+    attach: AttachArg,
+    /// The most replayed connections known at a time
+    #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    max_sessions: u32,
+    /// Octets of the ring for reports, rounded up to a power of two: suffix K, M or G
+    #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = parse_ring_size)]
+    ring_size: u32,
+    #[command(flatten)]
+    security: SecurityArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// `--attach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AttachArg {
+    /// TCX where the kernel has it (6.6), else clsact
+    Auto,
+    /// TCX links, which vanish with the process
+    Tcx,
+    /// Filters of a clsact qdisc, which stay after SIGKILL until the next start
+    Clsact,
+}
+
+/// The arguments of `intercept`, validated.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where marked SYNs are learned.
+    pub interfaces: Vec<String>,
+    /// Where the control channel listens.
+    pub listen: Vec<SocketAddr>,
+    /// TCX or clsact.
+    pub attach: TcAttach,
+    /// Capacity of the session map.
+    pub max_sessions: u32,
+    /// Octets of the report ring.
+    pub ring_bytes: u32,
+}
+
+impl Cli {
+    /// The process options.
+    #[must_use]
+    pub const fn process(&self) -> &ProcessArgs {
+        &self.process
+    }
+
+    /// The security options.
+    #[must_use]
+    pub const fn security(&self) -> &SecurityArgs {
+        &self.security
+    }
+
+    /// Checks everything that can be checked without touching the system.
+    ///
+    /// # Errors
+    /// [`UsageError`] names the option and what is wrong with it.
+    pub fn validate(&self) -> Result<Settings, UsageError> {
+        for (i, name) in self.interfaces.iter().enumerate() {
+            if name.is_empty() || self.interfaces[..i].contains(name) {
+                return Err(UsageError::Other(format!("-i {name:?}: the interface is empty or there twice")));
+            }
+        }
+        let listen = if self.bind.is_empty() {
+            let any: [IpAddr; 2] = [std::net::Ipv4Addr::UNSPECIFIED.into(), std::net::Ipv6Addr::UNSPECIFIED.into()];
+            any.map(|address| SocketAddr::new(address, self.port)).to_vec()
+        } else {
+            self.bind
+                .iter()
+                .map(|text| {
+                    let address: IpAddr = text
+                        .parse()
+                        .or_else(|_| parse_address(text))
+                        .map_err(|reason| UsageError::Other(format!("-b {text:?}: {reason}")))?;
+                    Ok(SocketAddr::new(address, self.port))
+                })
+                .collect::<Result<_, UsageError>>()?
+        };
+        Ok(Settings {
+            interfaces: self.interfaces.clone(),
+            listen,
+            attach: match self.attach {
+                AttachArg::Auto => TcAttach::Auto,
+                AttachArg::Tcx => TcAttach::Tcx,
+                AttachArg::Clsact => TcAttach::Clsact,
+            },
+            max_sessions: self.max_sessions,
+            ring_bytes: self.ring_size,
+        })
+    }
+}

@@ -1,0 +1,315 @@
+//! The command line of `tcpcopy`.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tcpcopy_common::capture::MAX_WORKERS;
+
+use super::{
+    AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
+    rules::{Rule, parse_address, parse_port, parse_rules},
+};
+use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend};
+
+/// Copies the requests of live clients, as packets, and replays them to a test host in real time.
+#[derive(Debug, Parser)]
+#[command(name = "tcpcopy", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true, disable_version_flag = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<CommandArgs>,
+    #[command(flatten)]
+    copy: CopyArgs,
+}
+
+/// What `tcpcopy` is asked to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Copy live traffic.
+    Copy(Box<CopyArgs>),
+    /// Make a pre-shared key.
+    Keygen(PathBuf),
+}
+
+impl Cli {
+    /// The command, copying unless another is named.
+    #[must_use]
+    pub fn command(self) -> Command {
+        match self.command {
+            None => Command::Copy(Box::new(self.copy)),
+            Some(CommandArgs::Keygen { file }) => Command::Keygen(file),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum CommandArgs {
+    /// Make a pre-shared key for the control channel; copy the file to the target host
+    Keygen {
+        /// Where to write it; an existing file is not overwritten
+        #[arg(default_value = DEFAULT_PSK_FILE)]
+        file: PathBuf,
+    },
+}
+
+/// The arguments of copying, as typed.
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Which service is copied where: [SRCIP:]PORT-TARGETIP:PORT[,…]; IPv6 addresses in brackets
+    #[arg(short = 'x', long = "rules", value_name = "RULES", required = true)]
+    rules: Option<String>,
+    /// Where intercept listens, one per target host: ADDRESS[:PORT][,…]
+    #[arg(short = 's', long = "intercept", value_name = "SERVERS", required = true)]
+    servers: Option<String>,
+    /// Port of intercept where -s names none
+    #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Interface on which live packets arrive; may be repeated [default: those of the default routes]
+    #[arg(short = 'i', long = "interface", value_name = "NAME")]
+    interfaces: Vec<String>,
+    /// Where in the kernel live packets are copied
+    #[arg(long, value_enum, default_value_t = HookArg::Auto)]
+    hook: HookArg,
+    /// How replayed packets are sent
+    #[arg(long, value_enum, default_value_t = InjectArg::Auto)]
+    inject: InjectArg,
+    /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
+    #[arg(short = 'H', long, value_name = "ADDRESS")]
+    loopback_client: Option<String>,
+    /// Worker threads; each has a ring and a share of the connections
+    #[arg(short = 'w', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
+    workers: u32,
+    /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G
+    #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = parse_ring_size)]
+    ring_size: u32,
+    /// Seconds after which a replayed connection is given up that neither client nor target has used
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    session_timeout: u64,
+    #[command(flatten)]
+    security: SecurityArgs,
+    #[command(flatten)]
+    process: ProcessArgs,
+}
+
+/// `--hook`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HookArg {
+    /// TC ingress, or native XDP on drivers known to attach it without a reset
+    Auto,
+    /// TC ingress, at the head of the chain
+    Tc,
+    /// XDP in the driver
+    Xdp,
+    /// XDP in the network stack
+    XdpGeneric,
+}
+
+/// `--inject`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum InjectArg {
+    /// Packet sockets where the way to the target allows, else raw sockets
+    Auto,
+    /// AF_PACKET: fast, passes no netfilter
+    Packet,
+    /// IPPROTO_RAW: works everywhere, but passes netfilter and its connection tracking
+    Raw,
+}
+
+/// The arguments of copying, validated.
+#[derive(Debug)]
+pub struct Settings {
+    /// What is copied where.
+    pub rules: Vec<Rule>,
+    /// The control channels, and for each rule the index of the one that vouches for its target.
+    pub intercepts: Vec<SocketAddr>,
+    /// For each rule, its control channel: an index into [`intercepts`](Self::intercepts).
+    pub intercept_of: Vec<usize>,
+    /// Interfaces as named; empty to find them from the routes.
+    pub interfaces: Vec<String>,
+    /// Capture hook.
+    pub hook: Hook,
+    /// Injection backend.
+    pub inject: Backend,
+    /// Stands in for a loopback client address.
+    pub loopback_client: Option<IpAddr>,
+    /// 1 to [`MAX_WORKERS`].
+    pub workers: u32,
+    /// Octets of one worker's ring.
+    pub ring_bytes: u32,
+    /// When an unused session is given up.
+    pub session_timeout: Duration,
+}
+
+impl CopyArgs {
+    /// The process options.
+    #[must_use]
+    pub const fn process(&self) -> &ProcessArgs {
+        &self.process
+    }
+
+    /// The security options.
+    #[must_use]
+    pub const fn security(&self) -> &SecurityArgs {
+        &self.security
+    }
+
+    /// Checks everything that can be checked without touching the system.
+    ///
+    /// # Errors
+    /// [`UsageError`] names the option and what is wrong with it.
+    pub fn validate(&self) -> Result<Settings, UsageError> {
+        let rules = parse_rules(self.rules.as_deref().unwrap_or_default())?;
+        let intercepts = parse_servers(self.servers.as_deref().unwrap_or_default(), self.port)?;
+        let intercept_of = rules
+            .iter()
+            .map(|rule| {
+                intercepts
+                    .iter()
+                    .position(|s| s.ip() == rule.target.ip())
+                    .or((intercepts.len() == 1).then_some(0))
+                    .ok_or(UsageError::NoServerFor(rule.target.ip()))
+            })
+            .collect::<Result<_, _>>()?;
+        let loopback_client = match &self.loopback_client {
+            None => None,
+            Some(text) => {
+                let unbracketed = text.parse().or_else(|_| parse_address(text));
+                let address = unbracketed.map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
+                if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+                    return Err(UsageError::Other(format!(
+                        "-H {text}: the target would drop packets from this address; name one that it can route to"
+                    )));
+                }
+                Some(address)
+            }
+        };
+        for (i, name) in self.interfaces.iter().enumerate() {
+            if name.is_empty() || self.interfaces[..i].contains(name) {
+                return Err(UsageError::Other(format!("-i {name:?}: the interface is empty or there twice")));
+            }
+        }
+        if self.interfaces.iter().any(|i| i == "lo") && loopback_client.is_none() {
+            return Err(UsageError::Other(
+                "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for \
+                 them with -H ADDRESS"
+                    .into(),
+            ));
+        }
+        Ok(Settings {
+            rules,
+            intercepts,
+            intercept_of,
+            interfaces: self.interfaces.clone(),
+            hook: match self.hook {
+                HookArg::Auto => Hook::Auto,
+                HookArg::Tc => Hook::Tc,
+                HookArg::Xdp => Hook::Xdp,
+                HookArg::XdpGeneric => Hook::XdpGeneric,
+            },
+            inject: match self.inject {
+                InjectArg::Auto => Backend::Auto,
+                InjectArg::Packet => Backend::Packet,
+                InjectArg::Raw => Backend::Raw,
+            },
+            loopback_client,
+            workers: self.workers,
+            ring_bytes: self.ring_size,
+            session_timeout: Duration::from_secs(self.session_timeout),
+        })
+    }
+}
+
+/// Parses `ADDRESS[:PORT][,…]`.
+fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, UsageError> {
+    let mut servers = Vec::new();
+    for entry in list.split(',') {
+        let fail = |reason: String| UsageError::Server { entry: entry.to_owned(), reason };
+        let server = if entry.starts_with('[') && entry.ends_with(']') || !entry.contains(':') {
+            SocketAddr::new(parse_address(entry).map_err(fail)?, default_port)
+        } else if entry.parse::<std::net::Ipv6Addr>().is_ok() {
+            return Err(fail(format!("an IPv6 address needs brackets: [{entry}]")));
+        } else {
+            let (address, port) = entry.rsplit_once(':').unwrap_or((entry, ""));
+            SocketAddr::new(parse_address(address).map_err(fail)?, parse_port(port).map_err(fail)?)
+        };
+        if servers.contains(&server) {
+            return Err(fail("the server is there twice".into()));
+        }
+        servers.push(server);
+    }
+    Ok(servers)
+}
+
+/// The smallest ring: it must hold the largest record, a 64 KiB super-packet with its header, several times over.
+const MIN_RING: u32 = 256 << 10;
+/// The largest ring the kernel makes: 512 MiB keeps sizes and offsets well inside 32 bits.
+const MAX_RING: u32 = 512 << 20;
+
+/// Parses a size with an optional binary suffix, within the bounds of a ring.
+pub(super) fn parse_ring_size(text: &str) -> Result<u32, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let size = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(1 << shift));
+    match size {
+        Some(size) if (MIN_RING..=MAX_RING).contains(&size) => Ok(size.next_power_of_two()),
+        _ => Err("a ring has 256K to 512M octets".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(args: &str) -> Result<Settings, String> {
+        let cli = Cli::try_parse_from(std::iter::once("tcpcopy").chain(args.split(' '))).map_err(|e| e.to_string())?;
+        let Command::Copy(copy) = cli.command() else { panic!("not a copy") };
+        copy.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_server_of_a_target_is_the_one_on_its_host() {
+        let s = settings("-x 80-10.0.0.3:80,81-10.0.0.4:81 -s 10.0.0.4,10.0.0.3:99").unwrap();
+        assert_eq!(s.intercepts, ["10.0.0.4:36524".parse().unwrap(), "10.0.0.3:99".parse().unwrap()]);
+        assert_eq!(s.intercept_of, [1, 0]);
+        assert_eq!(settings("-x 80-10.0.0.3:80 -s [fd00::3]:9").unwrap().intercept_of, [0]);
+    }
+
+    #[test]
+    fn contradictions_are_refused_with_their_reason() {
+        for (args, part) in [
+            ("-x 80-10.0.0.3:80", "--intercept"),
+            ("-s 10.0.0.3", "--rules"),
+            ("-x 80-10.0.0.3:80 -s fd00::3", "needs brackets"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3:0", "not a port"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3,10.0.0.3", "twice"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.4,10.0.0.5", "same addresses as -x"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo", "-H ADDRESS"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo -H 127.0.0.2", "would drop"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i a -i a", "there twice"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -w 0", "0"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -w 65", "65"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --ring-size 1K", "256K to 512M"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --hook netfilter", "xdp-generic"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --psk-file f --insecure", "cannot be used with"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -d", "--log-file"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -n 2", "-n"),
+        ] {
+            let error = settings(args).unwrap_err();
+            assert!(error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn ring_sizes_are_rounded_up_to_a_power_of_two() {
+        assert_eq!(parse_ring_size("300K"), Ok(512 << 10));
+        assert_eq!(parse_ring_size("1G").is_err(), true);
+        assert_eq!(parse_ring_size("99999999999999").is_err(), true);
+    }
+}

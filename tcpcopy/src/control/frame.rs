@@ -1,0 +1,515 @@
+//! The messages of the control channel and their octets.
+//!
+//! A frame is one octet that names its kind, and a body. Numbers that we make are little-endian; numbers copied from a
+//! packet stay in network order. Encoding and decoding are exact inverses: what decodes has one encoding.
+
+use tcpcopy_common::{
+    mark::MarkKey,
+    response::{ResponseHeader, WireStats},
+};
+
+use super::registration::{MAX_NAME, MAX_REFUSAL, RefusalCode, Resume, Token, Welcome};
+
+/// The largest frame, in octets: a Noise message (65,535) less its authentication tag (16).
+pub const MAX_FRAME: usize = 65_535 - 16;
+/// The most records in one [`Frame::Responses`].
+pub const MAX_RESPONSES: usize = (MAX_FRAME - 1) / RECORD;
+/// The largest frame of an opening: a [`Frame::Refused`].
+pub(super) const MAX_OPENING_FRAME: usize = 1 + 1 + MAX_REFUSAL;
+
+const RECORD: usize = size_of::<ResponseHeader>();
+
+/// One message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Client to server, first: a worker introduces itself.
+    Hello {
+        /// Index of the worker in its process.
+        worker: u16,
+        /// The instance it wants back.
+        resume: Option<Resume>,
+        /// The source's name, at most 64 octets without control characters.
+        name: &'a str,
+    },
+    /// Server to client, first: the worker is registered.
+    Welcome(Welcome),
+    /// Server to client, first: the worker is turned away. The connection ends.
+    Refused {
+        /// For the program.
+        code: RefusalCode,
+        /// For people, at most 256 octets without control characters.
+        text: &'a str,
+    },
+    /// Server to client: headers of swallowed responses.
+    Responses(Responses<'a>),
+    /// Server to client, once a second and at the end.
+    Stats(Stats),
+    /// Either way: are you there? A [`Link`](super::Link) answers by itself.
+    Ping {
+        /// Comes back in the answer.
+        nonce: u64,
+    },
+    /// Either way: the answer to a ping.
+    Pong {
+        /// Of the ping.
+        nonce: u64,
+    },
+    /// Either way, last: the sender ends in good order.
+    Bye,
+}
+
+/// What the target saw of an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Segments at the target's ingress and egress.
+    pub wire: WireStats,
+    /// Responses swallowed but not reported because the target's ring was full.
+    pub reports_lost: u64,
+    /// Responses reported by the kernel but not sent to this client because the channel was too slow.
+    pub responses_dropped: u64,
+}
+
+impl std::ops::AddAssign for Stats {
+    fn add_assign(&mut self, more: Self) {
+        self.wire += more.wire;
+        self.reports_lost += more.reports_lost;
+        self.responses_dropped += more.responses_dropped;
+    }
+}
+
+/// A batch of response headers: borrowed records when sending, octets of the channel when receiving.
+#[derive(Clone, Copy, Debug)]
+pub struct Responses<'a>(Batch<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Batch<'a> {
+    Records(&'a [ResponseHeader]),
+    /// A whole number of records as they travel.
+    Octets(&'a [u8]),
+}
+
+impl<'a> Responses<'a> {
+    /// A batch to send: at most [`MAX_RESPONSES`] records.
+    #[must_use]
+    pub const fn new(records: &'a [ResponseHeader]) -> Self {
+        Self(Batch::Records(records))
+    }
+
+    /// How many records there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        match self.0 {
+            Batch::Records(records) => records.len(),
+            Batch::Octets(octets) => octets.len() / RECORD,
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The records, in the order in which the target's programs saw them.
+    pub fn iter(&self) -> impl Iterator<Item = ResponseHeader> + use<'a> {
+        let (records, octets): (&[ResponseHeader], &[u8]) = match self.0 {
+            Batch::Records(records) => (records, &[]),
+            Batch::Octets(octets) => (&[], octets),
+        };
+        let decoded = octets.chunks_exact(RECORD).map(|octets| wire_order(bytemuck::pod_read_unaligned(octets)));
+        records.iter().copied().chain(decoded)
+    }
+}
+
+impl PartialEq for Responses<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Responses<'_> {}
+
+/// Between host order and the wire's little-endian order, in either direction, for the fields that are not in network
+/// order anyway.
+fn wire_order(record: ResponseHeader) -> ResponseHeader {
+    ResponseHeader {
+        time_ns: record.time_ns.to_le(),
+        payload_len: record.payload_len.to_le(),
+        instance: record.instance.to_le(),
+        ..record
+    }
+}
+
+/// Octets that are no frame, or a frame that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// No octet at all.
+    #[error(
+        "a control frame is empty: the peer runs another release, or is not tcpcopy; install the same on both hosts"
+    )]
+    Empty,
+    /// A kind that this release does not know.
+    #[error("control frame of unknown kind {0}: install the same release on both hosts")]
+    UnknownKind(u8),
+    /// A body whose content contradicts its kind.
+    #[error("control frame of kind {kind} with a bad body of {len} octets: install the same release on both hosts")]
+    Body {
+        /// First octet of the frame.
+        kind: u8,
+        /// Octets after it.
+        len: usize,
+    },
+    /// A kind that may not come at this point or from this side.
+    #[error("control frame of kind {0} out of place: install the same release on both hosts")]
+    OutOfPlace(u8),
+    /// More than fits a frame.
+    #[error("a control frame of {0} octets is too large: batches hold at most {MAX_RESPONSES} records")]
+    TooLarge(usize),
+}
+
+mod kind {
+    pub const HELLO: u8 = 1;
+    pub const WELCOME: u8 = 2;
+    pub const REFUSED: u8 = 3;
+    pub const RESPONSES: u8 = 4;
+    pub const STATS: u8 = 5;
+    pub const PING: u8 = 6;
+    pub const PONG: u8 = 7;
+    pub const BYE: u8 = 8;
+}
+
+impl<'a> Frame<'a> {
+    /// The first octet of the frame.
+    pub(super) const fn kind(&self) -> u8 {
+        match self {
+            Self::Hello { .. } => kind::HELLO,
+            Self::Welcome(_) => kind::WELCOME,
+            Self::Refused { .. } => kind::REFUSED,
+            Self::Responses(_) => kind::RESPONSES,
+            Self::Stats(_) => kind::STATS,
+            Self::Ping { .. } => kind::PING,
+            Self::Pong { .. } => kind::PONG,
+            Self::Bye => kind::BYE,
+        }
+    }
+
+    /// How many octets [`encode`](Self::encode) appends.
+    #[must_use]
+    pub const fn encoded_len(&self) -> usize {
+        1 + match self {
+            Self::Hello { name, .. } => 2 + 1 + 4 + 16 + name.len(),
+            Self::Welcome(_) => 4 + 16 + 16 + 8,
+            Self::Refused { text, .. } => 1 + text.len(),
+            Self::Responses(responses) => responses.len() * RECORD,
+            Self::Stats(_) => 8 * 8,
+            Self::Ping { .. } | Self::Pong { .. } => 8,
+            Self::Bye => 0,
+        }
+    }
+
+    /// Appends the frame to `out`.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] or [`FrameError::Body`] for a batch or a text that breaks the limits; `out` is then as it
+    /// was.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let len = self.encoded_len();
+        let text_fits = match self {
+            Self::Hello { name, .. } => is_text(name, MAX_NAME),
+            Self::Refused { text, .. } => is_text(text, MAX_REFUSAL),
+            _ => true,
+        };
+        if len > MAX_FRAME {
+            return Err(FrameError::TooLarge(len));
+        }
+        if !text_fits {
+            return Err(FrameError::Body { kind: self.kind(), len: len - 1 });
+        }
+        out.reserve(len);
+        out.push(self.kind());
+        match self {
+            Self::Hello { worker, resume, name } => {
+                out.extend_from_slice(&worker.to_le_bytes());
+                out.push(u8::from(resume.is_some()));
+                let Resume { instance, token } = resume.unwrap_or(Resume { instance: 0, token: Token([0; 16]) });
+                out.extend_from_slice(&instance.to_le_bytes());
+                out.extend_from_slice(&token.0);
+                out.extend_from_slice(name.as_bytes());
+            }
+            Self::Welcome(welcome) => {
+                out.extend_from_slice(&welcome.instance.to_le_bytes());
+                out.extend_from_slice(&welcome.key.k0.to_le_bytes());
+                out.extend_from_slice(&welcome.key.k1.to_le_bytes());
+                out.extend_from_slice(&welcome.token.0);
+                out.extend_from_slice(&welcome.time_ns.to_le_bytes());
+            }
+            Self::Refused { code, text } => {
+                out.push(code.to_wire());
+                out.extend_from_slice(text.as_bytes());
+            }
+            Self::Responses(Responses(Batch::Octets(octets))) => out.extend_from_slice(octets),
+            Self::Responses(Responses(Batch::Records(records))) => {
+                for &record in *records {
+                    out.extend_from_slice(bytemuck::bytes_of(&wire_order(record)));
+                }
+            }
+            Self::Stats(Stats { wire, reports_lost, responses_dropped }) => {
+                let WireStats { segments, payload_bytes, syns, fins, swallowed, swallowed_bytes } = wire;
+                for number in
+                    [segments, payload_bytes, syns, fins, swallowed, swallowed_bytes, reports_lost, responses_dropped]
+                {
+                    out.extend_from_slice(&number.to_le_bytes());
+                }
+            }
+            Self::Ping { nonce } | Self::Pong { nonce } => out.extend_from_slice(&nonce.to_le_bytes()),
+            Self::Bye => {}
+        }
+        Ok(())
+    }
+
+    /// Reads a whole frame. Nothing is copied but the numbers.
+    ///
+    /// # Errors
+    /// [`FrameError`] for octets that no [`encode`](Self::encode) makes.
+    pub fn decode(octets: &'a [u8]) -> Result<Self, FrameError> {
+        let (&kind, body) = octets.split_first().ok_or(FrameError::Empty)?;
+        if octets.len() > MAX_FRAME {
+            return Err(FrameError::TooLarge(octets.len()));
+        }
+        let mut reader = Reader(body);
+        let frame = match kind {
+            kind::HELLO => reader.hello(),
+            kind::WELCOME => reader.welcome(),
+            kind::REFUSED => reader.refused(),
+            kind::RESPONSES => reader.responses(),
+            kind::STATS => reader.stats(),
+            kind::PING => reader.u64().map(|nonce| Self::Ping { nonce }),
+            kind::PONG => reader.u64().map(|nonce| Self::Pong { nonce }),
+            kind::BYE => Some(Self::Bye),
+            kind => return Err(FrameError::UnknownKind(kind)),
+        };
+        frame.filter(|_| reader.0.is_empty()).ok_or(FrameError::Body { kind, len: body.len() })
+    }
+}
+
+/// What of a body is still unread.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (octets, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(*octets)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// The rest of the body.
+    fn text(&mut self, max: usize) -> Option<&'a str> {
+        let text = str::from_utf8(std::mem::take(&mut self.0)).ok()?;
+        is_text(text, max).then_some(text)
+    }
+
+    fn hello(&mut self) -> Option<Frame<'a>> {
+        let worker = u16::from_le_bytes(self.array()?);
+        let [resumes] = self.array()?;
+        let resume = Resume { instance: self.u32()?, token: Token(self.array()?) };
+        let resume = match resumes {
+            0 if resume.instance == 0 && resume.token.0 == [0; 16] => None,
+            1 => Some(resume),
+            _ => return None,
+        };
+        Some(Frame::Hello { worker, resume, name: self.text(MAX_NAME)? })
+    }
+
+    fn welcome(&mut self) -> Option<Frame<'a>> {
+        Some(Frame::Welcome(Welcome {
+            instance: self.u32()?,
+            key: MarkKey { k0: self.u64()?, k1: self.u64()? },
+            token: Token(self.array()?),
+            time_ns: self.u64()?,
+        }))
+    }
+
+    fn refused(&mut self) -> Option<Frame<'a>> {
+        let [code] = self.array()?;
+        Some(Frame::Refused { code: RefusalCode::from_wire(code), text: self.text(MAX_REFUSAL)? })
+    }
+
+    fn responses(&mut self) -> Option<Frame<'a>> {
+        let octets = std::mem::take(&mut self.0);
+        octets.len().is_multiple_of(RECORD).then_some(Frame::Responses(Responses(Batch::Octets(octets))))
+    }
+
+    fn stats(&mut self) -> Option<Frame<'a>> {
+        Some(Frame::Stats(Stats {
+            wire: WireStats {
+                segments: self.u64()?,
+                payload_bytes: self.u64()?,
+                syns: self.u64()?,
+                fins: self.u64()?,
+                swallowed: self.u64()?,
+                swallowed_bytes: self.u64()?,
+            },
+            reports_lost: self.u64()?,
+            responses_dropped: self.u64()?,
+        }))
+    }
+}
+
+/// Whether a text may go into a frame. It may end up in the log of the other host, so it brings no control characters.
+fn is_text(text: &str, max: usize) -> bool {
+    text.len() <= max && !text.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::Zeroable;
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    fn encoded(frame: &Frame<'_>) -> Vec<u8> {
+        let mut octets = Vec::new();
+        frame.encode(&mut octets).unwrap();
+        octets
+    }
+
+    fn record() -> impl Strategy<Value = ResponseHeader> {
+        any::<[u8; RECORD]>().prop_map(|octets| bytemuck::pod_read_unaligned(&octets))
+    }
+
+    /// Builds a frame of any kind; the closure sees it, because a frame borrows.
+    fn any_frame(check: impl Fn(Frame<'_>) -> Result<(), TestCaseError>) {
+        let numbers = (any::<u16>(), any::<u32>(), any::<[u64; 8]>(), any::<Option<(u32, [u8; 16])>>());
+        let texts = ("\\PC{0,16}", vec(record(), 0..40));
+        proptest!(|(kind in 0..8, (a, b, n, resume) in numbers, (text, records) in texts)| {
+            check(match kind {
+                0 => Frame::Hello {
+                    worker: a,
+                    resume: resume.map(|(instance, token)| Resume { instance, token: Token(token) }),
+                    name: &text,
+                },
+                1 => Frame::Welcome(Welcome {
+                    instance: b,
+                    key: MarkKey { k0: n[0], k1: n[1] },
+                    token: Token((u128::from(n[2]) << 64 | u128::from(n[3])).to_be_bytes()),
+                    time_ns: n[4],
+                }),
+                2 => Frame::Refused { code: RefusalCode::from_wire(a as u8), text: &text },
+                3 => Frame::Responses(Responses::new(&records)),
+                4 => Frame::Stats(Stats {
+                    wire: WireStats {
+                        segments: n[0],
+                        payload_bytes: n[1],
+                        syns: n[2],
+                        fins: n[3],
+                        swallowed: n[4],
+                        swallowed_bytes: n[5],
+                    },
+                    reports_lost: n[6],
+                    responses_dropped: n[7],
+                }),
+                5 => Frame::Ping { nonce: n[0] },
+                6 => Frame::Pong { nonce: n[0] },
+                _ => Frame::Bye,
+            })?;
+        });
+    }
+
+    #[test]
+    fn every_frame_survives_the_wire() {
+        any_frame(|frame| {
+            let octets = encoded(&frame);
+            prop_assert_eq!(octets.len(), frame.encoded_len());
+            prop_assert_eq!(Frame::decode(&octets), Ok(frame));
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn a_frame_cut_short_or_with_octets_left_is_refused() {
+        any_frame(|frame| {
+            let mut octets = encoded(&frame);
+            // Frames that end in a text or in records have other valid lengths.
+            if !matches!(frame, Frame::Hello { .. } | Frame::Refused { .. } | Frame::Responses(_)) {
+                for len in 0..octets.len() {
+                    prop_assert!(Frame::decode(&octets[..len]).is_err());
+                }
+            }
+            octets.push(0);
+            prop_assert!(Frame::decode(&octets).is_err());
+            Ok(())
+        });
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..10, body in vec(any::<u8>(), 0..200)) {
+            let octets: Vec<u8> = std::iter::once(kind).chain(body).collect();
+            if let Ok(frame) = Frame::decode(&octets) {
+                prop_assert_eq!(encoded(&frame), octets);
+            }
+        }
+    }
+
+    #[test]
+    fn the_octets_are_the_documented_ones() {
+        let token = Token(*b"0123456789abcdef");
+        let hello = Frame::Hello { worker: 0x0102, resume: Some(Resume { instance: 0x0304_0506, token }), name: "web" };
+        assert_eq!(encoded(&hello), b"\x01\x02\x01\x01\x06\x05\x04\x030123456789abcdefweb");
+        let welcome =
+            Welcome { instance: 1, key: MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 }, token, time_ns: 3 };
+        assert_eq!(
+            encoded(&Frame::Welcome(welcome)),
+            b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\x000123456789abcdef\x03\0\0\0\0\0\0\0"
+        );
+        assert_eq!(encoded(&Frame::Refused { code: RefusalCode::Full, text: "no" }), b"\x03\x02no");
+        assert_eq!(encoded(&Frame::Ping { nonce: 7 }), b"\x06\x07\0\0\0\0\0\0\0");
+        assert_eq!(encoded(&Frame::Bye), b"\x08");
+    }
+
+    #[test]
+    fn a_record_travels_as_the_80_octets_of_the_ring() {
+        let mut record = ResponseHeader::zeroed();
+        record.time_ns = 0x0807_0605_0403_0201;
+        record.seq = [9, 8, 7, 6];
+        record.payload_len = 0x0d0c_0b0a;
+        let octets = encoded(&Frame::Responses(Responses::new(&[record])));
+        assert_eq!(octets.len(), 81);
+        assert_eq!(octets[1..9], [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(octets[1 + 44..1 + 48], [9, 8, 7, 6]);
+        assert_eq!(octets[1 + 64..1 + 68], [0x0a, 0x0b, 0x0c, 0x0d]);
+    }
+
+    #[test]
+    fn the_largest_batch_fits_and_one_more_record_does_not() {
+        assert_eq!(MAX_RESPONSES, 818);
+        let records = [ResponseHeader::zeroed(); MAX_RESPONSES + 1];
+        let octets = encoded(&Frame::Responses(Responses::new(&records[1..])));
+        assert_eq!(Frame::decode(&octets), Ok(Frame::Responses(Responses::new(&records[1..]))));
+        let mut out = vec![1, 2, 3];
+        let too_many = Frame::Responses(Responses::new(&records)).encode(&mut out);
+        assert_eq!(too_many, Err(FrameError::TooLarge(1 + 819 * 80)));
+        assert_eq!(out, [1, 2, 3]);
+    }
+
+    #[test]
+    fn texts_that_would_spoil_a_log_are_refused_both_ways() {
+        let long = "x".repeat(MAX_NAME + 1);
+        for name in ["a\nb", "\u{1b}[2J", "\u{85}", &long] {
+            let frame = Frame::Hello { worker: 0, resume: None, name };
+            assert!(frame.encode(&mut Vec::new()).is_err(), "{name:?}");
+            let mut octets = encoded(&Frame::Hello { worker: 0, resume: None, name: "" });
+            octets.extend_from_slice(name.as_bytes());
+            assert!(Frame::decode(&octets).is_err(), "{name:?}");
+        }
+        assert!(Frame::decode(b"\x03\x01\xff\xfe").is_err(), "invalid UTF-8");
+    }
+}

@@ -1,0 +1,294 @@
+//! The pre-shared key and its file.
+//!
+//! The file holds one line: the 32 octets of the key as 64 hexadecimal digits. White space around them is ignored. Nobody
+//! but its owner may be able to read or write it.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use zeroize::Zeroizing;
+
+use super::random::{RandomError, random_bytes};
+
+/// Octets of a key.
+const LENGTH: usize = 32;
+/// The longest file that is looked at: anything longer than a key with some white space is something else.
+const MAX_FILE: usize = 256;
+
+/// A pre-shared key. Erased from memory when dropped, and never printed.
+pub struct Psk(Zeroizing<[u8; LENGTH]>);
+
+/// Why a key file cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum PskError {
+    /// There is no such file.
+    #[error(
+        "there is no key file {path:?}: make one with `tcpcopy keygen` and copy it to the other host, \
+         or name another with --psk-file"
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Users other than the owner have access.
+    #[error(
+        "key file {path:?} is open to other users (mode {mode:04o}): run `chmod 600 {}`, and make a new key if \
+         somebody may have read it",
+        path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A directory, device or pipe.
+    #[error("{path:?} is not a regular file: --psk-file wants a file made by `tcpcopy keygen`")]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Too few or too many digits.
+    #[error(
+        "key file {path:?} holds {found} characters, not the 64 hexadecimal digits of a key: copy it again from the \
+         other host, or make a new one with `tcpcopy keygen`"
+    )]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// How many characters there are, at least.
+        found: usize,
+    },
+    /// Something other than a hexadecimal digit. The offending character is not shown: it is part of a secret.
+    #[error(
+        "key file {path:?} has a character that is no hexadecimal digit at position {position}: copy it again from the \
+         other host, or make a new one with `tcpcopy keygen`"
+    )]
+    Digit {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        position: usize,
+    },
+    /// [`Psk::write_new`] found a file.
+    #[error(
+        "{path:?} exists already and is not overwritten: remove it first if no host uses that key any more, or choose \
+         another file"
+    )]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory is missing.
+    #[error("the directory of {path:?} does not exist: make it first with `mkdir -p`")]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Anything else that the operating system refuses.
+    #[error("cannot {action} key file {path:?}: {source}; check the path and that you may access it (root?)")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The refusal.
+        source: io::Error,
+    },
+}
+
+impl Psk {
+    /// A new random key.
+    ///
+    /// # Errors
+    /// [`RandomError`] when the kernel gives no random octets.
+    pub fn generate() -> Result<Self, RandomError> {
+        Ok(Self(Zeroizing::new(random_bytes()?)))
+    }
+
+    /// Reads a key file.
+    ///
+    /// # Errors
+    /// [`PskError`] when it is missing, open to other users, or not 64 hexadecimal digits.
+    pub fn read(path: &Path) -> Result<Self, PskError> {
+        let io_error = |source| PskError::Io { action: "read", path: path.into(), source };
+        // O_NONBLOCK: a FIFO at this path must be refused below, not waited for here.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => PskError::Missing { path: path.into() },
+            _ => io_error(error),
+        })?;
+        // Of the open file, not of the path, which may name another file by now.
+        let metadata = file.metadata().map_err(io_error)?;
+        if !metadata.is_file() {
+            return Err(PskError::NotAFile { path: path.into() });
+        }
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(PskError::Exposed { path: path.into(), mode });
+        }
+        // Room for all that may be read, so that the vector never moves and leaves a copy of the key behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE + 64));
+        file.take(MAX_FILE as u64).read_to_end(&mut text).map_err(io_error)?;
+        Self::parse(text.trim_ascii(), path)
+    }
+
+    /// Writes the key into a new file that only its owner can access.
+    ///
+    /// # Errors
+    /// [`PskError::Exists`] when there is a file already, [`PskError::NoDirectory`], or what the system says.
+    pub fn write_new(&self, path: &Path) -> Result<(), PskError> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|source| {
+            match source.kind() {
+                io::ErrorKind::AlreadyExists => PskError::Exists { path: path.into() },
+                io::ErrorKind::NotFound => PskError::NoDirectory { path: path.into() },
+                _ => PskError::Io { action: "create", path: path.into(), source },
+            }
+        })?;
+        self.write_to(&mut file).map_err(|source| {
+            // Half a key is worse than none, and would be in the way of the next try. Failing to remove it adds nothing
+            // to the error that is reported.
+            let _ = fs::remove_file(path);
+            PskError::Io { action: "write", path: path.into(), source }
+        })
+    }
+
+    fn write_to(&self, file: &mut File) -> io::Result<()> {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut line = Zeroizing::new([b'\n'; 2 * LENGTH + 1]);
+        for (pair, octet) in line.chunks_exact_mut(2).zip(self.0.iter()) {
+            pair[0] = DIGITS[usize::from(octet >> 4)];
+            pair[1] = DIGITS[usize::from(octet & 0xf)];
+        }
+        file.write_all(&*line)?;
+        file.sync_all()
+    }
+
+    fn parse(digits: &[u8], path: &Path) -> Result<Self, PskError> {
+        if digits.len() != 2 * LENGTH {
+            return Err(PskError::Length { path: path.into(), found: digits.len() });
+        }
+        let mut key = Zeroizing::new([0; LENGTH]);
+        for (i, &digit) in digits.iter().enumerate() {
+            let value = char::from(digit).to_digit(16);
+            let value = value.ok_or_else(|| PskError::Digit { path: path.into(), position: i + 1 })?;
+            key[i / 2] = key[i / 2] << 4 | value as u8;
+        }
+        Ok(Self(key))
+    }
+
+    pub(super) fn octets(&self) -> &[u8; LENGTH] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Psk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Psk(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("psk");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn a_written_key_is_private_and_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("psk");
+        let key = Psk::generate().unwrap();
+        key.write_new(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&path).unwrap().len(), 65);
+        assert_eq!(Psk::read(&path).unwrap().octets(), key.octets());
+    }
+
+    #[test]
+    fn the_file_is_hexadecimal_in_order() {
+        let text: String = (0..32).map(|i| format!("{i:02X}")).collect();
+        let (_directory, path) = file(&format!("  {text}\n\n"), 0o400);
+        assert_eq!(Psk::read(&path).unwrap().octets(), &std::array::from_fn(|i| i as u8));
+    }
+
+    #[test]
+    fn an_existing_file_is_never_overwritten() {
+        let (_directory, path) = file("precious", 0o600);
+        let error = Psk::generate().unwrap().write_new(&path).unwrap_err();
+        assert!(matches!(error, PskError::Exists { .. }), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Psk::generate().unwrap().write_new(&directory.path().join("no/psk")).unwrap_err();
+        assert!(matches!(error, PskError::NoDirectory { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_others_can_access_is_refused_with_the_remedy() {
+        for mode in [0o640, 0o604, 0o620, 0o601, 0o666] {
+            let (_directory, path) = file(&"ab".repeat(32), mode);
+            let error = Psk::read(&path).unwrap_err();
+            assert!(matches!(error, PskError::Exposed { mode: m, .. } if m == mode), "{error}");
+            assert!(error.to_string().contains(&format!("chmod 600 {}", path.display())), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_file_points_to_keygen() {
+        let error = Psk::read(Path::new("/nonexistent/psk")).unwrap_err();
+        assert!(matches!(error, PskError::Missing { .. }), "{error}");
+        assert!(error.to_string().contains("tcpcopy keygen"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_key_is_refused() {
+        for (content, found) in [("", 0), ("abc\n", 3), (&*"0".repeat(66), 66), (&*"0".repeat(1 << 20), MAX_FILE)] {
+            let (_directory, path) = file(content, 0o600);
+            let error = Psk::read(&path).unwrap_err();
+            assert!(matches!(error, PskError::Length { found: n, .. } if n == found), "{error}");
+        }
+        let (_directory, path) = file(&format!("{}g{}", "0".repeat(40), "0".repeat(23)), 0o600);
+        let error = Psk::read(&path).unwrap_err();
+        assert!(matches!(error, PskError::Digit { position: 41, .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        for path in [directory.path(), &fifo] {
+            let error = Psk::read(path).unwrap_err();
+            assert!(matches!(error, PskError::NotAFile { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_output_hides_the_key() {
+        let text = "5a".repeat(32);
+        let (_directory, path) = file(&text, 0o600);
+        assert_eq!(format!("{:?}", Psk::read(&path).unwrap()), "Psk(..)");
+    }
+}

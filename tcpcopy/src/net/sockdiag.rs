@@ -1,0 +1,347 @@
+//! The TCP sockets of this host, and their destruction, over `sock_diag`.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
+use netlink_packet_sock_diag::{
+    AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage, TCP_LISTEN,
+    inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
+};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use tcpcopy_common::flow::Flow;
+
+use super::{NetError, netlink::Netlink};
+
+/// `INET_DIAG_NOCOOKIE`: any socket with these addresses and ports.
+const NO_COOKIE: [u8; 8] = [0xff; 8];
+
+/// IP versions, as sockets have them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// `AF_INET`.
+    V4,
+    /// `AF_INET6`: connections of IPv4 that a dual-stack listener accepted are here too.
+    V6,
+}
+
+/// A TCP socket of this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Address and port on this side; an IPv4-mapped address is given as IPv4.
+    pub local: SocketAddr,
+    /// Address and port of the other side; likewise.
+    pub remote: SocketAddr,
+    /// Its state: one of the kernel's `TCP_*` numbers, see [`netlink_packet_sock_diag::constants`].
+    pub state: u8,
+    /// What tells it from all other sockets, now and later.
+    pub cookie: [u8; 8],
+    /// Index of the interface that it is bound to, or 0.
+    pub ifindex: u32,
+}
+
+impl TcpSocket {
+    fn from_header(header: &InetResponseHeader) -> Self {
+        let id = &header.socket_id;
+        Self {
+            local: SocketAddr::new(id.source_address.to_canonical(), id.source_port),
+            remote: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
+            state: header.state,
+            cookie: id.cookie,
+            ifindex: id.interface_id,
+        }
+    }
+
+    /// The connection, if this is its server's end.
+    #[must_use]
+    pub fn flow(&self) -> Flow {
+        Flow {
+            client: self.remote.ip().into(),
+            server: self.local.ip().into(),
+            client_port: self.remote.port().to_be_bytes(),
+            server_port: self.local.port().to_be_bytes(),
+        }
+    }
+
+    /// Whether this is the server's end of `flow`.
+    #[must_use]
+    pub fn serves(&self, flow: &Flow) -> bool {
+        self.state != TCP_LISTEN && (self.local, self.remote) == ends(flow)
+    }
+}
+
+/// Whether a socket was destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is gone.
+    Yes,
+    /// There was none.
+    NotFound,
+}
+
+/// A connection to the kernel's `sock_diag`; keep one for many questions.
+pub struct SockDiag {
+    netlink: Netlink,
+}
+
+impl SockDiag {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When no netlink socket can be opened.
+    pub fn open() -> Result<Self, NetError> {
+        Ok(Self { netlink: Netlink::open(NETLINK_SOCK_DIAG)? })
+    }
+
+    /// Makes sure that the kernel can list and destroy TCP sockets, before something depends on it.
+    ///
+    /// # Errors
+    /// [`NetError::DestroyUnsupported`] when it cannot.
+    pub fn preflight(&mut self) -> Result<(), NetError> {
+        // No socket has port 0, so a kernel that can, finds nothing (ENOENT); but so answers one that lacks tcp_diag, and
+        // only a dump tells these two apart.
+        let nobody = request(SocketId { cookie: NO_COOKIE, ..SocketId::new_v4() }, AF_INET, StateFlags::empty());
+        match self.netlink.change(SockDiagDestroy::new(SockDiagMessage::InetRequest(nobody)), 0) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(e) if is_unsupported(&e) => return Err(NetError::DestroyUnsupported),
+            Err(source) => return Err(NetError::Refused { action: "destroy a socket".into(), source }),
+            Ok(()) => {}
+        }
+        match self.dump(Family::V4, StateFlags::SYN_SENT) {
+            Err(NetError::Refused { source, .. })
+                if is_unsupported(&source) || source.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                Err(NetError::DestroyUnsupported)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// All TCP sockets of `family` in this network namespace, in every state: half-open ones and those in TIME-WAIT too.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn tcp_sockets(&mut self, family: Family) -> Result<Vec<TcpSocket>, NetError> {
+        // SYN_RECV here is TCP_SYN_RECV; request sockets of listeners are reported under it. The kernel's own bit for
+        // them, TCP_NEW_SYN_RECV (12), and TCP_BOUND_INACTIVE (13) are left out by `all`.
+        self.dump(family, StateFlags::all())
+    }
+
+    fn dump(&mut self, family: Family, states: StateFlags) -> Result<Vec<TcpSocket>, NetError> {
+        let (id, family) = match family {
+            Family::V4 => (SocketId::new_v4(), AF_INET),
+            Family::V6 => (SocketId::new_v6(), AF_INET6),
+        };
+        let query = SockDiagMessage::InetRequest(request(id, family, states));
+        let all: Vec<SockDiagMessage> = self.netlink.dump(query, "list the TCP sockets")?;
+        Ok(all
+            .iter()
+            .filter_map(|m| match m {
+                SockDiagMessage::InetResponse(r) => Some(TcpSocket::from_header(&r.header)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Tears down the server's end of `flow`: the socket whose local end is the flow's server and whose remote end is its
+    /// client, in whatever state, whether an IPv4 or a dual-stack listener accepted it. The process that owns it reads
+    /// ECONNABORTED; the kernel sends a RST to the client. A listener is never touched.
+    ///
+    /// A socket that is bound to an interface is not found this way; [`tcp_sockets`](Self::tcp_sockets) has it.
+    ///
+    /// # Errors
+    /// When the kernel refuses: without CAP_NET_ADMIN, or without support.
+    pub fn destroy(&mut self, flow: &Flow) -> Result<Destroyed, NetError> {
+        let (local, remote) = ends(flow);
+        let any = TcpSocket { local, remote, state: 0, cookie: NO_COOKIE, ifindex: 0 };
+        // Two steps, and the second by cookie: for a connection that is gone, the kernel's look-up ends at the *listener*,
+        // and destroying that would end the service.
+        let query = SockDiagMessage::InetRequest(any.request());
+        let found = self.netlink.get(query, &[libc::ENOENT], "look up a TCP socket")?;
+        match found {
+            Some(SockDiagMessage::InetResponse(found)) => {
+                let found = TcpSocket::from_header(&found.header);
+                if found.serves(flow) { self.destroy_socket(&found) } else { Ok(Destroyed::NotFound) }
+            }
+            _ => Ok(Destroyed::NotFound),
+        }
+    }
+
+    /// Tears down a socket that [`tcp_sockets`](Self::tcp_sockets) listed; refuses a listener.
+    ///
+    /// # Errors
+    /// When the kernel refuses: without CAP_NET_ADMIN, or without support.
+    pub fn destroy_socket(&mut self, socket: &TcpSocket) -> Result<Destroyed, NetError> {
+        if socket.state == TCP_LISTEN || socket.cookie == NO_COOKIE {
+            return Ok(Destroyed::NotFound);
+        }
+        match self.netlink.change(SockDiagDestroy::new(SockDiagMessage::InetRequest(socket.request())), 0) {
+            Ok(()) => Ok(Destroyed::Yes),
+            // ESTALE: another socket by now, or the listener.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(Destroyed::NotFound),
+            Err(e) if is_unsupported(&e) => Err(NetError::DestroyUnsupported),
+            Err(source) => Err(NetError::Refused { action: "destroy a socket".into(), source }),
+        }
+    }
+}
+
+impl TcpSocket {
+    fn request(&self) -> InetRequest {
+        // An IPv4 request finds connections of dual-stack sockets too: the kernel's table of connections is one for both.
+        let family = if self.local.is_ipv6() { AF_INET6 } else { AF_INET };
+        let id = SocketId {
+            source_port: self.local.port(),
+            destination_port: self.remote.port(),
+            source_address: self.local.ip(),
+            destination_address: self.remote.ip(),
+            interface_id: self.ifindex,
+            cookie: self.cookie,
+        };
+        request(id, family, StateFlags::all())
+    }
+}
+
+/// All TCP sockets of `family` in this network namespace.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn tcp_sockets(family: Family) -> Result<Vec<TcpSocket>, NetError> {
+    SockDiag::open()?.tcp_sockets(family)
+}
+
+/// Tears down the server's end of `flow`, see [`SockDiag::destroy`].
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn destroy(flow: &Flow) -> Result<Destroyed, NetError> {
+    SockDiag::open()?.destroy(flow)
+}
+
+fn request(socket_id: SocketId, family: u8, states: StateFlags) -> InetRequest {
+    InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
+}
+
+fn ends(flow: &Flow) -> (SocketAddr, SocketAddr) {
+    let end = |address, port| SocketAddr::new(IpAddr::from(address), u16::from_be_bytes(port));
+    (end(flow.server, flow.server_port), end(flow.client, flow.client_port))
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+    };
+
+    use netlink_packet_sock_diag::{TCP_ESTABLISHED, TCP_SYN_RECV, TCP_TIME_WAIT};
+
+    use super::*;
+    use crate::net::testing::{eventually, ip, isolated, veth};
+
+    fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
+        Flow {
+            client: client.ip().into(),
+            server: server.ip().into(),
+            client_port: client.port().to_be_bytes(),
+            server_port: server.port().to_be_bytes(),
+        }
+    }
+
+    fn states(diag: &mut SockDiag, flow: &Flow) -> Vec<u8> {
+        let all = diag.tcp_sockets(Family::V4).unwrap();
+        all.iter().filter(|s| s.serves(flow)).map(|s| s.state).collect()
+    }
+
+    #[test]
+    fn a_connection_is_found_and_destroyed_and_its_listener_lives_on() {
+        isolated(|_| {
+            let mut diag = SockDiag::open().unwrap();
+            diag.preflight().unwrap();
+            // The second: an IPv4 connection of a dual-stack listener. Its socket is one of AF_INET6.
+            for (listen, connect, family) in [
+                ("127.0.0.1:0", "127.0.0.1", Family::V4),
+                ("[::]:0", "127.0.0.1", Family::V6),
+                ("[::1]:0", "::1", Family::V6),
+            ] {
+                let listener = TcpListener::bind(listen).unwrap();
+                let port = listener.local_addr().unwrap().port();
+                let connect = SocketAddr::new(connect.parse().unwrap(), port);
+                let mut client = TcpStream::connect(connect).unwrap();
+                let (mut server, _) = listener.accept().unwrap();
+                let flow = flow(client.local_addr().unwrap(), connect);
+                let listed = diag.tcp_sockets(family).unwrap();
+                let found: Vec<_> = listed.iter().filter(|s| s.serves(&flow)).collect();
+                assert_eq!(found.len(), 1, "{listen}: {listed:?}");
+                assert_eq!(found[0].state, TCP_ESTABLISHED);
+
+                assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes, "{listen}");
+                let error = server.read(&mut [0]).unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{listen}");
+                assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+                // Now the kernel's look-up ends at the listener, which must not be taken for the connection.
+                assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::NotFound, "{listen}");
+                assert_eq!(diag.destroy_socket(found[0]).unwrap(), Destroyed::NotFound);
+                TcpStream::connect(connect).expect("the listener still listens");
+            }
+        });
+    }
+
+    #[test]
+    fn a_listener_is_never_destroyed() {
+        isolated(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut diag = SockDiag::open().unwrap();
+            let listed = diag.tcp_sockets(Family::V4).unwrap();
+            let entry = listed.iter().find(|s| s.state == TCP_LISTEN).unwrap();
+            assert_eq!(diag.destroy_socket(entry).unwrap(), Destroyed::NotFound);
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        });
+    }
+
+    #[test]
+    fn time_wait_is_destroyed_too() {
+        isolated(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut client = TcpStream::connect(address).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let flow = flow(client.local_addr().unwrap(), address);
+            // The server closes first, so the wait is on its side.
+            drop(server);
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            drop(client);
+            let mut diag = SockDiag::open().unwrap();
+            eventually(|| states(&mut diag, &flow) == [TCP_TIME_WAIT]);
+            assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes);
+            assert_eq!(states(&mut diag, &flow), []);
+        });
+    }
+
+    #[test]
+    fn a_half_open_connection_is_destroyed_too() {
+        isolated(|peer| {
+            veth(peer);
+            // SYN-ACKs go to a link-layer address that nobody has.
+            ip("neigh replace 10.77.0.2 lladdr 02:00:00:00:00:09 dev v0 nud permanent");
+            let listener = TcpListener::bind("10.77.0.1:0").unwrap();
+            let server = listener.local_addr().unwrap();
+            let client = peer.run(move || {
+                ip("neigh replace 10.77.0.1 lladdr 02:00:00:00:77:01 dev v1 nud permanent");
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                let _ = socket.connect(&server.into());
+                (socket.local_addr().unwrap().as_socket().unwrap(), socket)
+            });
+            let flow = flow(client.0, server);
+            let mut diag = SockDiag::open().unwrap();
+            eventually(|| states(&mut diag, &flow) == [TCP_SYN_RECV]);
+            assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes);
+            assert_eq!(states(&mut diag, &flow), []);
+        });
+    }
+}

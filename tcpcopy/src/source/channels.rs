@@ -1,0 +1,129 @@
+//! Keeping every worker's control channels up.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
+
+use super::worker::{Notice, Order};
+use crate::{
+    control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
+    engine::{Credentials, TargetId},
+    mailbox::Mailbox,
+};
+
+/// A channel that was dialled.
+struct Dialled {
+    worker: u32,
+    target: TargetId,
+    link: Box<Link>,
+    welcome: Welcome,
+}
+
+/// Dials, and dials again, one channel per worker and intercept, and hands each to its worker.
+pub struct Channels {
+    intercepts: Vec<SocketAddr>,
+    security: Security,
+    workers: Arc<[Mailbox<Order>]>,
+    /// What each channel was given last, to take its sessions up again after a break.
+    resume: HashMap<(u32, TargetId), Resume>,
+}
+
+impl Channels {
+    /// Nothing is dialled yet.
+    #[must_use]
+    pub fn new(intercepts: Vec<SocketAddr>, security: Security, workers: Arc<[Mailbox<Order>]>) -> Self {
+        Self { intercepts, security, workers, resume: HashMap::new() }
+    }
+
+    /// Brings every channel up, each tried once.
+    ///
+    /// # Errors
+    /// The first channel that cannot be established.
+    pub async fn dial_all(&mut self) -> Result<(), ConnectError> {
+        let mut dials = JoinSet::new();
+        for worker in 0..self.workers.len() as u32 {
+            for target in 0..self.intercepts.len() as u16 {
+                dials.spawn(self.dial(worker, TargetId(target)));
+            }
+        }
+        while let Some(dialled) = dials.join_next().await {
+            match dialled {
+                Ok(dialled) => self.hand_over(dialled?),
+                Err(e) => std::panic::resume_unwind(e.into_panic()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Redials what breaks, for ever.
+    pub async fn keep_up(mut self, mut notices: UnboundedReceiver<Notice>) {
+        let mut dials = JoinSet::new();
+        loop {
+            tokio::select! {
+                notice = notices.recv() => match notice {
+                    None => return,
+                    Some(Notice::LinkDown { worker, target, error }) => {
+                        let address = self.intercepts[usize::from(target.0)];
+                        log::warn!("worker {worker}: the channel to intercept {address} broke: {error}; nothing is replayed there until it is up again");
+                        dials.spawn(self.redial(worker, target));
+                    }
+                },
+                Some(Ok(dialled)) = dials.join_next() => {
+                    let address = self.intercepts[usize::from(dialled.target.0)];
+                    log::info!("worker {}: the channel to intercept {address} is up again", dialled.worker);
+                    self.hand_over(dialled);
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, dialled: Dialled) {
+        let Dialled { worker, target, link, welcome } = dialled;
+        self.resume.insert((worker, target), Resume { instance: welcome.instance, token: welcome.token });
+        let credentials = Credentials { instance: welcome.instance, key: welcome.key };
+        self.workers[worker as usize].send(Order::LinkUp(target, link, credentials));
+    }
+
+    fn hello(&self, worker: u32, target: TargetId) -> Hello {
+        let name = rustix::system::uname();
+        let resume = self.resume.get(&(worker, target)).copied();
+        Hello::new(worker as u16, resume, &name.nodename().to_string_lossy())
+    }
+
+    fn dial(&self, worker: u32, target: TargetId) -> impl Future<Output = Result<Dialled, ConnectError>> + use<> {
+        let address = self.intercepts[usize::from(target.0)];
+        let security = self.security.clone();
+        let hello = self.hello(worker, target);
+        async move {
+            let established = connect(address, &security, &hello).await?;
+            Ok(Dialled { worker, target, link: Box::new(established.link), welcome: established.welcome })
+        }
+    }
+
+    fn redial(&self, worker: u32, target: TargetId) -> impl Future<Output = Dialled> + use<> {
+        let address = self.intercepts[usize::from(target.0)];
+        let security = self.security.clone();
+        let mut hello = self.hello(worker, target);
+        async move {
+            let mut backoff = Backoff::new(u64::from(worker) << 16 | u64::from(target.0));
+            loop {
+                tokio::time::sleep(backoff.next_delay()).await;
+                match connect(address, &security, &hello).await {
+                    Ok(established) => {
+                        return Dialled {
+                            worker,
+                            target,
+                            link: Box::new(established.link),
+                            welcome: established.welcome,
+                        };
+                    }
+                    Err(error) if error.cannot_resume() => {
+                        log::info!("intercept {address} does not know our sessions any more; starting afresh");
+                        hello.resume = None;
+                    }
+                    Err(error) => log::debug!("worker {worker}: intercept {address}: {error}"),
+                }
+            }
+        }
+    }
+}

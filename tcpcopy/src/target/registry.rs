@@ -1,0 +1,164 @@
+//! The instances: who may own replayed sessions, and with which key.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tcpcopy_common::{mark::MarkKey, response::WireStats};
+
+use super::reporter::Order;
+use crate::{
+    bpf::{BpfError, Interceptor},
+    control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
+    mailbox::Mailbox,
+    time::now,
+};
+
+/// How long the sessions of a broken channel wait for its return before they are destroyed.
+pub const RESUME_GRACE: Duration = Duration::from_secs(10);
+
+/// One worker of one tcpcopy.
+#[derive(Debug)]
+struct Instance {
+    key: MarkKey,
+    token: Token,
+    /// Since when it has had no channel; `None` while it has one.
+    lost: Option<Instant>,
+}
+
+/// All instances, and the programs that know them.
+pub struct Instances {
+    interceptor: Arc<Mutex<Interceptor>>,
+    reporter: Mailbox<Order>,
+    known: Mutex<HashMap<u32, Instance>>,
+    /// What was seen of instances that are gone.
+    past: Mutex<WireStats>,
+}
+
+impl Instances {
+    /// None yet.
+    #[must_use]
+    pub fn new(interceptor: Arc<Mutex<Interceptor>>, reporter: Mailbox<Order>) -> Self {
+        Self { interceptor, reporter, known: Mutex::default(), past: Mutex::default() }
+    }
+
+    /// Ends the report thread, once it has reported what there is.
+    pub fn stop_reporting(&self) {
+        self.reporter.send(Order::Stop);
+    }
+
+    /// The channel of `instance` broke: its sessions wait for [`RESUME_GRACE`].
+    pub fn lost(&self, instance: u32) {
+        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+            instance.lost = Some(Instant::now());
+        }
+    }
+
+    /// The owner of `instance` said that it has ended: nothing is waited for.
+    pub fn ended(&self, instance: u32) {
+        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+            instance.lost = Instant::now().checked_sub(RESUME_GRACE).or(Some(Instant::now()));
+        }
+    }
+
+    /// Forgets the instances that nobody has taken up again, and names them: their SYNs are no longer accepted.
+    pub fn expire(&self) -> Vec<u32> {
+        let mut known = lock(&self.known);
+        let expired: Vec<u32> = known
+            .iter()
+            .filter(|(_, i)| i.lost.is_some_and(|at| at.elapsed() >= RESUME_GRACE))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in &expired {
+            known.remove(id);
+            let mut interceptor = lock(&self.interceptor);
+            if let Ok(seen) = interceptor.wire_stats(*id) {
+                *lock(&self.past) += seen;
+            }
+            if let Err(e) = interceptor.remove_instance(*id) {
+                log::warn!("cannot forget instance {id:08x}: {e}");
+            }
+        }
+        expired
+    }
+
+    /// Whether sessions of `instance` are still somebody's.
+    #[must_use]
+    pub fn is_known(&self, instance: u32) -> bool {
+        lock(&self.known).contains_key(&instance)
+    }
+
+    /// What the wire has seen of `instance`.
+    ///
+    /// # Errors
+    /// When the kernel's map cannot be read.
+    pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
+        lock(&self.interceptor).wire_stats(instance)
+    }
+
+    /// What the wire has seen of all instances, those that are gone included.
+    #[must_use]
+    pub fn total(&self) -> WireStats {
+        let mut sum = *lock(&self.past);
+        for id in lock(&self.known).keys() {
+            if let Ok(seen) = self.wire_stats(*id) {
+                sum += seen;
+            }
+        }
+        sum
+    }
+}
+
+impl Registry for Instances {
+    fn register(&self, hello: &Hello, peer: SocketAddr) -> Result<Welcome, Refusal> {
+        let mut known = lock(&self.known);
+        let (id, key, token) = match &hello.resume {
+            Some(resume) => {
+                let instance =
+                    known.get_mut(&resume.instance).filter(|i| i.token == resume.token).ok_or_else(|| {
+                        Refusal::new(
+                            RefusalCode::CannotResume,
+                            "intercept was restarted, or the channel was down for too long",
+                        )
+                    })?;
+                instance.lost = None;
+                (resume.instance, instance.key, instance.token)
+            }
+            None => {
+                let internal = |what: &str, e: &dyn std::fmt::Display| {
+                    log::error!("{what} for {peer}: {e}");
+                    Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")
+                };
+                let key: [u64; 2] = bytemuck::cast(random_bytes::<16>().map_err(|e| internal("no key", &e))?);
+                let key = MarkKey { k0: key[0], k1: key[1] };
+                let token = Token(random_bytes().map_err(|e| internal("no token", &e))?);
+                let mut id = u32::from_ne_bytes(random_bytes().map_err(|e| internal("no instance id", &e))?);
+                while id == 0 || known.contains_key(&id) {
+                    id = id.wrapping_add(1);
+                }
+                lock(&self.interceptor).add_instance(id, &key).map_err(|e| internal("no instance", &e))?;
+                known.insert(id, Instance { key, token, lost: None });
+                (id, key, token)
+            }
+        };
+        log::info!(
+            "worker {} of {} at {peer} {} instance {id:08x}",
+            hello.worker,
+            hello.name(),
+            if hello.resume.is_some() { "resumes" } else { "is" }
+        );
+        Ok(Welcome { instance: id, key, token, time_ns: now().0 })
+    }
+
+    fn established(&self, accepted: Accepted) {
+        self.reporter.send(Order::LinkUp(accepted.welcome.instance, Box::new(accepted.link)));
+    }
+}
+
+/// Locks; what a thread that panicked left is plain counters and maps, valid at every moment.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,259 @@
+//! The report thread: from the ring of swallowed responses to the channels of their owners.
+
+use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc, time::Duration};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
+
+use super::registry::Instances;
+use crate::{
+    bpf::RingReader,
+    control::{Frame, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
+    mailbox::{Closed, Inbox},
+    time::now,
+};
+
+/// Ring records handled before they are sent off.
+const RECORDS_PER_TURN: usize = 1024;
+/// How often each owner is told what was seen of its sessions.
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the main thread tells the report thread.
+#[derive(Debug)]
+pub enum Order {
+    /// A channel is up.
+    LinkUp(u32, Box<Link>),
+    /// Report what is in the ring and end.
+    Stop,
+}
+
+/// What the report thread has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportCounts {
+    /// Responses handed to a channel.
+    pub reported: u64,
+    /// Responses that a channel had no room for.
+    pub dropped: u64,
+    /// Responses whose owner had no channel.
+    pub unowned: u64,
+    /// Ring records of a wrong size.
+    pub bad_records: u64,
+}
+
+/// The owner of sessions, as the report thread sees it.
+#[derive(Debug)]
+struct Owner {
+    link: Box<Link>,
+    batch: Vec<ResponseHeader>,
+    dropped: u64,
+}
+
+/// Everything that the report thread owns.
+pub struct Reporter {
+    ring: RingReader,
+    inbox: Inbox<Order>,
+    instances: Arc<Instances>,
+    owners: HashMap<u32, Owner>,
+    counts: ReportCounts,
+}
+
+impl Reporter {
+    /// A reporter without channels.
+    #[must_use]
+    pub fn new(ring: RingReader, inbox: Inbox<Order>, instances: Arc<Instances>) -> Self {
+        Self { ring, inbox, instances, owners: HashMap::new(), counts: ReportCounts::default() }
+    }
+
+    /// Runs until it is told to stop.
+    pub fn run(mut self) -> ReportCounts {
+        let mut stats_at = now().after(STATS_INTERVAL);
+        loop {
+            let mut stop = false;
+            while !stop {
+                match self.inbox.next() {
+                    Ok(None) => break,
+                    Ok(Some(Order::LinkUp(instance, link))) => {
+                        let owner = Owner { link, batch: Vec::with_capacity(MAX_RESPONSES), dropped: 0 };
+                        self.owners.insert(instance, owner);
+                    }
+                    Ok(Some(Order::Stop)) | Err(Closed) => stop = true,
+                }
+            }
+            let records = self.report(RECORDS_PER_TURN);
+            let frames = self.attend();
+            let now = now();
+            if now >= stats_at {
+                let ids: Vec<u32> = self.owners.keys().copied().collect();
+                for id in ids {
+                    self.send_stats(id);
+                }
+                stats_at = now.after(STATS_INTERVAL);
+            }
+            if stop {
+                while self.report(RECORDS_PER_TURN) > 0 {}
+                let ids: Vec<u32> = self.owners.keys().copied().collect();
+                for id in ids {
+                    self.send_stats(id);
+                    self.with_link(id, |link| {
+                        let _ = link.send(&Frame::Bye)?;
+                        link.flush().map(drop)
+                    });
+                }
+                return self.counts;
+            }
+            if records == 0 && frames == 0 {
+                self.sleep(stats_at.since(now));
+            }
+        }
+    }
+
+    /// Moves records from the ring into the owners' batches and sends these; returns how many records there were.
+    fn report(&mut self, budget: usize) -> usize {
+        let Self { ring, owners, counts, .. } = self;
+        let mut broken = Vec::new();
+        let records = ring.drain(budget, |record| {
+            let Some(header) = record
+                .get(..size_of::<ResponseHeader>())
+                .and_then(|r| bytemuck::try_pod_read_unaligned::<ResponseHeader>(r).ok())
+            else {
+                counts.bad_records += 1;
+                return;
+            };
+            let Some(owner) = owners.get_mut(&header.instance) else {
+                counts.unowned += 1;
+                return;
+            };
+            owner.batch.push(header);
+            if owner.batch.len() == MAX_RESPONSES
+                && let Err(e) = owner.send_batch(counts)
+            {
+                broken.push((header.instance, e));
+            }
+        });
+        if records > 0 {
+            for (&id, owner) in owners.iter_mut() {
+                if let Err(e) = owner.send_batch(counts).and_then(|()| owner.link.flush().map(drop)) {
+                    broken.push((id, e));
+                }
+            }
+        }
+        for (id, error) in broken {
+            self.lose(id, &error);
+        }
+        records
+    }
+
+    /// Reads what the owners say; returns how many frames there were.
+    fn attend(&mut self) -> usize {
+        let mut frames = 0;
+        let mut ended = Vec::new();
+        let mut broken = Vec::new();
+        for (&id, owner) in &mut self.owners {
+            let mut bye = false;
+            let outcome = owner.link.receive(|frame| match frame {
+                Frame::Bye => bye = true,
+                // The link has queued the answer.
+                Frame::Ping { .. } => {}
+                other => log::debug!("unexpected frame from instance {id:08x}: {other:?}"),
+            });
+            let outcome = outcome.and_then(|n| {
+                frames += n;
+                owner.link.flush().map(drop)
+            });
+            match outcome {
+                _ if bye => ended.push(id),
+                Ok(()) => {}
+                Err(e) => broken.push((id, e)),
+            }
+        }
+        for id in ended {
+            self.send_stats(id);
+            self.with_link(id, |link| {
+                let _ = link.send(&Frame::Bye)?;
+                link.flush().map(drop)
+            });
+            if self.owners.remove(&id).is_some() {
+                log::info!("instance {id:08x} has ended");
+            }
+            self.instances.ended(id);
+        }
+        for (id, error) in broken {
+            self.lose(id, &error);
+        }
+        frames
+    }
+
+    fn send_stats(&mut self, id: u32) {
+        let wire = match self.instances.wire_stats(id) {
+            Ok(wire) => wire,
+            Err(e) => return log::warn!("cannot read what was seen of instance {id:08x}: {e}"),
+        };
+        let Some(owner) = self.owners.get(&id) else { return };
+        let stats = Stats { wire, reports_lost: 0, responses_dropped: owner.dropped };
+        self.with_link(id, |link| {
+            // A slow peer gets the next ones: the figures are totals.
+            let _ = link.send(&Frame::Stats(stats))?;
+            link.flush().map(drop)
+        });
+    }
+
+    fn with_link(&mut self, id: u32, f: impl FnOnce(&mut Link) -> Result<(), LinkError>) {
+        if let Some(owner) = self.owners.get_mut(&id)
+            && let Err(e) = f(&mut owner.link)
+        {
+            self.lose(id, &e);
+        }
+    }
+
+    fn lose(&mut self, id: u32, error: &LinkError) {
+        if self.owners.remove(&id).is_some() {
+            log::warn!("the channel of instance {id:08x} broke: {error}");
+            self.instances.lost(id);
+        }
+    }
+
+    fn sleep(&mut self, until_stats: Duration) {
+        let timeout = until_stats.min(Duration::from_millis(u64::from(MAX_SLEEP_MS)));
+        if timeout.is_zero() || !self.ring.prepare_sleep() {
+            return;
+        }
+        let mut fds = Vec::with_capacity(2 + self.owners.len());
+        fds.push(PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN));
+        fds.push(PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN));
+        for owner in self.owners.values() {
+            let write = if owner.link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+            fds.push(PollFd::from_borrowed_fd(owner.link.as_fd(), PollFlags::IN | write));
+        }
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => log::warn!("poll failed: {e}"),
+        }
+        if fds[0].revents().contains(PollFlags::IN) {
+            self.inbox.rearm();
+        }
+        self.ring.awake();
+    }
+}
+
+impl Owner {
+    fn send_batch(&mut self, counts: &mut ReportCounts) -> Result<(), LinkError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let n = self.batch.len() as u64;
+        let sent = self.link.send(&Frame::Responses(Responses::new(&self.batch)));
+        self.batch.clear();
+        match sent? {
+            Sent::Queued => counts.reported += n,
+            Sent::Dropped => {
+                counts.dropped += n;
+                self.dropped += n;
+            }
+        }
+        Ok(())
+    }
+}
