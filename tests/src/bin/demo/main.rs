@@ -14,7 +14,7 @@ use clap::Parser;
 use interrupt::Interrupt;
 use lab::{
     Family, Lab, Mirror, MirrorOptions, eventually,
-    http::{Limit, Load, RunningLoad, Style},
+    http::{Limit, Load, Method, RunningLoad, Style},
     mirror::{LIVE_PORT, TARGET_PORT},
 };
 use requests::Witness;
@@ -134,7 +134,15 @@ fn start_loads(lab: &Lab, arguments: &Arguments) -> anyhow::Result<Vec<(String, 
             (Style::PerRequest, "connection each", 8, arguments.rate / 10),
         ] {
             let rate = (arguments.rate > 0).then_some(rate.max(1));
-            let load = Load { style, rate, ..Load::keep_alive(server, connections, limit) };
+            // A server of the user's is sure to answer its root, with whatever status.
+            let path = if arguments.source_cmd.is_some() { "/" } else { "/size/64" };
+            let load = Load {
+                style,
+                rate,
+                method: Method::Get(path.into()),
+                any_status: arguments.source_cmd.is_some(),
+                ..Load::keep_alive(server, connections, limit)
+            };
             loads.push((format!("{version}, {what}"), load.start(&lab.client)?));
         }
     }

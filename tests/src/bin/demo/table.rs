@@ -64,8 +64,8 @@ pub fn render(rows: &[Row], costs: &Costs) -> anyhow::Result<String> {
             row.live.to_string(),
             (row.live - row.lost).to_string(),
             row.lost.to_string(),
-            milliseconds(row.lag.value_at_quantile(0.5)),
-            milliseconds(row.lag.value_at_quantile(0.99)),
+            quantile(&row.lag, 0.5),
+            quantile(&row.lag, 0.99),
         ]);
     }
     let micros = |time: Duration| format!("{:.1} µs", time.as_nanos() as f64 / 1e3);
@@ -79,8 +79,11 @@ pub fn render(rows: &[Row], costs: &Costs) -> anyhow::Result<String> {
     ))
 }
 
-fn milliseconds(ns: u64) -> String {
-    format!("{:.2} ms", ns as f64 / 1e6)
+fn quantile(lag: &Histogram<u64>, quantile: f64) -> String {
+    if lag.is_empty() {
+        return "–".into();
+    }
+    format!("{:.2} ms", lag.value_at_quantile(quantile) as f64 / 1e6)
 }
 
 #[cfg(test)]
