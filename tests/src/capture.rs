@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -56,7 +56,8 @@ pub struct Packet {
 /// Captures packets of a host in a thread until it is stopped.
 pub struct Sniffer {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<anyhow::Result<Vec<Packet>>>>,
+    packets: Arc<Mutex<Vec<Packet>>>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Sniffer {
@@ -67,18 +68,33 @@ impl Sniffer {
         let socket = at.run(|| open(addresses, end))?.context("cannot sniff; it needs CAP_NET_RAW")?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = at.spawn("sniffer", move || capture(&socket, addresses, end, &stopped))?;
-        Ok(Self { stop, thread: Some(thread) })
+        let packets = Arc::<Mutex<Vec<Packet>>>::default();
+        let seen = Arc::clone(&packets);
+        let thread = at.spawn("sniffer", move || {
+            capture(&socket, &stopped, |packet| {
+                let address = if end == End::Source { packet.source } else { packet.destination };
+                if address == IpAddr::from(addresses.0) || address == IpAddr::from(addresses.1) {
+                    seen.lock().unwrap_or_else(PoisonError::into_inner).push(packet);
+                }
+            })
+        })?;
+        Ok(Self { stop, packets, thread: Some(thread) })
     }
 
-    /// Stops, and returns all that arrived until now. Fails when some was lost, as an absence then proves nothing.
+    /// The packets since the last call.
+    pub fn take(&self) -> Vec<Packet> {
+        std::mem::take(&mut self.packets.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Stops, and returns what arrived until now and was not [taken](Self::take). Fails when some was lost, as an absence then proves nothing.
     pub fn stop(mut self) -> anyhow::Result<Vec<Packet>> {
         self.stop.store(true, Ordering::Release);
         match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(packets)) => packets,
+            Some(Ok(result)) => result?,
             Some(Err(panic)) => std::panic::resume_unwind(panic),
-            None => Ok(Vec::new()),
+            None => (),
         }
+        Ok(self.take())
     }
 }
 
@@ -112,7 +128,7 @@ fn open((v4, v6): (Ipv4Addr, Ipv6Addr), end: End) -> io::Result<Socket> {
 }
 
 /// A classic BPF program: accept when the address at the end that matters is ours. Packets that came before it was
-/// attached are sorted out by [`parse`]'s caller.
+/// attached are sorted out afterwards.
 fn filter(v4: Ipv4Addr, v6: Ipv6Addr, end: End) -> Vec<SockFilter> {
     let load = |at: u32| SockFilter::new((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, at);
     let half = |at: u32| SockFilter::new((libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16, 0, 0, at);
@@ -148,13 +164,7 @@ fn filter(v4: Ipv4Addr, v6: Ipv6Addr, end: End) -> Vec<SockFilter> {
     ]
 }
 
-fn capture(
-    socket: &Socket,
-    (v4, v6): (Ipv4Addr, Ipv6Addr),
-    end: End,
-    stop: &AtomicBool,
-) -> anyhow::Result<Vec<Packet>> {
-    let mut packets = Vec::new();
+fn capture(socket: &Socket, stop: &AtomicBool, mut seen: impl FnMut(Packet)) -> anyhow::Result<()> {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 1 << 17];
     loop {
         let stopping = stop.load(Ordering::Acquire);
@@ -163,10 +173,7 @@ fn capture(
                 let length = length.min(buffer.len());
                 // SAFETY: the kernel has written that many octets.
                 let octets = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-                packets.extend(parse(octets, monotonic_ns()).filter(|packet| {
-                    let address = if end == End::Source { packet.source } else { packet.destination };
-                    address == IpAddr::from(v4) || address == IpAddr::from(v6)
-                }));
+                parse(octets, monotonic_ns()).into_iter().for_each(&mut seen);
             }
             // A time-out: what had arrived before `stop` was set has been read.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
@@ -179,7 +186,7 @@ fn capture(
         }
     }
     ensure!(lost(socket)? == 0, "the sniffer lost packets: the machine is too slow for what is sniffed");
-    Ok(packets)
+    Ok(())
 }
 
 fn lost(socket: &Socket) -> io::Result<u32> {

@@ -108,6 +108,8 @@ impl Host {
             .name(format!("{}:{name}", self.role))
             .spawn(move || {
                 host.namespace.enter()?;
+                // A thread that nobody joins must not keep the laboratory from being removed.
+                drop(host);
                 f()
             })
             .context("cannot start a thread")

@@ -7,16 +7,16 @@
 pub mod capture;
 pub mod host;
 pub mod http;
-
+pub mod mirror;
 pub mod namespace;
 pub mod program;
 pub mod servers;
 pub mod topology;
-
+pub mod traces;
 mod wait;
 
 pub use host::{Family, Host};
-
+pub use mirror::{Mirror, MirrorOptions};
 pub use program::{Program, Summary};
 pub use topology::{Lab, Options, Shape};
 pub use wait::{eventually, monotonic_ns};

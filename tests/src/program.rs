@@ -132,7 +132,8 @@ impl Program {
     /// Waits for a line of its log.
     pub fn wait_log(&self, limit: Duration, matches: impl Fn(&str) -> bool) -> anyhow::Result<String> {
         self.stderr.wait_for(limit, matches).with_context(|| {
-            format!("{} has not written the expected line within {limit:?}; its log:\n{}", self.name, self.log())
+            let what = if self.is_running() { "has not written" } else { "ended without" };
+            format!("{} {what} the expected line (limit {limit:?}); its log:\n{}", self.name, self.log())
         })
     }
 

@@ -69,12 +69,14 @@ pub struct Load {
     pub method: Method,
     /// At most so many requests per second, all connections together. Otherwise as fast as answers come.
     pub rate: Option<u32>,
+    /// Count every answer, not only those with status 200.
+    pub any_status: bool,
 }
 
 /// What came of it.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// The identifiers of the requests that were answered with status 200.
+    /// The identifiers of the requests that were answered, with status 200 unless any counts.
     pub answered: Vec<u64>,
     /// What went wrong with the others.
     pub failed: Vec<String>,
@@ -119,7 +121,7 @@ impl Load {
     /// Keep-alive requests for a small answer.
     pub fn keep_alive(server: SocketAddr, connections: usize, limit: Limit) -> Self {
         let method = Method::Get("/size/64".into());
-        Self { server, bind: None, connections, style: Style::KeepAlive, limit, method, rate: None }
+        Self { server, bind: None, connections, style: Style::KeepAlive, limit, method, rate: None, any_status: false }
     }
 
     /// The same with a connection for each request.
@@ -297,7 +299,8 @@ impl Client {
     async fn answer(&mut self, stream: &mut TcpStream) -> anyhow::Result<bool> {
         let (length, close) = loop {
             if let Some(head) = head::parse(&self.input).map_err(anyhow::Error::msg)? {
-                ensure!(head.first_line.split(' ').nth(1) == Some("200"), "answer `{}`", head.first_line);
+                let ok = self.load.any_status || head.first_line.split(' ').nth(1) == Some("200");
+                ensure!(ok, "answer `{}`", head.first_line);
                 ensure!(!head.chunked, "a chunked answer, which this client does not know");
                 let length = head.content_length.context("an answer without Content-Length")?;
                 let close = head.close;
