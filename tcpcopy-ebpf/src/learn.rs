@@ -52,7 +52,7 @@ pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
     if tcp.flags & (SYN | ACK) == SYN {
         learn_syn(packet, &ip, &tcp, &flow)
     } else {
-        if let Some(session) = maps::session(&flow) {
+        if let Some(session) = maps::session_seen(&flow) {
             count_segment(&session, &ip, &tcp);
         }
         Verdict::Pass
@@ -103,7 +103,8 @@ fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session
         return Err(Refusal::Counted(TargetCounter::BadTag));
     }
     // SAFETY: the helper has no preconditions.
-    let session = Session { opened_ns: unsafe { bpf_ktime_get_ns() }, instance, isn };
+    let now = unsafe { bpf_ktime_get_ns() };
+    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
         None => match maps::insert_session(flow, &session) {
@@ -126,7 +127,7 @@ fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session
 /// The session is there already: fine if it is the same one.
 #[inline(always)]
 fn join(flow: &Flow, session: Session) -> Result<Session, Refusal> {
-    match maps::session(flow) {
+    match maps::session_seen(flow) {
         Some(old) if old.instance == session.instance && old.isn == session.isn => {
             TargetCounter::SynRepeated.count();
             Ok(session)

@@ -6,6 +6,7 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use tcpcopy_common::{
@@ -121,8 +122,20 @@ pub fn instance_key(instance: u32) -> Option<&'static MarkKey> {
 /// The replayed session on a four-tuple.
 #[inline(always)]
 pub fn session(flow: &Flow) -> Option<Session> {
-    // SAFETY: as above. Entries are replaced as a whole, never written in place.
+    // SAFETY: as above. Entries are replaced as a whole; only the time of the last segment is written in place.
     unsafe { SESSIONS.get(flow) }.copied()
+}
+
+/// The replayed session on a four-tuple, whose client was just seen.
+#[inline(always)]
+pub fn session_seen(flow: &Flow) -> Option<Session> {
+    let session = SESSIONS.get_ptr_mut(flow)?;
+    // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: any of the times
+    // will do.
+    unsafe {
+        (&raw mut (*session).last_seen_ns).write_volatile(bpf_ktime_get_ns());
+        Some(*session)
+    }
 }
 
 /// Why a session could not be entered.
