@@ -1,6 +1,123 @@
-//! The eBPF programs of tcpcopy.
+//! The eBPF programs of tcpcopy: they run in the kernel, for every packet of the interfaces that they are attached to.
+//!
+//! On the source, the `capture_*` programs copy the segments of matching live clients into the rings of the workers and
+//! let every packet go on, whatever happens. On the target, `learn` opens a session for each SYN with a valid mark, and
+//! `swallow_*` reports the responses to these sessions and keeps them from the network.
+//!
+//! A program here only turns a result into a verdict. [`packet`] reads packets, [`parse`] understands headers, [`maps`]
+//! holds what outlives a packet.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(missing_docs, reason = "the attribute macros do not hand on the documentation of the programs")]
+
+mod capture;
+mod counters;
+mod fragment;
+mod learn;
+mod maps;
+mod options;
+mod packet;
+mod parse;
+mod ring;
+mod swallow;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_STOLEN, xdp_action::XDP_PASS},
+    helpers::generated::bpf_redirect,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+
+use crate::{learn::Verdict, parse::Link, swallow::Fate};
+
+/// Not our business: the next program of the chain decides, or the stack goes on. The same number means `TC_ACT_UNSPEC`
+/// to clsact.
+const TCX_NEXT: i32 = -1;
+
+/// Source, on network drivers.
+#[xdp(frags)]
+pub fn capture_xdp(ctx: XdpContext) -> u32 {
+    capture::capture(&ctx, Link::Ethernet);
+    XDP_PASS
+}
+
+/// Source, on interfaces with an Ethernet header.
+#[classifier]
+pub fn capture_tc(ctx: TcContext) -> i32 {
+    capture::capture(&ctx, Link::Ethernet);
+    TCX_NEXT
+}
+
+/// Source, on interfaces without a link header.
+#[classifier]
+pub fn capture_tc_l3(ctx: TcContext) -> i32 {
+    capture::capture(&ctx, Link::Bare);
+    TCX_NEXT
+}
+
+/// Target ingress, on interfaces with an Ethernet header.
+#[classifier]
+pub fn learn(ctx: TcContext) -> i32 {
+    admit(learn::learn(&ctx, Link::Ethernet))
+}
+
+/// Target ingress, on interfaces without a link header.
+#[classifier]
+pub fn learn_l3(ctx: TcContext) -> i32 {
+    admit(learn::learn(&ctx, Link::Bare))
+}
+
+/// Target egress on a TCX link, on interfaces with an Ethernet header.
+#[classifier]
+pub fn swallow_tcx(ctx: TcContext) -> i32 {
+    swallow_by_redirect(swallow::swallow(&ctx, Link::Ethernet))
+}
+
+/// Target egress on a TCX link, on interfaces without a link header.
+#[classifier]
+pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
+    swallow_by_redirect(swallow::swallow(&ctx, Link::Bare))
+}
+
+/// Target egress as a clsact filter, on interfaces with an Ethernet header.
+#[classifier]
+pub fn swallow_clsact(ctx: TcContext) -> i32 {
+    swallow_by_stealing(swallow::swallow(&ctx, Link::Ethernet))
+}
+
+/// Target egress as a clsact filter, on interfaces without a link header.
+#[classifier]
+pub fn swallow_clsact_l3(ctx: TcContext) -> i32 {
+    swallow_by_stealing(swallow::swallow(&ctx, Link::Bare))
+}
+
+#[inline(always)]
+fn admit(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TCX_NEXT,
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// TCX ignores `TC_ACT_STOLEN` (the response would leave), and `TC_ACT_SHOT` tells the sending TCP that it failed. A
+/// redirection to an interface that does not exist looks like success to the sender, and drops the packet.
+#[inline(always)]
+fn swallow_by_redirect(fate: Fate) -> i32 {
+    match fate {
+        Fate::Leave => TCX_NEXT,
+        // SAFETY: the helper has no preconditions.
+        Fate::Swallow => unsafe { bpf_redirect(0, 0) as i32 },
+    }
+}
+
+#[inline(always)]
+fn swallow_by_stealing(fate: Fate) -> i32 {
+    match fate {
+        Fate::Leave => TCX_NEXT,
+        Fate::Swallow => TC_ACT_STOLEN,
+    }
+}
 
 // The verifier refuses a program that can reach this loop, so a panic cannot happen.
 #[cfg(not(test))]
@@ -8,3 +125,9 @@
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
+
+/// Some helpers are only for programs with a licence that is compatible with the GPL.
+// SAFETY: the section is where the loader looks for the licence, and nothing else is in it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

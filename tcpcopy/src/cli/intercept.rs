@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::{Parser, ValueEnum};
 
-use super::{AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, tcpcopy::parse_ring_size};
+use super::{AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, size::parse_ring_size};
 use crate::{bpf::TcAttach, control::DEFAULT_PORT};
 
 /// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.

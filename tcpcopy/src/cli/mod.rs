@@ -9,6 +9,7 @@ pub mod logging;
 pub mod pidfile;
 pub mod program;
 pub mod rules;
+mod size;
 pub mod tcpcopy;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};

@@ -1,0 +1,157 @@
+//! The source: copies the segments of matching live clients to the workers.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_log_ebpf::debug;
+use tcpcopy_common::{
+    capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey},
+    counters::CaptureCounter,
+    flow::Flow,
+    tcp_flags::{FIN, RST, SYN},
+};
+
+use crate::{
+    counters::Counter,
+    maps,
+    packet::{Packet, Unreadable},
+    parse::{self, Link, NotIp, Ports, TcpHeader, protocol},
+    ring,
+};
+
+/// Why a packet was not copied.
+enum NotCopied {
+    /// No rule names its flow, or it is not TCP.
+    Unmatched,
+    /// The reason, and the counter of it.
+    Discarded(CaptureCounter),
+    /// The worker's ring had no room for this segment.
+    RingFull { payload_len: u32, flags: u8 },
+}
+
+impl From<NotIp> for NotCopied {
+    fn from(_: NotIp) -> Self {
+        Self::Unmatched
+    }
+}
+
+/// Only before it is known whether a packet matches.
+impl From<Unreadable> for NotCopied {
+    fn from(_: Unreadable) -> Self {
+        Self::Unmatched
+    }
+}
+
+/// Copies the packet to its worker if it is of a flow that a rule names, and counts what became of it.
+#[inline(always)]
+pub fn capture(packet: &impl Packet, link: Link) {
+    match copy(packet, link) {
+        Ok(payload_len) => {
+            CaptureCounter::Captured.count();
+            CaptureCounter::CapturedBytes.add(payload_len as u64);
+        }
+        Err(NotCopied::Unmatched) => {}
+        Err(NotCopied::Discarded(reason)) => reason.count(),
+        Err(NotCopied::RingFull { payload_len, flags }) => {
+            CaptureCounter::RingFull.count();
+            CaptureCounter::RingFullBytes.add(payload_len as u64);
+            let control = (flags & SYN != 0) as u64 + (flags & FIN != 0) as u64;
+            CaptureCounter::RingFullControl.add(control);
+        }
+    }
+}
+
+/// Returns the octets of payload that were copied.
+#[inline(always)]
+fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
+    let ip = parse::link(packet, link)?;
+    if ip.fragment.offset != 0 && may_be_tcp(&ip) {
+        // Without the ports it cannot be excluded that a rule names the flow.
+        return Err(NotCopied::Discarded(CaptureCounter::Fragment));
+    }
+    if ip.protocol != protocol::TCP {
+        return Err(NotCopied::Unmatched);
+    }
+    let ports: Ports = packet.read(ip.payload)?;
+    let rule = *maps::port_rule(u16::from_be_bytes(ports.destination)).ok_or(NotCopied::Unmatched)?;
+    if rule.action == Rule::IGNORE {
+        return Err(NotCopied::Unmatched);
+    }
+    let addresses = ip.addresses(packet)?;
+    let flow = Flow {
+        client: addresses.source,
+        server: addresses.destination,
+        client_port: ports.source,
+        server_port: ports.destination,
+    };
+    let rule = refine(rule, &flow);
+    if rule.action & Rule::CAPTURE == 0 {
+        return Err(NotCopied::Unmatched);
+    }
+    copy_matched(packet, &ip, flow, rule.id)
+}
+
+/// A fragment that is not the first tells the protocol in IPv4, but in IPv6 perhaps only the next extension header.
+#[inline(always)]
+fn may_be_tcp(ip: &parse::Ip) -> bool {
+    ip.protocol == protocol::TCP || ip.is_v6() && ip.protocol == protocol::DESTINATION_OPTIONS
+}
+
+/// The rule that decides when `rule` is that of the destination port.
+#[inline(always)]
+fn refine(rule: Rule, flow: &Flow) -> Rule {
+    if rule.action & Rule::BY_ADDRESS == 0 {
+        return rule;
+    }
+    let service = RuleKey { address: flow.server, port: flow.server_port, _reserved: [0; 2] };
+    maps::service_rule(&service).unwrap_or(rule)
+}
+
+#[inline(always)]
+fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> Result<u32, NotCopied> {
+    let discard = |reason| Err(NotCopied::Discarded(reason));
+    if ip.fragment.more != 0 {
+        return discard(CaptureCounter::Fragment);
+    }
+    if ip.jumbo {
+        return discard(CaptureCounter::TooLarge);
+    }
+    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload) else { return discard(CaptureCounter::Malformed) };
+    let header_len = tcp.length();
+    // The end is where IP says: an Ethernet frame may be padded behind it, but not cut off before it.
+    let contradiction =
+        header_len < TcpHeader::LENGTH || ip.payload_len < header_len || ip.payload + ip.payload_len > packet.len();
+    if contradiction {
+        return discard(CaptureCounter::Malformed);
+    }
+    let payload_len = ip.payload_len - header_len;
+    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+        return discard(CaptureCounter::PureAck);
+    }
+    if payload_len > MAX_PAYLOAD as u32 {
+        return discard(CaptureCounter::TooLarge);
+    }
+    if tcp.flags & SYN != 0 {
+        let (port, server_port) = (u16::from_be_bytes(flow.client_port), u16::from_be_bytes(flow.server_port));
+        debug!(packet, "captured SYN {:i}:{} > {:i}:{}", flow.client.0, port, flow.server.0, server_port);
+    }
+    let options_len = header_len - TcpHeader::LENGTH;
+    let header = CaptureHeader {
+        // SAFETY: the helper has no preconditions.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        flow,
+        seq: tcp.seq,
+        ack: tcp.ack,
+        window: tcp.window,
+        flags: tcp.flags,
+        options_len: options_len as u8,
+        payload_len,
+        rule,
+        _reserved: [0; 2],
+    };
+    let worker = flow.worker(maps::workers());
+    // Options and payload are neighbours in the packet as in the record.
+    match ring::capture(packet, worker, &header, ip.payload + TcpHeader::LENGTH, options_len + payload_len) {
+        Ok(()) => Ok(payload_len),
+        Err(CaptureCounter::RingFull) => Err(NotCopied::RingFull { payload_len, flags: tcp.flags }),
+        Err(reason) => discard(reason),
+    }
+}

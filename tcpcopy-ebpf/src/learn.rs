@@ -1,0 +1,177 @@
+//! The target's ingress: opens sessions for SYNs with a valid mark, and counts what replayed clients send.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_log_ebpf::debug;
+use bytemuck::Zeroable;
+use tcpcopy_common::{
+    counters::TargetCounter,
+    flow::Flow,
+    mark::{self, Mark},
+    response::{ResponseHeader, Session, kind},
+    tcp_flags::{ACK, FIN, SYN},
+};
+
+use crate::{
+    counters::Counter,
+    maps::{self, NotInserted},
+    options::{Marking, Options},
+    packet::Packet,
+    parse::{self, Ip, Link, TcpHeader, protocol},
+    ring,
+};
+
+/// What becomes of the packet.
+pub enum Verdict {
+    Pass,
+    Drop,
+}
+
+/// Why a marked SYN is dropped.
+enum Refusal {
+    /// The reason, and the counter of it.
+    Counted(TargetCounter),
+    /// The same, and the instance that sent the SYN is told by an event of this kind.
+    Reported(TargetCounter, u8),
+}
+
+/// Learns from a packet that comes in. Only a marked SYN can be dropped: whatever else comes is the target's own.
+#[inline(always)]
+pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
+    let Ok(ip) = parse::link(packet, link) else { return Verdict::Pass };
+    if ip.protocol != protocol::TCP || ip.fragment.offset != 0 {
+        return Verdict::Pass;
+    }
+    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload) else { return Verdict::Pass };
+    let Ok(addresses) = ip.addresses(packet) else { return Verdict::Pass };
+    let flow = Flow {
+        client: addresses.source,
+        server: addresses.destination,
+        client_port: tcp.ports.source,
+        server_port: tcp.ports.destination,
+    };
+    if tcp.flags & (SYN | ACK) == SYN {
+        learn_syn(packet, &ip, &tcp, &flow)
+    } else {
+        if let Some(session) = maps::session_seen(&flow) {
+            count_segment(&session, &ip, &tcp);
+        }
+        Verdict::Pass
+    }
+}
+
+#[inline(always)]
+fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Verdict {
+    let options_len = tcp.length().saturating_sub(TcpHeader::LENGTH);
+    let options = Options::read(packet, ip.payload + TcpHeader::LENGTH, options_len);
+    match options.marking() {
+        Marking::Unmarked => {
+            reclaim(flow);
+            Verdict::Pass
+        }
+        Marking::Malformed => {
+            TargetCounter::Malformed.count();
+            Verdict::Drop
+        }
+        Marking::Marked(mark) => {
+            let instance = u32::from_be_bytes(mark.instance);
+            match open(flow, &mark, instance, tcp.seq) {
+                Ok(session) => {
+                    debug!(packet, "learned the session of port {} of instance {}", port(flow), instance);
+                    count_segment(&session, ip, tcp);
+                    Verdict::Pass
+                }
+                Err(Refusal::Counted(reason)) => {
+                    debug!(packet, "dropped the marked SYN of port {} of instance {}", port(flow), instance);
+                    reason.count();
+                    Verdict::Drop
+                }
+                Err(Refusal::Reported(reason, kind)) => {
+                    reason.count();
+                    report(flow, instance, kind, tcp.seq);
+                    Verdict::Drop
+                }
+            }
+        }
+    }
+}
+
+/// Opens the session that a marked SYN asks for, if the mark is valid.
+#[inline(always)]
+fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session, Refusal> {
+    let key = maps::instance_key(instance).ok_or(Refusal::Counted(TargetCounter::UnknownInstance))?;
+    if mark::tag(key, instance, flow, isn) != u64::from_le_bytes(mark.tag) {
+        return Err(Refusal::Counted(TargetCounter::BadTag));
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn };
+    let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
+    let entered = match maps::session(flow) {
+        None => match maps::insert_session(flow, &session) {
+            // Another CPU was quicker: with the same SYN again, or with another that is a collision.
+            Err(NotInserted::Present) => return join(flow, session),
+            entered => entered,
+        },
+        Some(old) if old.instance == instance && old.isn != isn => maps::replace_session(flow, &session),
+        Some(_) => return join(flow, session),
+    };
+    match entered {
+        Ok(()) => {
+            TargetCounter::Learned.count();
+            Ok(session)
+        }
+        Err(_) => Err(full),
+    }
+}
+
+/// The session is there already: fine if it is the same one.
+#[inline(always)]
+fn join(flow: &Flow, session: Session) -> Result<Session, Refusal> {
+    match maps::session_seen(flow) {
+        Some(old) if old.instance == session.instance && old.isn == session.isn => {
+            TargetCounter::SynRepeated.count();
+            Ok(session)
+        }
+        _ => Err(Refusal::Reported(TargetCounter::Collision, kind::COLLISION)),
+    }
+}
+
+/// A client of the target's own opens a connection: whatever session was on its four-tuple is over, and the answers are
+/// for this client.
+#[inline(always)]
+fn reclaim(flow: &Flow) {
+    if let Some(session) = maps::session(flow) {
+        maps::remove_session(flow);
+        TargetCounter::Reclaimed.count();
+        report(flow, session.instance, kind::RECLAIMED, [0; 4]);
+    }
+}
+
+#[inline(always)]
+fn count_segment(session: &Session, ip: &Ip, tcp: &TcpHeader) {
+    let Some(stats) = maps::wire_stats(session.instance) else { return };
+    // SAFETY: the entry belongs to this CPU, on which programs of this type do not interrupt each other.
+    let stats = unsafe { &mut *stats };
+    stats.segments += 1;
+    stats.payload_bytes += ip.payload_len.saturating_sub(tcp.length()) as u64;
+    stats.syns += (tcp.flags & SYN != 0) as u64;
+    stats.fins += (tcp.flags & FIN != 0) as u64;
+}
+
+#[inline(always)]
+fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
+    ring::report(&ResponseHeader {
+        // SAFETY: the helper has no preconditions.
+        time_ns: unsafe { bpf_ktime_get_ns() },
+        flow: *flow,
+        seq,
+        kind,
+        instance,
+        ..ResponseHeader::zeroed()
+    });
+}
+
+#[inline(always)]
+fn port(flow: &Flow) -> u16 {
+    u16::from_be_bytes(flow.client_port)
+}

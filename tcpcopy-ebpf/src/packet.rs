@@ -1,0 +1,116 @@
+//! Bounds-checked reading of packets, alike for XDP and TC.
+//!
+//! Headers are usually in the linear part of a packet, where they can be read directly, which costs next to nothing. But
+//! a coalesced packet has only some 74 octets there, and an XDP frame can have fragments: the rest comes by a helper.
+
+use core::{arch::asm, mem::MaybeUninit};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+    programs::{TcContext, XdpContext},
+};
+use bytemuck::AnyBitPattern;
+
+/// The packet does not have the octets that were to be read.
+#[derive(Clone, Copy)]
+pub struct Unreadable;
+
+/// No header that we read starts farther into a packet. It bounds offsets for the verifier.
+const MAX_HEADER_OFFSET: usize = 8192;
+
+/// A packet under a program's eyes.
+pub trait Packet {
+    /// Octets of the whole packet, link header included.
+    fn len(&self) -> u32;
+
+    /// Addresses of the linear part's start and end.
+    fn linear(&self) -> (usize, usize);
+
+    /// Copies `len` octets at `offset` of the packet to `to`, wherever in the packet they are.
+    ///
+    /// # Safety
+    /// `to` has room for `len` octets, which are not none.
+    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable>;
+
+    /// Reads a header at `offset`.
+    ///
+    /// `T` must not need an alignment of more than 2 octets: that is how IP and TCP headers lie in a packet.
+    #[inline(always)]
+    fn read<T: AnyBitPattern>(&self, offset: u32) -> Result<T, Unreadable> {
+        const { assert!(align_of::<T>() <= 2) };
+        let offset = opaque(offset as usize);
+        if offset > MAX_HEADER_OFFSET {
+            return Err(Unreadable);
+        }
+        let (start, end) = self.linear();
+        let at = start + offset;
+        if at + size_of::<T>() <= end {
+            // SAFETY: the octets are within the linear part (the verifier checks this too), aligned enough, and every
+            // bit pattern is a `T`.
+            return Ok(unsafe { (at as *const T).read() });
+        }
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: there is room for a `T`, and no `T` in use is empty.
+        unsafe { self.load_bytes(offset as u32, value.as_mut_ptr().cast(), size_of::<T>() as u32) }?;
+        // SAFETY: the helper has filled it, and every bit pattern is a `T`.
+        Ok(unsafe { value.assume_init() })
+    }
+}
+
+impl Packet for TcContext {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.skb.len()
+    }
+
+    #[inline(always)]
+    fn linear(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
+        // SAFETY: the context is valid, and so is the destination by the caller's promise.
+        match unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to.cast(), len) } {
+            0 => Ok(()),
+            _ => Err(Unreadable),
+        }
+    }
+}
+
+impl Packet for XdpContext {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn linear(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
+        // SAFETY: the context is valid, and so is the destination by the caller's promise.
+        match unsafe { bpf_xdp_load_bytes(self.ctx, offset, to.cast(), len) } {
+            0 => Ok(()),
+            _ => Err(Unreadable),
+        }
+    }
+}
+
+/// The same value, of which the optimiser now knows nothing.
+///
+/// The verifier must see the comparison that bounds a length or an offset. Where the optimiser can prove the bound itself
+/// it removes the comparison, and the verifier, which sees less, refuses the program.
+#[inline(always)]
+pub fn opaque(value: usize) -> usize {
+    let mut value = value;
+    // There must be an instruction: two positions in the source for one place in the code, and the kernel refuses the
+    // debug information.
+    // SAFETY: a register moved to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    value
+}

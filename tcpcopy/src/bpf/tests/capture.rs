@@ -1,0 +1,187 @@
+use tcpcopy_common::counters::CaptureCounter::{self, *};
+
+use super::{
+    TCX_NEXT,
+    packets::{Packet, packet},
+    privileged, run_tc, run_xdp,
+};
+use crate::{
+    bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader},
+    segment::LiveSegment,
+};
+
+const XDP_PASS: u32 = 2;
+const CLIENT4: &str = "192.0.2.7:40000";
+const CLIENT6: &str = "[2001:db8::7]:40000";
+
+struct Fixture {
+    capture: Capture,
+    readers: Vec<RingReader>,
+    hook: Hook,
+}
+
+impl Fixture {
+    fn new(hook: Hook, workers: u32) -> Self {
+        let rule =
+            |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
+        let (capture, readers) = Capture::load(&CaptureSetup {
+            rules: &[
+                rule(1, None, 80),
+                rule(2, Some("10.0.0.3"), 443),
+                rule(3, Some("2001:db8::3"), 443),
+                rule(4, Some("10.0.0.4"), 80),
+            ],
+            exclude: &["10.0.0.9:80".parse().unwrap()],
+            workers,
+            ring_bytes: 1 << 20,
+            interfaces: &["lo".to_owned()],
+            hook,
+            debug: false,
+        })
+        .unwrap();
+        Self { capture, readers, hook }
+    }
+
+    fn run(&mut self, packet: &[u8]) {
+        match self.hook {
+            Hook::Tc => assert_eq!(run_tc(self.capture.object(), "capture_tc", packet), TCX_NEXT),
+            _ => assert_eq!(run_xdp(self.capture.object(), "capture_xdp", packet), XDP_PASS),
+        }
+    }
+
+    fn count(&self, counter: CaptureCounter) -> u64 {
+        self.capture.counters().unwrap().get(counter)
+    }
+
+    /// Runs the program on the packet; it must copy it whole, under that rule.
+    fn expect_copy(&mut self, what: &str, packet: &Packet, rule: u16) {
+        let (count, bytes) = (self.count(Captured), self.count(CapturedBytes));
+        self.run(&packet.bytes());
+        let mut records = 0;
+        self.readers[0].drain(10, |record| {
+            records += 1;
+            let segment = LiveSegment::parse(record).unwrap();
+            assert_eq!(segment.flow, packet.flow(), "{what}");
+            assert_eq!((segment.rule, segment.seq, segment.ack), (rule, packet.seq, packet.ack), "{what}");
+            assert_eq!((segment.window, segment.flags), (packet.window, packet.flags), "{what}");
+            assert_eq!(segment.options, packet.options, "{what}");
+            assert!(segment.payload == packet.payload, "{what}: payload differs");
+            assert!(segment.time > crate::time::Nanos(0) && segment.time <= crate::time::now(), "{what}");
+        });
+        assert_eq!(records, 1, "{what}");
+        assert_eq!(self.count(Captured), count + 1, "{what}");
+        assert_eq!(self.count(CapturedBytes), bytes + packet.payload.len() as u64, "{what}");
+    }
+
+    /// Runs the program on the packet; it must not copy it, and count only that reason, if any.
+    fn expect_none(&mut self, what: &str, packet: &Packet, reason: Option<CaptureCounter>) {
+        let before = self.capture.counters().unwrap();
+        self.run(&packet.bytes());
+        assert_eq!(self.readers[0].drain(10, |_| {}), 0, "{what}");
+        for (counter, value) in self.capture.counters().unwrap().iter() {
+            let more = u64::from(Some(counter) == reason);
+            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.label());
+        }
+    }
+}
+
+#[test]
+fn segments_of_matching_flows_are_copied_whole() {
+    if !privileged() {
+        return;
+    }
+    let v4 = || packet(CLIENT4, "10.0.0.3:80");
+    let v6 = || packet(CLIENT6, "[2001:db8::3]:443");
+    let hop_by_hop = (0, vec![0, 0, 1, 4, 0, 0, 0, 0]);
+    let destination_options = (60, [vec![0, 1], vec![0; 14]].concat());
+    let authentication = (51, [vec![0, 4], vec![0; 22]].concat());
+    let atomic_fragment = (44, vec![0, 0, 0, 0, 1, 2, 3, 4]);
+    let table = [
+        ("IPv4", 1, v4()),
+        ("IPv4 with options", 1, Packet { ip_options: vec![1; 40], ..v4() }),
+        ("Ethernet padding", 1, Packet { payload: b"x".to_vec(), padding: 5, ..v4() }),
+        ("VLAN", 1, Packet { vlan_ethertypes: vec![0x8100], ..v4() }),
+        ("QinQ", 1, Packet { vlan_ethertypes: vec![0x88a8, 0x8100], ..v4() }),
+        ("do not fragment", 1, Packet { fragment_flags_offset: 0x4000, ..v4() }),
+        ("rule with IPv4 address", 2, packet(CLIENT4, "10.0.0.3:443")),
+        ("rule with address before one without", 4, packet(CLIENT4, "10.0.0.4:80")),
+        ("IPv6", 3, v6()),
+        ("IPv6 on a VLAN", 3, Packet { vlan_ethertypes: vec![0x8100], ..v6() }),
+        (
+            "IPv6 with extension headers",
+            3,
+            Packet { extensions: vec![hop_by_hop, destination_options, authentication, atomic_fragment], ..v6() },
+        ),
+        ("SYN with options", 1, Packet { flags: 0x02, options: (0..40).collect(), payload: vec![], ..v4() }),
+        ("SYN with payload", 1, Packet { flags: 0x02, ..v4() }),
+        ("FIN", 1, Packet { flags: 0x11, payload: vec![], ..v4() }),
+        ("RST", 1, Packet { flags: 0x04, payload: vec![], ..v4() }),
+        ("options and payload", 1, Packet { options: vec![1; 12], ..v4() }),
+    ];
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let mut fixture = Fixture::new(hook, 1);
+        for (what, rule, packet) in &table {
+            fixture.expect_copy(&format!("{what}, {hook:?}"), packet, *rule);
+        }
+        // On both sides of every bucket's edge that a linear packet can have.
+        for len in [51, 52, 53, 179, 180, 181, 435, 436, 437, 947, 948, 949, 1447, 1448, 1449, 1460] {
+            let packet = Packet { payload: (0..len).map(|i| i as u8).collect(), options: vec![1; 12], ..v4() };
+            fixture.expect_copy(&format!("{len} octets, {hook:?}"), &packet, 1);
+        }
+    }
+}
+
+#[test]
+fn super_packets_in_fragments_are_copied_whole() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(Hook::Xdp, 1);
+    for len in [1985, 4032, 4033, 9152, 16_320, 20_000, 32_704, 49_088, 65_000] {
+        let payload = (0..len).map(|i| (i * 7) as u8).collect();
+        fixture.expect_copy(&format!("{len} octets"), &Packet { payload, ..packet(CLIENT4, "10.0.0.3:80") }, 1);
+    }
+}
+
+#[test]
+fn what_is_not_copied_has_a_reason() {
+    if !privileged() {
+        return;
+    }
+    let v4 = || packet(CLIENT4, "10.0.0.3:80");
+    let v6 = || packet(CLIENT6, "[2001:db8::3]:443");
+    let fragment6 = |offset: u8, more: u8| vec![(44, vec![0, 0, offset, more, 1, 2, 3, 4])];
+    let table = [
+        ("another port", None, packet(CLIENT4, "10.0.0.3:81")),
+        ("another address", None, packet(CLIENT4, "10.0.0.8:443")),
+        ("excluded", None, packet(CLIENT4, "10.0.0.9:80")),
+        ("response", None, packet("10.0.0.3:80", "192.0.2.7:40000")),
+        ("three VLAN tags", None, Packet { vlan_ethertypes: vec![0x8100; 3], ..v4() }),
+        ("ESP", None, Packet { extensions: vec![(50, vec![0; 16])], ..v6() }),
+        ("pure ACK", Some(PureAck), Packet { flags: 0x10, payload: vec![], ..v4() }),
+        ("padded pure ACK", Some(PureAck), Packet { flags: 0x10, payload: vec![], padding: 6, ..v4() }),
+        ("first fragment", Some(Fragment), Packet { fragment_flags_offset: 0x2000, ..v4() }),
+        ("later fragment", Some(Fragment), Packet { fragment_flags_offset: 3, ..v4() }),
+        (
+            "first fragment of another port",
+            None,
+            Packet { fragment_flags_offset: 0x2000, ..packet(CLIENT4, "10.0.0.3:81") },
+        ),
+        ("first IPv6 fragment", Some(Fragment), Packet { extensions: fragment6(0, 1), ..v6() }),
+        ("later IPv6 fragment", Some(Fragment), Packet { extensions: fragment6(8, 0), ..v6() }),
+        ("data offset too small", Some(Malformed), Packet { data_offset: Some(4), ..v4() }),
+        ("data offset too large", Some(Malformed), Packet { data_offset: Some(15), ..v4() }),
+        ("IP length too large", Some(Malformed), Packet { ip_length_error: 1, ..v4() }),
+        ("IP length too small", Some(Malformed), Packet { ip_length_error: -30, ..v4() }),
+        ("IPv6 length too large", Some(Malformed), Packet { ip_length_error: 1, ..v6() }),
+        ("cut in the TCP header", Some(Malformed), Packet { cut: Some(14 + 20 + 18), ..v4() }),
+        ("cut in the payload", Some(Malformed), Packet { cut: Some(14 + 20 + 20 + 5), ..v4() }),
+        ("IPv6 jumbogram", Some(TooLarge), Packet { ip_length_error: -38, ..v6() }),
+    ];
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let mut fixture = Fixture::new(hook, 1);
+        for (what, reason, packet) in &table {
+            fixture.expect_none(&format!("{what}, {hook:?}"), packet, *reason);
+        }
+    }
+}
