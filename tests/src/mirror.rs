@@ -84,6 +84,8 @@ pub struct Mirror {
     target: Host,
     sniffers: Vec<Sniffer>,
     directory: TempDir,
+    table: String,
+    logs: String,
 }
 
 /// What a mirror has left when it was stopped.
@@ -125,6 +127,8 @@ impl Mirror {
             target: lab.target.clone(),
             sniffers,
             directory,
+            table: String::new(),
+            logs: String::new(),
         })
     }
 
@@ -217,21 +221,32 @@ impl Mirror {
         Ok(Summary(serde_json::from_str(&text).with_context(|| format!("{} is not JSON: {text}", path.display()))?))
     }
 
-    /// Stops those programs that still run, `tcpcopy` first, and the sniffers. Fails when a program logged an error.
-    pub fn stop(mut self) -> anyhow::Result<Outcome> {
-        let (mut table, mut logs) = (String::new(), String::new());
+    /// Stops those programs that still run, `tcpcopy` first. Fails when one logged an error.
+    pub fn stop_programs(&mut self) -> anyhow::Result<()> {
         for (name, program) in [("tcpcopy", self.tcpcopy.take()), ("intercept", self.intercept.take())] {
             if let Some(program) = program {
                 let ended = program.stop()?;
-                table.push_str(&ended.stdout);
-                logs.push_str(&format!("The log of {name}:\n{}\n", ended.stderr));
+                self.table.push_str(&format!("{}\n", ended.stdout));
+                self.logs.push_str(&format!("The log of {name}:\n{}\n", ended.stderr));
             }
         }
+        Ok(())
+    }
+
+    /// Stops the programs and then the sniffers.
+    pub fn stop(mut self) -> anyhow::Result<Outcome> {
+        self.stop_programs()?;
         let mut leaked = Vec::new();
         for sniffer in std::mem::take(&mut self.sniffers) {
             leaked.extend(sniffer.stop()?);
         }
-        Ok(Outcome { tcpcopy: self.summary("source")?, intercept: self.summary("intercept")?, table, logs, leaked })
+        Ok(Outcome {
+            tcpcopy: self.summary("source")?,
+            intercept: self.summary("intercept")?,
+            table: std::mem::take(&mut self.table),
+            logs: std::mem::take(&mut self.logs),
+            leaked,
+        })
     }
 }
 
@@ -243,5 +258,15 @@ impl Outcome {
     pub fn assert_no_leak(&self) {
         let shown: Vec<String> = self.leaked.iter().take(10).map(Packet::describe).collect();
         assert!(shown.is_empty(), "{} packets of the target reached a client: {shown:#?}", self.leaked.len());
+    }
+
+    /// The same for packets of the service under test to other client ports than `own`, which the client has used for
+    /// requests of its own to the target.
+    ///
+    /// # Panics
+    /// When one leaked.
+    pub fn assert_no_leak_but(mut self, own: &[u16]) {
+        self.leaked.retain(|packet| packet.source_port == TARGET_PORT && !own.contains(&packet.destination_port));
+        self.assert_no_leak();
     }
 }

@@ -97,7 +97,9 @@ pub fn network_state(host: &Host) -> anyhow::Result<Vec<String>> {
             }
         }
     }
-    state.extend(host.sysctls()?.into_iter().map(|(name, value)| format!("{name}: {}", value.trim())));
+    // Figures like nf_conntrack_count are no settings.
+    let settings = host.sysctls()?.into_iter().filter(|(name, _)| !name.ends_with("_count"));
+    state.extend(settings.map(|(name, value)| format!("{name}: {}", value.trim())));
     Ok(state)
 }
 

@@ -165,12 +165,12 @@ fn print_playground(lab: &Lab) {
     for family in Family::BOTH {
         let url = lab.source.socket(family, LIVE_PORT);
         println!(
-            "  {} curl -sS http://{url}/hello            # a live request, which is mirrored",
+            "  {} curl -sS 'http://{url}/hello'            # a live request, which is mirrored",
             inside(&lab.client)
         );
     }
     let direct = lab.target.socket(Family::V4, TARGET_PORT);
-    println!("  {} curl -sS http://{direct}/hello       # the target's own traffic is answered", inside(&lab.client));
+    println!("  {} curl -sS 'http://{direct}/hello'       # the target's own traffic is answered", inside(&lab.client));
     println!("  {} tcpdump -ni eth0 tcp port {TARGET_PORT}   # what the target sees", inside(&lab.target));
     println!("  {} bash                                     # a shell on the source", inside(&lab.source));
 }

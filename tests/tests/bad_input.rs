@@ -1,0 +1,201 @@
+//! Wrong command lines and environments end with exit code 2 or 1 and one clear message, never with a panic.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
+
+use lab::{Host, Lab, Program, laboratory, mirror};
+
+/// A wrong call: the program with its arguments, `KEY` standing for a good key file; its exit code; what it must say.
+type Case = (&'static str, i32, &'static str);
+
+const USAGE: i32 = 2;
+const FAILURE: i32 = 1;
+
+/// Wrong by themselves.
+const COMMAND_LINES: &[Case] = &[
+    ("tcpcopy", USAGE, "required"),
+    ("tcpcopy -x 80-10.77.0.3:8080 --psk-file KEY", USAGE, "-s"),
+    ("tcpcopy -s 10.77.0.3 --psk-file KEY", USAGE, "-x"),
+    ("tcpcopy -x 80 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
+    ("tcpcopy -x 80-10.77.0.3 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
+    ("tcpcopy -x 0-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "0"),
+    ("tcpcopy -x 65536-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "65536"),
+    ("tcpcopy -x 80-10.77.0.300:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "10.77.0.300"),
+    ("tcpcopy -x 80-fd77::3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "bracket"),
+    ("tcpcopy -x 80-10.77.0.3:8080,, -s 10.77.0.3 --psk-file KEY", USAGE, "-x"),
+    ("tcpcopy -x 80-10.77.0.3:8080,80-10.77.0.4:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "80"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s fd77::3 --psk-file KEY", USAGE, "bracket"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3:99999 --psk-file KEY", USAGE, "99999"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -p 0 --psk-file KEY", USAGE, "0"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 0 --psk-file KEY", USAGE, "-w"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 65 --psk-file KEY", USAGE, "-w"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -t soon --psk-file KEY", USAGE, "soon"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --hook netfilter --psk-file KEY", USAGE, "xdp-generic"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --inject pigeon --psk-file KEY", USAGE, "packet"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --ring-size 1K --psk-file KEY", USAGE, "256K"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -H localhost --psk-file KEY", USAGE, "-H"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i lo --psk-file KEY", USAGE, "-H"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY --insecure", USAGE, "--insecure"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -Z --psk-file KEY", USAGE, "-Z"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -d --psk-file KEY", USAGE, "-l"),
+    ("tcpcopy keygen KEY", USAGE, "exists"),
+    ("tcpcopy keygen /nonexistent/directory/psk", USAGE, "directory"),
+    ("intercept", USAGE, "-i"),
+    ("intercept -i eth0 -p 65536 --psk-file KEY", USAGE, "65536"),
+    ("intercept -i eth0 -b nowhere --psk-file KEY", USAGE, "-b"),
+    ("intercept -i eth0 --attach glue --psk-file KEY", USAGE, "clsact"),
+    ("intercept -i eth0 --psk-file KEY surplus", USAGE, "surplus"),
+];
+
+/// Right by themselves, but not here.
+const ENVIRONMENTS: &[Case] = &[
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth9 --psk-file KEY", FAILURE, "eth9"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --psk-file KEY", FAILURE, "intercept"),
+    ("tcpcopy -x 80-192.0.2.1:8080 -s 10.77.0.3 -i eth0 --psk-file KEY", FAILURE, "no route"),
+    ("tcpcopy -x 80-10.77.0.99:8080 -s 10.77.0.3 -i eth0 --inject packet --psk-file KEY", FAILURE, "10.77.0.99"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --psk-file /nonexistent", USAGE, "tcpcopy keygen"),
+    (
+        "tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 -l /nonexistent/log --psk-file KEY",
+        FAILURE,
+        "/nonexistent/log",
+    ),
+    (
+        "tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 -P /nonexistent/pid --psk-file KEY",
+        FAILURE,
+        "/nonexistent/pid",
+    ),
+    ("intercept -i eth9 --psk-file KEY", FAILURE, "eth9"),
+    ("intercept -i eth0 -b 192.0.2.1 --psk-file KEY", FAILURE, "192.0.2.1"),
+    ("intercept -i eth0 --psk-file OPEN", USAGE, "chmod 600"),
+    ("intercept -i eth0 --psk-file SHORT", USAGE, "64"),
+    ("intercept -i eth0 --psk-file LETTERS", USAGE, "hex"),
+    ("intercept -i eth0 --psk-file /", USAGE, "regular file"),
+];
+
+/// Runs the case and says what was wrong with the outcome, if anything.
+fn check(command: &mut Command, case: &Case) -> Result<(), String> {
+    let (line, code, part) = case;
+    let ended = Program::start(line, command)
+        .and_then(|program| program.wait(Duration::from_secs(20)))
+        .map_err(|error| format!("{line}: {error:#}"))?;
+    let fail = |why: &str| Err(format!("{line}: {why} ({})\n{}", ended.status, ended.stderr));
+    if ended.status.code() != Some(*code) {
+        return fail(&format!("exit code {code} was expected"));
+    }
+    if ended.stderr.contains("panicked") || ended.stderr.contains("RUST_BACKTRACE") {
+        return fail("it panicked");
+    }
+    if !ended.stderr.contains(part) {
+        return fail(&format!("the message does not mention {part:?}"));
+    }
+    if ended.stderr.lines().filter(|line| line.starts_with("error:")).count() != 1 {
+        return fail("there is not exactly one message that begins with `error:`");
+    }
+    Ok(())
+}
+
+fn arguments(line: &str, directory: &Path) -> Vec<String> {
+    let file = |word: &str| directory.join(word).to_string_lossy().into_owned();
+    let is_file = |word: &str| ["KEY", "OPEN", "SHORT", "LETTERS"].contains(&word);
+    line.split(' ').skip(1).map(|word| if is_file(word) { file(word) } else { word.to_owned() }).collect()
+}
+
+fn on(host: &Host, case: &Case, directory: &Path) -> Result<(), String> {
+    let name = case.0.split(' ').next().unwrap_or_default();
+    let mut command = host.command(mirror::program(name).unwrap());
+    check(command.args(arguments(case.0, directory)), case)
+}
+
+fn keys() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let key = mirror::make_key(directory.path(), "KEY").unwrap();
+    let text = fs::read_to_string(key).unwrap();
+    for (name, text, mode) in
+        [("OPEN", text.clone(), 0o644), ("SHORT", text[..40].to_owned(), 0o600), ("LETTERS", "z".repeat(64), 0o600)]
+    {
+        fs::write(directory.path().join(name), text).unwrap();
+        fs::set_permissions(directory.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    directory
+}
+
+fn report(failures: Vec<String>) {
+    assert!(failures.is_empty(), "{} cases failed:\n\n{}", failures.len(), failures.join("\n\n"));
+}
+
+/// These need neither root nor a network.
+#[test]
+fn wrong_command_lines_are_refused() {
+    assert!(COMMAND_LINES.len() + ENVIRONMENTS.len() >= 25);
+    let directory = keys();
+    let outcomes = COMMAND_LINES.iter().map(|case| {
+        let name = case.0.split(' ').next().unwrap_or_default();
+        check(Command::new(mirror::program(name).unwrap()).args(arguments(case.0, directory.path())), case)
+    });
+    report(outcomes.filter_map(Result::err).collect());
+}
+
+#[test]
+fn wrong_environments_are_explained() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let directory = keys();
+    report(ENVIRONMENTS.iter().filter_map(|case| on(&lab.source, case, directory.path()).err()).collect());
+}
+
+#[test]
+fn a_port_that_is_in_use_is_named() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let directory = keys();
+    let _holder = lab::http::Server::start(&lab.target, 36524).unwrap();
+    on(&lab.target, &("intercept -i eth0 --psk-file KEY", FAILURE, "in use"), directory.path()).unwrap();
+}
+
+#[test]
+fn a_second_process_with_the_same_process_id_file_is_refused() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let directory = keys();
+    let pid_file = directory.path().join("KEY.pid");
+    let start = |port: &str| {
+        let mut command = lab.target.command(mirror::program("intercept").unwrap());
+        command.args(["-i", "eth0", "-p", port, "--psk-file"]).arg(directory.path().join("KEY"));
+        command.arg("-P").arg(&pid_file);
+        command
+    };
+    let first = Program::start("intercept", &mut start("36524")).unwrap();
+    first.wait_ready().unwrap();
+    check(&mut start("36525"), &("a second intercept", FAILURE, "running process")).unwrap();
+    first.stop().unwrap();
+}
+
+#[test]
+fn a_user_without_privileges_is_told_what_is_missing() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    // A directory that the user may enter, with a key and programs of his own.
+    let directory = keys();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::chown(directory.path().join("KEY"), Some(65534), Some(65534)).unwrap();
+    for (name, line) in [
+        ("tcpcopy", "tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --psk-file KEY"),
+        ("intercept", "intercept -i eth0 --psk-file KEY"),
+    ] {
+        fs::copy(mirror::program(name).unwrap(), directory.path().join(name)).unwrap();
+        let mut command = lab.source.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(directory.path().join(name));
+        check(command.args(arguments(line, directory.path())), &(line, FAILURE, "root")).unwrap();
+    }
+}
+
+#[test]
+fn a_limit_on_open_files_is_explained() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let directory = keys();
+    // No descriptors are left for maps and programs.
+    let mut command = lab.source.command("prlimit");
+    command.args(["--nofile=8:8"]).arg(mirror::program("intercept").unwrap());
+    let line = "intercept -i eth0 --psk-file KEY";
+    check(command.args(arguments(line, directory.path())), &(line, FAILURE, "file")).unwrap();
+}

@@ -1,0 +1,122 @@
+//! Clients behind a router, on a link where nobody has their address, by an asymmetric way, and the same client address
+//! at two sources: what can be mirrored is mirrored, what cannot is refused with the reason, and nothing leaks.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use lab::{
+    Family, Host, Lab, Mirror, MirrorOptions, Program, Shape,
+    http::{Limit, Load, Server},
+    laboratory,
+    mirror::{self, LIVE_PORT, TARGET_PORT},
+};
+
+/// Load of both versions of IP and both styles; the identifiers that were answered.
+fn load(from: &Host, to: &Host) -> BTreeSet<u64> {
+    let mut answered = BTreeSet::new();
+    for family in Family::BOTH {
+        let server = to.socket(family, LIVE_PORT);
+        for load in
+            [Load::keep_alive(server, 8, Limit::Requests(500)), Load::per_request(server, 8, Limit::Requests(200))]
+        {
+            let report = load.run(from).unwrap();
+            assert_eq!(report.failed.first(), None, "{} live requests failed", report.failed.len());
+            answered.extend(report.answered);
+        }
+    }
+    answered
+}
+
+fn arrived(target: &Server, expected: usize) -> BTreeSet<u64> {
+    target.wait_for_requests(expected, Duration::from_secs(15));
+    target.arrivals().iter().map(|arrival| arrival.id).collect()
+}
+
+fn everything_is_mirrored(shape: Shape) {
+    let lab = Lab::shaped(shape).unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let live = load(&lab.client, &lab.source);
+    let replayed = arrived(&target, live.len());
+    let outcome = mirror.stop().unwrap();
+    let lost = live.difference(&replayed).count();
+    assert_eq!(lost, 0, "of {} requests\n{}\n{}", live.len(), outcome.table, outcome.logs);
+    outcome.assert_no_leak();
+}
+
+#[test]
+fn routed_clients_are_mirrored() {
+    let _guard = laboratory!();
+    everything_is_mirrored(Shape::RoutedClient);
+}
+
+#[test]
+fn answers_that_would_leave_by_another_interface_are_swallowed_too() {
+    let _guard = laboratory!();
+    everything_is_mirrored(Shape::AsymmetricReturn);
+}
+
+/// Without help the target would ask for the client's link-layer address for ever, so `intercept` gives it one or says
+/// what is to be done.
+#[test]
+fn a_client_address_that_nobody_holds_on_the_targets_link_works_or_is_explained() {
+    let _guard = laboratory!();
+    let lab = Lab::shaped(Shape::AbsentClient).unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let options = MirrorOptions { interfaces: vec!["eth1"], ..MirrorOptions::default() };
+    let mirror = Mirror::start(&lab, options).unwrap();
+    let live = load(&lab.client, &lab.source);
+    let replayed = arrived(&target, live.len());
+    let outcome = mirror.stop().unwrap();
+    let explained = outcome.logs.contains("neighbour");
+    assert!(
+        live.is_subset(&replayed) || explained,
+        "{} of {} requests lost without a word of the reason\n{}\n{}",
+        live.difference(&replayed).count(),
+        live.len(),
+        outcome.table,
+        outcome.logs
+    );
+    outcome.assert_no_leak();
+}
+
+/// Both clients use the same address and the same port at the same time; the second session gets another port at the
+/// target.
+#[test]
+fn two_sources_whose_clients_share_address_and_port_do_not_mix() {
+    let _guard = laboratory!();
+    let lab = Lab::shaped(Shape::TwoSources).unwrap();
+    let (source2, client2) = (lab.other("source2"), lab.other("client2"));
+    let _servers = [&lab.source, source2].map(|host| Server::start(host, LIVE_PORT).unwrap());
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let rules = Family::BOTH.map(|family| mirror::rule(source2, &lab.target, family)).join(",");
+    let mut command = source2.command(mirror::program("tcpcopy").unwrap());
+    command.args(["-x", &rules, "-s", &lab.target.v4.to_string(), "-i", "eth1", "--psk-file"]).arg(mirror.key());
+    let second = Program::start("tcpcopy on source2", &mut command).unwrap();
+    second.wait_ready().unwrap();
+
+    let mut live = BTreeSet::new();
+    for family in Family::BOTH {
+        let running = [(&lab.client, &lab.source), (client2, source2)].map(|(client, source)| {
+            let bind = Some(SocketAddr::new(client.address(family), 40_000));
+            let limit = Limit::Requests(1000);
+            let rate = Some(500);
+            let load = Load { bind, rate, ..Load::keep_alive(source.socket(family, LIVE_PORT), 1, limit) };
+            load.start(client).unwrap()
+        });
+        for load in running {
+            let report = load.join().unwrap();
+            assert_eq!(report.failed.first(), None, "{} live requests failed", report.failed.len());
+            live.extend(report.answered);
+        }
+    }
+    let replayed = arrived(&target, live.len());
+    let second = second.stop().unwrap();
+    let outcome = mirror.stop().unwrap();
+    let lost = live.difference(&replayed).count();
+    assert_eq!(lost, 0, "of {} requests\n{}\n{}\n{}", live.len(), outcome.table, second.stdout, outcome.logs);
+    assert!(outcome.intercept.count("collision") >= 2, "each family's second session collides\n{}", outcome.table);
+    outcome.assert_no_leak();
+}
