@@ -1,1 +1,258 @@
 //! Raw-packet injection of replayed segments.
+//!
+//! ```text
+//! Transmit ─► build (headers, checksums, re-segmentation) ─► batch (one buffer, one sendmmsg) ─► socket
+//!                                          path (route, next hop, MTU; watched by a thread) ──────┘
+//! ```
+//!
+//! Two backends. A *packet socket* (AF_PACKET) hands packets to the interface as they are: nothing on this host, netfilter
+//! included, sees them, and it is nearly twice as fast. It needs to know the next hop. A *raw socket* (IPPROTO_RAW) lets the
+//! kernel route: it reaches everything, this host itself included, but passes netfilter.
+
+use std::{io, net::IpAddr, sync::Arc};
+
+use tcpcopy_common::flow::IpAddress;
+
+use crate::{net::NetError, segment::Transmit};
+
+mod address;
+mod batch;
+mod build;
+mod checksum;
+mod path;
+mod socket;
+mod stats;
+
+use batch::Batch;
+use build::Packets;
+use path::{Path, Way};
+
+pub use path::Paths;
+pub use stats::InjectStats;
+
+/// The kind of socket that packets leave by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// For each target the packet socket where the way there is an Ethernet link whose next hop answers, else the raw
+    /// socket.
+    Auto,
+    /// AF_PACKET.
+    Packet,
+    /// IPPROTO_RAW, for IPv4 and IPv6.
+    Raw,
+}
+
+/// What an [`Injector`] needs to know.
+#[derive(Clone, Debug)]
+pub struct InjectorSetup {
+    /// The kind of socket.
+    pub backend: Backend,
+    /// All addresses that segments will be sent to.
+    pub targets: Vec<IpAddr>,
+    /// How many packets are collected for one system call: 1 to 64, others are brought into that range.
+    pub batch: usize,
+}
+
+/// Why packets cannot be injected.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// Raw sockets are privileged.
+    #[error("not permitted to open the {socket} socket that sends packets: run as root, or with CAP_NET_RAW")]
+    NotPermitted {
+        /// Which.
+        socket: &'static str,
+    },
+    /// The socket is not to be had.
+    #[error("cannot open the {socket} socket that sends packets: {source}")]
+    Socket {
+        /// Which.
+        socket: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A packet socket cannot send to its own host.
+    #[error(
+        "the target {target} is an address of this host, where packet sockets cannot deliver: use the raw backend, or let \
+         it be chosen"
+    )]
+    TargetIsLocal {
+        /// The target.
+        target: IpAddr,
+    },
+    /// There can be no TCP connection to it.
+    #[error("the target {target} is a broadcast, multicast or anycast address: name the address of one host")]
+    TargetNotUnicast {
+        /// The target.
+        target: IpAddr,
+    },
+    /// The link's addresses do not fit.
+    #[error("packet sockets cannot use {interface} (link type {link_type}): use the raw backend, or let it be chosen")]
+    LinkUnsupported {
+        /// Name of the interface.
+        interface: String,
+        /// Its link type, an `ARPHRD_*` number.
+        link_type: u16,
+    },
+    /// The way to a target is not known.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// No thread or event to watch the paths with.
+    #[error("cannot watch the routes to the targets: {0}; check the limits on threads and open files (ulimit -u, -n)")]
+    Watch(#[source] io::Error),
+}
+
+/// Sends replayed segments. One per worker thread; it never blocks.
+pub struct Injector {
+    paths: Arc<Paths>,
+    /// The paths as of `generation`.
+    current: Arc<[Path]>,
+    generation: u64,
+    packet: Option<Batch>,
+    raw_v4: Option<Batch>,
+    raw_v6: Option<Batch>,
+    /// Index of the last used path.
+    recent: usize,
+    /// Identification of the next IPv4 packet. (For 0 the kernel would choose one, on a raw socket.)
+    id: u16,
+    stats: InjectStats,
+}
+
+impl Injector {
+    /// Finds the way to each target, which can take three seconds, and opens the sockets. Several workers should share
+    /// the first part: see [`with_paths`](Self::with_paths).
+    ///
+    /// # Errors
+    /// When a target cannot be reached, or a socket not be opened; the message names the remedy.
+    pub fn open(setup: &InjectorSetup) -> Result<Self, InjectError> {
+        Self::with_paths(Arc::new(Paths::open(setup.backend, &setup.targets)?), setup.batch)
+    }
+
+    /// Opens the sockets; `batch` as in [`InjectorSetup`].
+    ///
+    /// # Errors
+    /// When a socket cannot be opened.
+    pub fn with_paths(paths: Arc<Paths>, batch: usize) -> Result<Self, InjectError> {
+        let generation = paths.generation();
+        let current = paths.current();
+        let backend = paths.backend();
+        // What a later change of paths may need is opened now, while an error still finds somebody to act on it.
+        let packet = (backend != Backend::Raw).then(socket::packet).transpose()?;
+        let raw = |v6: bool| {
+            let wanted = backend != Backend::Packet && current.iter().any(|path| path.target.is_v4() != v6);
+            wanted.then(|| socket::raw(v6)).transpose()
+        };
+        Ok(Self {
+            packet: packet.map(|socket| Batch::new(socket, batch)),
+            raw_v4: raw(false)?.map(|socket| Batch::new(socket, batch)),
+            raw_v6: raw(true)?.map(|socket| Batch::new(socket, batch)),
+            recent: 0,
+            id: 1,
+            stats: InjectStats::default(),
+            paths,
+            current,
+            generation,
+        })
+    }
+
+    /// Builds the packets of `transmit` and puts them into the batch, which is sent when it is full. Packets that cannot
+    /// be sent are discarded and counted: as on any network, what was lost is sent again.
+    pub fn push(&mut self, transmit: &Transmit<'_>) {
+        self.refresh();
+        let target = &transmit.flow.server;
+        let found = self.path(target).map(|path| (path.mtu, path.way));
+        let (mtu, batch, to) = match found {
+            Some((mtu, Way::Packet(to))) => (mtu, self.packet.as_mut(), to),
+            Some((mtu, Way::Raw(to))) if target.is_v4() => (mtu, self.raw_v4.as_mut(), to),
+            Some((mtu, Way::Raw(to))) => (mtu, self.raw_v6.as_mut(), to),
+            Some((mtu, Way::Blocked)) => {
+                self.stats.unresolved += Packets::new(transmit, mtu).remaining();
+                return;
+            }
+            None => {
+                self.stats.unresolved += Packets::new(transmit, u16::MAX).remaining();
+                return;
+            }
+        };
+        let mut packets = Packets::new(transmit, mtu);
+        let Some(batch) = batch else {
+            self.stats.unresolved += packets.remaining();
+            return;
+        };
+        while let Some(length) = packets.next_length() {
+            if !batch.has_room(length) {
+                batch.flush(&mut self.stats);
+                if !batch.has_room(length) {
+                    self.stats.would_block += packets.remaining();
+                    return;
+                }
+            }
+            batch.add(to, |buffer| packets.write(self.id, buffer));
+            self.id = self.id.wrapping_add(1);
+        }
+    }
+
+    /// Sends what has been collected, as far as the sockets take it without blocking; see [`pending`](Self::pending).
+    pub fn flush(&mut self) {
+        for batch in [&mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
+            if batch.pending() > 0 {
+                batch.flush(&mut self.stats);
+            }
+        }
+    }
+
+    /// How many packets wait: after a [`flush`](Self::flush), those for which the interface's queue had no room. Flush
+    /// again soon.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        [&self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
+    }
+
+    /// Takes note of changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this by
+    /// itself; only who asks for [`path_mtu`](Self::path_mtu) without pushing needs to.
+    pub fn refresh(&mut self) {
+        let generation = self.paths.generation();
+        if generation == self.generation {
+            return;
+        }
+        // What was built for the old paths goes there or nowhere.
+        self.flush();
+        for batch in [&mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
+            batch.discard(&mut self.stats);
+        }
+        self.generation = generation;
+        self.current = self.paths.current();
+    }
+
+    /// The largest IP packet on the way to `target`, in octets: headers included. Beyond the first hop only what path MTU
+    /// discovery of this host's own connections has learned is known. For an address that is no target, what every path
+    /// must carry (RFC 791: 576, RFC 8200: 1280).
+    #[must_use]
+    pub fn path_mtu(&self, target: IpAddr) -> u16 {
+        let key = IpAddress::from(target);
+        let known = self.current.iter().find(|path| path.target == key).map(|path| path.mtu);
+        known.unwrap_or(if key.is_v4() { 576 } else { 1280 })
+    }
+
+    /// What has become of the packets so far.
+    #[must_use]
+    pub fn stats(&self) -> &InjectStats {
+        &self.stats
+    }
+
+    /// The path to `target`. Targets are few and come in runs.
+    fn path(&mut self, target: &IpAddress) -> Option<&Path> {
+        if self.current.get(self.recent).is_none_or(|path| path.target != *target) {
+            self.recent = self.current.iter().position(|path| path.target == *target)?;
+        }
+        self.current.get(self.recent)
+    }
+}
+
+impl Drop for Injector {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -127,7 +127,7 @@ pub fn by_index(index: u32) -> Result<Interface, NetError> {
     get(&mut Netlink::route()?, index)
 }
 
-pub(super) fn get(netlink: &mut Netlink, index: u32) -> Result<Interface, NetError> {
+pub(crate) fn get(netlink: &mut Netlink, index: u32) -> Result<Interface, NetError> {
     let mut query = LinkMessage::default();
     query.header.index = index;
     let answer = netlink.get(RouteNetlinkMessage::GetLink(query), &[libc::ENODEV], "look up an interface")?;

@@ -1,0 +1,342 @@
+//! From a [`Transmit`] to the IP packets that carry it.
+
+use tcpcopy_common::{mark, tcp_flags};
+
+use super::checksum::Checksum;
+use crate::segment::{Transmit, TransmitOptions};
+
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+const TCP_HEADER: usize = 20;
+/// MSS 4, window scale 4, mark 16, timestamps 12: the padding to whole words included. At most 40 fit.
+const MAX_OPTIONS: usize = 4 + 4 + mark::LENGTH + 12;
+const MAX_HEADERS: usize = IPV6_HEADER + TCP_HEADER + MAX_OPTIONS;
+const _: () = assert!(MAX_OPTIONS <= 40);
+
+/// What a stack of our time sends (RFC 1700 recommended 64, and Linux does).
+const TTL: u8 = 64;
+const IPPROTO_TCP: u8 = libc::IPPROTO_TCP as u8;
+/// The don't-fragment bit, in octet 6 of the IPv4 header: a fragment would be one more thing that can go missing.
+const DONT_FRAGMENT: u8 = 0x40;
+
+/// TCP option kinds (RFC 9293, section 3.1; RFC 7323).
+mod option {
+    pub(super) const NOP: u8 = 1;
+    pub(super) const MSS: u8 = 2;
+    pub(super) const WINDOW_SCALE: u8 = 3;
+    pub(super) const TIMESTAMPS: u8 = 8;
+}
+
+/// The headers of all packets of one [`Transmit`], with the fields that differ among them left at zero.
+struct Headers {
+    bytes: [u8; MAX_HEADERS],
+    /// Octets of the IP header.
+    ip: usize,
+    /// Octets of all headers.
+    len: usize,
+    /// What the checksum of every packet includes: addresses and protocol of the pseudo-header (RFC 9293, section 3.1).
+    pseudo: Checksum,
+}
+
+impl Headers {
+    fn new(transmit: &Transmit<'_>) -> Self {
+        let flow = &transmit.flow;
+        let mut bytes = [0; MAX_HEADERS];
+        let ip = if flow.server.is_v4() {
+            bytes[0] = 0x45; // version 4, five words
+            bytes[6] = DONT_FRAGMENT;
+            bytes[8] = TTL;
+            bytes[9] = IPPROTO_TCP;
+            bytes[12..16].copy_from_slice(&flow.client.v4_octets());
+            bytes[16..20].copy_from_slice(&flow.server.v4_octets());
+            IPV4_HEADER
+        } else {
+            bytes[0] = 0x60; // version 6, no traffic class, no flow label
+            bytes[6] = IPPROTO_TCP;
+            bytes[7] = TTL;
+            bytes[8..24].copy_from_slice(&flow.client.0);
+            bytes[24..40].copy_from_slice(&flow.server.0);
+            IPV6_HEADER
+        };
+        let addresses = if ip == IPV4_HEADER { 12..20 } else { 8..40 };
+        let pseudo = Checksum::default().add(&bytes[addresses]).add(&[0, IPPROTO_TCP]);
+
+        let tcp = &mut bytes[ip..];
+        let options = write_options(&transmit.options, &mut tcp[TCP_HEADER..]);
+        tcp[0..2].copy_from_slice(&flow.client_port);
+        tcp[2..4].copy_from_slice(&flow.server_port);
+        if transmit.flags & tcp_flags::ACK != 0 {
+            tcp[8..12].copy_from_slice(&transmit.ack.to_be_bytes());
+        }
+        tcp[12] = ((TCP_HEADER + options) / 4 << 4) as u8;
+        tcp[14..16].copy_from_slice(&transmit.window.to_be_bytes());
+        Self { bytes, ip, len: ip + TCP_HEADER + options, pseudo }
+    }
+}
+
+/// Writes the options into `to` and returns how many octets they take, a multiple of four.
+fn write_options(options: &TransmitOptions, to: &mut [u8]) -> usize {
+    let mut len = 0;
+    let mut put = |bytes: &[u8]| {
+        to[len..len + bytes.len()].copy_from_slice(bytes);
+        len += bytes.len();
+    };
+    if let Some(syn) = &options.syn {
+        put(&[option::MSS, 4]);
+        put(&syn.mss.to_be_bytes());
+        if let Some(shift) = syn.window_scale {
+            put(&[option::NOP, option::WINDOW_SCALE, 3, shift]);
+        }
+        put(bytemuck::bytes_of(&syn.mark));
+    }
+    if let Some((tsval, tsecr)) = options.timestamps {
+        // Aligned as RFC 7323, appendix A, recommends: receivers have a fast path for it.
+        put(&[option::NOP, option::NOP, option::TIMESTAMPS, 10]);
+        put(&tsval.to_be_bytes());
+        put(&tsecr.to_be_bytes());
+    }
+    len
+}
+
+/// The packets of one [`Transmit`], from the IP header on, in order.
+///
+/// The payload is cut into pieces of at most the transmit's segment size, less where the MTU leaves no room for that.
+pub(super) struct Packets<'a> {
+    headers: Headers,
+    /// The largest payload of one packet.
+    size: usize,
+    /// Sequence number and control bits of the next packet, were it the last.
+    seq: u32,
+    flags: u8,
+    rest: &'a [u8],
+    done: bool,
+}
+
+impl<'a> Packets<'a> {
+    pub(super) fn new(transmit: &Transmit<'a>, mtu: u16) -> Self {
+        let headers = Headers::new(transmit);
+        let room = usize::from(mtu).saturating_sub(headers.len).max(1);
+        let size = usize::from(transmit.segment_size.max(1)).min(room);
+        Self { headers, size, seq: transmit.seq, flags: transmit.flags, rest: transmit.payload, done: false }
+    }
+
+    /// The length of the next packet, while there is one.
+    pub(super) fn next_length(&self) -> Option<usize> {
+        (!self.done).then(|| self.headers.len + self.size.min(self.rest.len()))
+    }
+
+    /// How many packets are still to come.
+    pub(super) fn remaining(&self) -> u64 {
+        if self.done { 0 } else { self.rest.len().div_ceil(self.size).max(1) as u64 }
+    }
+
+    /// Appends the next packet to `buffer`. `id` numbers IPv4 packets: what reassembles fragments needs it to differ
+    /// between packets, though with DF there should be none (RFC 6864).
+    pub(super) fn write(&mut self, id: u16, buffer: &mut Vec<u8>) {
+        let (payload, rest) = self.rest.split_at(self.size.min(self.rest.len()));
+        self.rest = rest;
+        self.done = rest.is_empty();
+        // PSH and FIN concern what follows the last octet; SYN what precedes the first.
+        let later = if self.done { 0 } else { tcp_flags::PSH | tcp_flags::FIN };
+        packet(&self.headers, self.seq, self.flags & !later, id, payload, buffer);
+        let syn = self.flags & tcp_flags::SYN;
+        self.flags &= !tcp_flags::SYN;
+        self.seq = self.seq.wrapping_add(payload.len() as u32).wrapping_add(u32::from(syn != 0));
+    }
+}
+
+/// Appends one packet.
+fn packet(headers: &Headers, seq: u32, flags: u8, id: u16, payload: &[u8], buffer: &mut Vec<u8>) {
+    let start = buffer.len();
+    buffer.extend_from_slice(&headers.bytes[..headers.len]);
+    buffer.extend_from_slice(payload);
+    let packet = &mut buffer[start..];
+    // At most 65,535, because the MTU is a u16.
+    let length = (packet.len() as u16).to_be_bytes();
+    let (ip, tcp) = packet.split_at_mut(headers.ip);
+    let tcp_length = (tcp.len() as u16).to_be_bytes();
+
+    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
+    tcp[13] = flags;
+    let sum = headers.pseudo.add(&tcp_length).add(tcp).finish();
+    tcp[16..18].copy_from_slice(&sum);
+
+    if headers.ip == IPV4_HEADER {
+        ip[2..4].copy_from_slice(&length);
+        ip[4..6].copy_from_slice(&id.to_be_bytes());
+        let sum = Checksum::default().add(ip).finish();
+        ip[10..12].copy_from_slice(&sum);
+    } else {
+        ip[4..6].copy_from_slice(&tcp_length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tcpcopy_common::{
+        flow::{Flow, IpAddress},
+        mark::{Mark, MarkKey},
+    };
+
+    use super::{super::checksum::naive, *};
+    use crate::segment::SynOptions;
+
+    const ALL: u8 = tcp_flags::ACK | tcp_flags::PSH | tcp_flags::FIN;
+
+    fn flow(v6: bool) -> Flow {
+        let address = |last: u8| {
+            if v6 {
+                IpAddress([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last])
+            } else {
+                IpAddress::from_v4([192, 0, 2, last])
+            }
+        };
+        Flow { client: address(1), server: address(2), client_port: [0x80, 1], server_port: [0, 80] }
+    }
+
+    fn transmit(v6: bool, payload: &[u8]) -> Transmit<'_> {
+        Transmit {
+            flow: flow(v6),
+            seq: 0xffff_fff0,
+            ack: 0x0102_0304,
+            window: 0x2000,
+            flags: ALL,
+            options: TransmitOptions::default(),
+            segment_size: 1000,
+            payload,
+        }
+    }
+
+    fn build(transmit: &Transmit<'_>, mtu: u16) -> Vec<Vec<u8>> {
+        let mut packets = Packets::new(transmit, mtu);
+        let mut built = Vec::new();
+        let expected = packets.remaining();
+        while let Some(length) = packets.next_length() {
+            let mut buffer = vec![];
+            packets.write(built.len() as u16, &mut buffer);
+            assert_eq!(buffer.len(), length);
+            built.push(buffer);
+            assert_eq!(packets.remaining() + built.len() as u64, expected);
+        }
+        built
+    }
+
+    /// Checks lengths and checksums as a receiver does, and returns the TCP part.
+    fn receive(packet: &[u8]) -> &[u8] {
+        let (pseudo, tcp) = if packet[0] == 0x45 {
+            assert_eq!(naive(&packet[..20]), 0, "IPv4 header checksum");
+            assert_eq!(usize::from(u16::from_be_bytes([packet[2], packet[3]])), packet.len());
+            (packet[12..20].to_vec(), &packet[20..])
+        } else {
+            assert_eq!(packet[0], 0x60);
+            assert_eq!(usize::from(u16::from_be_bytes([packet[4], packet[5]])), packet.len() - 40);
+            (packet[8..40].to_vec(), &packet[40..])
+        };
+        let length = (tcp.len() as u32).to_be_bytes();
+        assert_eq!(naive(&[&pseudo[..], &length, &[0, 0, 0, 6], tcp].concat()), 0, "TCP checksum");
+        tcp
+    }
+
+    fn payload(tcp: &[u8]) -> &[u8] {
+        &tcp[usize::from(tcp[12] >> 4) * 4..]
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn an_ipv4_packet_octet_by_octet() {
+        let mut transmit = transmit(false, b"GET /");
+        transmit.options.timestamps = Some((0x0a0b_0c0d, 0x0102_0304));
+        assert_eq!(build(&transmit, 1500), [[
+            0x45, 0, 0, 57, 0, 0, 0x40, 0, 64, 6, 0xb6, 0xbb, 192, 0, 2, 1, 192, 0, 2, 2,
+            0x80, 1, 0, 80, 0xff, 0xff, 0xff, 0xf0, 1, 2, 3, 4, 0x80, 0x19, 0x20, 0, 0x69, 0xdf, 0, 0,
+            1, 1, 8, 10, 0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4,
+            b'G', b'E', b'T', b' ', b'/',
+        ]]);
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn an_ipv6_syn_octet_by_octet() {
+        let key = MarkKey { k0: 1, k1: 2 };
+        let mut transmit = transmit(true, b"");
+        transmit.flags = tcp_flags::SYN;
+        transmit.options = TransmitOptions {
+            syn: Some(SynOptions { mss: 1440, window_scale: Some(7), mark: Mark::new(&key, 9, &flow(true), [0xff, 0xff, 0xff, 0xf0]) }),
+            timestamps: Some((5, 0)),
+        };
+        let packets = build(&transmit, 1500);
+        assert_eq!(packets.len(), 1);
+        let tcp = receive(&packets[0]);
+        assert_eq!(packets[0][..8], [0x60, 0, 0, 0, 0, 56, 6, 64]);
+        assert_eq!(tcp[..16], [0x80, 1, 0, 80, 0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 0, 0xe0, 0x02, 0x20, 0]);
+        assert_eq!(tcp[20..32], [2, 4, 5, 0xa0, 1, 3, 3, 7, 253, 16, b't', b'c']);
+        assert_eq!(tcp[32..36], [0, 0, 0, 9]);
+        assert_eq!(tcp[44..], [1, 1, 8, 10, 0, 0, 0, 5, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn the_acknowledgement_number_is_sent_only_with_ack() {
+        let mut transmit = transmit(false, b"");
+        transmit.flags = tcp_flags::RST;
+        assert_eq!(build(&transmit, 1500)[0][28..32], [0; 4]);
+    }
+
+    #[test]
+    fn a_small_mtu_makes_smaller_segments() {
+        let data = [7; 2020];
+        let lengths: Vec<usize> = build(&transmit(true, &data), 560).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [560, 560, 560, 560, 80]);
+    }
+
+    #[test]
+    fn the_largest_packet_fits_its_length_field() {
+        let data = [7; 65_536];
+        let mut transmit = transmit(false, &data);
+        transmit.segment_size = u16::MAX;
+        let packets = build(&transmit, u16::MAX);
+        assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [65_535, 81]);
+        packets.iter().for_each(|packet| assert!(!receive(packet).is_empty()));
+    }
+
+    #[test]
+    fn a_syn_with_data_counts_in_the_sequence_numbers_that_follow() {
+        let data = [7; 1500];
+        let mut transmit = transmit(false, &data);
+        transmit.flags = tcp_flags::SYN | tcp_flags::PSH;
+        let seqs: Vec<_> = build(&transmit, 1500).iter().map(|p| (p[24..28].to_vec(), p[33])).collect();
+        let second = 0xffff_fff0u32.wrapping_add(1001).to_be_bytes().to_vec();
+        assert_eq!(seqs, [(vec![0xff, 0xff, 0xff, 0xf0], tcp_flags::SYN), (second, tcp_flags::PSH)]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_are_the_payload_in_order(
+            v6: bool,
+            data in proptest::collection::vec(any::<u8>(), 0..9000),
+            segment_size in 1u16..3000,
+            mtu in 576u16..2000,
+            timestamps: Option<(u32, u32)>,
+        ) {
+            let mut transmit = transmit(v6, &data);
+            transmit.segment_size = segment_size;
+            transmit.options.timestamps = timestamps;
+            let packets = build(&transmit, mtu);
+            let mut expected_seq = transmit.seq;
+            let mut joined = Vec::new();
+            for (i, packet) in packets.iter().enumerate() {
+                prop_assert!(packet.len() <= mtu.into());
+                let tcp = receive(packet);
+                let piece = payload(tcp);
+                prop_assert!(piece.len() <= segment_size.into());
+                prop_assert_eq!(u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]), expected_seq);
+                let last = i + 1 == packets.len();
+                prop_assert_eq!(tcp[13], if last { ALL } else { tcp_flags::ACK });
+                prop_assert!(last || piece.len() == payload(receive(&packets[0])).len());
+                expected_seq = expected_seq.wrapping_add(piece.len() as u32);
+                joined.extend_from_slice(piece);
+            }
+            prop_assert_eq!(joined, data);
+        }
+    }
+}

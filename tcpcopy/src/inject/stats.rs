@@ -1,0 +1,82 @@
+//! What became of the packets that an injector built.
+
+use std::io;
+
+/// Counts of packets. Every packet built is in exactly one of [`packets`](Self::packets), the discards below, or still
+/// pending in the injector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InjectStats {
+    /// Handed to the kernel, which took them.
+    pub packets: u64,
+    /// Their octets, from the IP header on.
+    pub bytes: u64,
+    /// Discarded: the socket's or the interface's queue was full, and stayed full until the batch was needed again.
+    pub would_block: u64,
+    /// Discarded by the kernel: the interface's queue was full (ENOBUFS).
+    pub queue_full: u64,
+    /// Discarded by the kernel: larger than the interface's MTU (EMSGSIZE).
+    pub emsgsize: u64,
+    /// Discarded by the kernel: the interface is down or gone, or there is no route any more.
+    pub net_down: u64,
+    /// Discarded by the kernel for another reason; EPERM when a firewall rule says so.
+    pub other: u64,
+    /// Discarded: no route to the target, or its next hop does not answer.
+    pub unresolved: u64,
+}
+
+/// Why the kernel refused a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Try again later.
+    WouldBlock,
+    QueueFull,
+    TooLarge,
+    NetDown,
+    Other,
+}
+
+impl Refusal {
+    pub(super) fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Self::WouldBlock,
+            Some(libc::ENOBUFS) => Self::QueueFull,
+            Some(libc::EMSGSIZE) => Self::TooLarge,
+            Some(
+                libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EHOSTDOWN,
+            ) => Self::NetDown,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl InjectStats {
+    /// All packets that were discarded.
+    #[must_use]
+    pub fn discarded(&self) -> u64 {
+        self.would_block + self.queue_full + self.emsgsize + self.net_down + self.other + self.unresolved
+    }
+
+    /// The counter of a reason.
+    pub(super) fn refused(&mut self, refusal: Refusal) -> &mut u64 {
+        match refusal {
+            Refusal::WouldBlock => &mut self.would_block,
+            Refusal::QueueFull => &mut self.queue_full,
+            Refusal::TooLarge => &mut self.emsgsize,
+            Refusal::NetDown => &mut self.net_down,
+            Refusal::Other => &mut self.other,
+        }
+    }
+}
+
+impl std::ops::AddAssign for InjectStats {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.would_block += other.would_block;
+        self.queue_full += other.queue_full;
+        self.emsgsize += other.emsgsize;
+        self.net_down += other.net_down;
+        self.other += other.other;
+        self.unresolved += other.unresolved;
+    }
+}
