@@ -9,6 +9,8 @@ mod setup;
 mod shell;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Set-up, build, run, demo and test of tcpcopy.
@@ -35,7 +37,17 @@ enum Command {
     Lint,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     std::env::set_current_dir(shell::workspace())?;
     match Arguments::parse().command {
         Command::Setup => setup::everything(),
