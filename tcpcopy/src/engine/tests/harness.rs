@@ -39,7 +39,7 @@ pub(super) struct Lab {
     pub engine: Engine,
     pub target: Target,
     pub weather: Weather,
-    /// Every n-th report may be lost, and then comes as the target's retransmission.
+    /// Everything the engine sent, lost or not.
     pub sent: Vec<Packet>,
     pub lost: usize,
     events: BTreeMap<(u64, u64), Event>,

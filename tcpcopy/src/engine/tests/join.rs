@@ -1,6 +1,6 @@
 //! Connections that are joined in the middle, and captures with holes.
 
-use tcpcopy_common::tcp_flags::{ACK, PSH};
+use tcpcopy_common::tcp_flags::ACK;
 
 use super::harness::{Client, Lab, config};
 use crate::engine::{Config, Reason};
@@ -149,5 +149,4 @@ fn a_session_reset_for_idleness_joins_at_the_next_request() {
     lab.run_ms(300_000);
     lab.assert_done();
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 2);
-    let _ = PSH;
 }

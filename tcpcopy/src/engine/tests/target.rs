@@ -159,7 +159,7 @@ impl Target {
             return (out, later);
         }
         assert_eq!(self.timestamps, p.options.timestamps.is_some());
-        self.handle_ack(now, &p, &mut conn, &mut out, &mut later);
+        self.handle_ack(now, &p, &mut conn, &mut later);
         self.handle_data(now, p, conn, &mut out, &mut later);
         (out, later)
     }
@@ -223,14 +223,7 @@ impl Target {
         self.conns.insert(p.flow, conn);
     }
 
-    fn handle_ack(
-        &mut self,
-        now: Nanos,
-        p: &Packet,
-        conn: &mut Conn,
-        _out: &mut Vec<ResponseHeader>,
-        later: &mut Vec<(u64, Later)>,
-    ) {
+    fn handle_ack(&mut self, now: Nanos, p: &Packet, conn: &mut Conn, later: &mut Vec<(u64, Later)>) {
         assert!(p.flags & ACK != 0);
         assert!(p.ack.wrapping_sub(conn.snd_nxt) as i32 <= 0, "acknowledges what was never sent");
         if !conn.established {
