@@ -167,7 +167,7 @@ impl Session {
     fn acknowledged(&mut self, acked: u64, r: &ResponseHeader, pure: bool, stream: &Stream, cx: &mut Context<'_>) {
         let State::Open(open) = &mut self.state else { return };
         let window_end = acked + (u64::from(u16::from_be_bytes(r.window)) << open.scale);
-        let window_moved = window_end != open.window_end;
+        let window_moved = window_end > open.window_end;
         open.window_end = open.window_end.max(window_end);
         if acked > open.una {
             let flight = open.flight();
