@@ -235,3 +235,47 @@ fn a_reset_of_the_target_with_an_old_sequence_number_is_ignored() {
     lab.settle();
     assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().sessions.active), (1, 1));
 }
+
+#[test]
+fn what_was_answered_in_part_is_not_sent_twice() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines_then_close(10, 1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    // Pipelined, and under way when the target closes: nobody knows where the second request begins.
+    lab.run_until(lab.now.0 + 170_000);
+    client.send(&mut lab, 0, b"two\n");
+    lab.run_ms(5);
+    client.send(&mut lab, 10, b"three\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(2500);
+    assert_eq!(lab.lines().iter().filter(|l| *l == "one\n").count(), 1);
+    assert_eq!(lab.lines().iter().filter(|l| *l == "three\n").count(), 1);
+    lab.assert_done();
+}
+
+#[test]
+fn the_rest_of_a_request_does_not_go_to_another_connection() {
+    let mut lab = Lab::new();
+    lab.target.window = Some(2000);
+    // Refuses a long request early, as a web server does with a body that is too large.
+    lab.target.new_app = Box::new(|n| match n {
+        0 => Box::new(|input| match input {
+            Some((_, 0)) => vec![Act::Write(0, 10), Act::Reset(50_000)],
+            _ => Vec::new(),
+        }),
+        _ => lines(10),
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &[b'x'; 50_000]);
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::TargetReset), 1);
+    client.send(&mut lab, 10, b"next\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"next\n");
+    lab.assert_done();
+}

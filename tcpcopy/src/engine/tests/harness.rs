@@ -45,7 +45,8 @@ pub(super) struct Lab {
     events: BTreeMap<(u64, u64), Event>,
     order: u64,
     random: u64,
-    delay: u64,
+    /// One way, in ns.
+    pub delay: u64,
 }
 
 pub(super) fn config() -> Config {
@@ -201,6 +202,7 @@ impl Lab {
     /// Nothing is left: no connection, no memory in use, nothing pending.
     pub fn assert_done(&self) {
         assert_eq!(self.engine.connections.len(), 0, "{:?}", self.engine.connections);
+        assert_eq!(self.engine.poll_timeout(), None);
         let stats = self.engine.stats();
         assert_eq!((stats.bytes.pending, stats.fins.pending, stats.sessions.active), (0, 0, 0));
     }

@@ -244,3 +244,33 @@ fn shutdown_resets_every_open_session() {
     assert_eq!(stats.sessions.aborted.get(Reason::Shutdown), 5);
     assert_eq!((stats.bytes.discarded.get(Reason::Shutdown), stats.resets_sent), (30, 5));
 }
+
+#[test]
+fn a_session_that_ends_while_the_channel_is_down_says_nothing() {
+    let mut lab = Lab::new();
+    Client::new(40_000).syn(&mut lab);
+    lab.run_ms(5);
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    let sent = lab.sent.len();
+    lab.run_ms(130_000);
+    assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 1);
+    lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
+    lab.settle();
+    assert_eq!(lab.sent.len(), sent);
+}
+
+#[test]
+fn a_reused_port_without_room_for_the_new_connection_does_not_feed_the_old_one() {
+    let mut lab = Lab::with(Config { max_sessions: 1, ..config() });
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    let mut again = Client::new(40_000);
+    again.seq = client.seq.wrapping_sub(1);
+    again.syn(&mut lab);
+    again.send(&mut lab, 0, b"two\n");
+    lab.run_ms(10);
+    assert_eq!(lab.lines(), ["one\n"]);
+    assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::SessionLimit), 4);
+}

@@ -136,11 +136,13 @@ fn the_window_of_the_target_is_scaled_except_in_the_syn() {
     lab.target.window_scale = Some(9);
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
+    // Unscaled, the window would be 2 KB, and each would take a round trip of 40 ms.
+    lab.delay = 20_000_000;
     for _ in 0..100 {
         client.send(&mut lab, 0, &[1; 30_000]);
     }
     client.fin(&mut lab, 0);
-    lab.run_ms(5000);
+    lab.run_ms(3000);
     assert_eq!(lab.only().received.len(), 3_000_000);
     lab.assert_nothing_lost();
 }
@@ -183,8 +185,8 @@ fn a_lost_final_ack_does_not_leave_the_target_in_last_ack() {
     lab.assert_nothing_lost();
 }
 
-/// Requests of mixed sizes over several connections, with and without keep-alive, in bad weather.
-fn storm(seed: u64, weather: Weather) -> Lab {
+/// Requests of mixed sizes over several connections, with and without keep-alive, in bad weather; and what should arrive.
+fn storm(seed: u64, weather: Weather) -> (Lab, Vec<String>) {
     let mut lab = Lab::new();
     lab.seed(seed);
     lab.weather = weather;
@@ -207,8 +209,7 @@ fn storm(seed: u64, weather: Weather) -> Lab {
     }
     lab.run_ms(100_000);
     expected.sort();
-    assert_eq!(lab.lines(), expected, "seed {seed}");
-    lab
+    (lab, expected)
 }
 
 proptest! {
@@ -216,14 +217,95 @@ proptest! {
 
     #[test]
     fn everything_arrives_byte_exact_through_bad_weather(seed: u64, lose in 0u32..80, duplicate in 0u32..80, delay in 0u32..150) {
-        let lab = storm(seed, Weather { lose, duplicate, delay });
-        lab.assert_nothing_lost();
+        let (lab, expected) = storm(seed, Weather { lose, duplicate, delay });
+        lab.assert_done();
+        let arrived = lab.lines();
+        if lab.engine.stats().sessions.aborted.get(Reason::TargetSilent) > 0 {
+            // One in a million: six SYNs in a row were lost. What did arrive is right all the same.
+            prop_assert!(arrived.iter().all(|line| expected.contains(line)), "seed {seed}");
+        } else {
+            lab.assert_nothing_lost();
+            prop_assert!(arrived == expected, "seed {seed}: {} of {} lines", arrived.len(), expected.len());
+        }
     }
 }
 
 #[test]
 fn bad_weather_is_bad() {
-    let lab = storm(1, Weather { lose: 80, duplicate: 50, delay: 100 });
+    let (lab, _) = storm(1, Weather { lose: 80, duplicate: 50, delay: 100 });
     let stats = lab.engine.stats();
     assert!(lab.lost > 5 && stats.retransmitted_segments > 3, "{} {stats:?}", lab.lost);
+}
+
+#[test]
+fn a_path_that_became_slower_than_the_time_out_is_learned() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    lab.delay = 150_000_000;
+    for _ in 0..20 {
+        client.send(&mut lab, 0, b"x\n");
+        lab.run_ms(2000);
+    }
+    assert_eq!(lab.only().received.len(), 40);
+    let timeouts = lab.engine.stats().timeouts;
+    assert!((1..=3).contains(&timeouts), "{timeouts}");
+}
+
+#[test]
+fn a_retried_syn_yields_no_round_trip() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    lab.weather.lose = 1000;
+    client.syn(&mut lab);
+    lab.weather.lose = 0;
+    lab.run_ms(1100);
+    lab.weather.lose = 1000;
+    client.send(&mut lab, 0, b"x\n");
+    lab.weather.lose = 0;
+    lab.run_ms(990);
+    assert_eq!(lab.only().received, b"");
+    lab.run_ms(20);
+    assert_eq!(lab.only().received, b"x\n", "after the initial second, not after three of the SYN's");
+}
+
+#[test]
+fn a_live_reset_follows_what_was_lost_before_it() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    lab.weather.lose = 1000;
+    client.send(&mut lab, 0, b"x\n");
+    client.rst(&mut lab, 0);
+    lab.weather.lose = 0;
+    lab.run_ms(1000);
+    assert_eq!((&lab.only().received[..], lab.only().reset), (&b"x\n"[..], true));
+}
+
+#[test]
+fn the_timestamp_echo_does_not_run_ahead_of_the_acknowledgement() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"x\n");
+    lab.run_ms(5);
+    let last = lab.sent.last().unwrap().clone();
+    let mut response: tcpcopy_common::response::ResponseHeader = bytemuck::Zeroable::zeroed();
+    response.flow = last.flow;
+    response.instance = super::target::INSTANCE;
+    response.flags = tcpcopy_common::tcp_flags::ACK;
+    response.options = tcpcopy_common::response::option::TIMESTAMPS;
+    response.ack = last.seq.to_be_bytes();
+    response.payload_len = 10;
+    for (ahead, tsval, echo) in [(10, 200u32, 99), (0, 199, 199)] {
+        response.seq = last.ack.wrapping_add(ahead).to_be_bytes();
+        response.tsval = tsval.to_be_bytes();
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        let ack = lab.engine.poll_transmit(lab.now).unwrap();
+        assert_eq!(ack.options.timestamps.unwrap().1, echo);
+        assert_eq!(ack.ack, last.ack.wrapping_add(if ahead == 0 { 20 } else { 0 }));
+    }
 }
