@@ -2,13 +2,14 @@
 
 use std::{path::Path, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use tcpcopy::{
     cli::{
-        program, report,
+        DEFAULT_PSK_FILE, program, report,
         tcpcopy::{Cli, Command, CopyArgs},
     },
-    control::{Psk, PskError},
+    control::Psk,
     source,
 };
 
@@ -28,12 +29,21 @@ fn copy(args: &CopyArgs) -> ExitCode {
 }
 
 fn keygen(file: &Path) -> ExitCode {
-    let written: Result<(), PskError> = Psk::generate().and_then(|key| key.write_new(file));
-    match written {
+    match write_key(file) {
         Ok(()) => {
             println!("wrote a new key to {}; copy it to the other host, readable by root only", file.display());
             ExitCode::SUCCESS
         }
-        Err(e) => report(&e.into()),
+        Err(e) => report(&e),
     }
+}
+
+fn write_key(file: &Path) -> anyhow::Result<()> {
+    // Only the default's own directory: a directory that the user has mistyped is not for us to make.
+    if file == Path::new(DEFAULT_PSK_FILE)
+        && let Some(directory) = file.parent()
+    {
+        std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    Ok(Psk::generate()?.write_new(file)?)
 }

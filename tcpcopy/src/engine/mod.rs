@@ -1,1 +1,323 @@
-//! The sans-IO replay engine.
+//! The sans-IO replay engine: live segments and the target's responses go in, segments for the target come out.
+//!
+//! It reads no clock, no random source and no socket. `handle_*` takes input, `poll_*` yields output, and `now` is an argument;
+//! so everything it does can be tested in virtual time.
+//!
+//! ```text
+//! handle_live ──► table ──► stream (the live client's octets, in order)
+//!                              │
+//!                           session ── gate (may this segment go yet?)
+//! handle_response ──► table ──►│    └─ recovery (time-out, congestion window)
+//! handle_timeout ──► timers ──►│
+//!                              ▼
+//!                         poll_transmit
+//! ```
+//!
+//! A *connection* is what a live client does; a *session* is one replay of it, on one or (after an early close by the
+//! target) several target connections in turn. A connection without a session is *parked*: what it sends is discarded, and
+//! counted, until a request begins at which a session can join.
+
+mod buffer;
+mod config;
+mod gate;
+mod histogram;
+mod lifecycle;
+mod live;
+mod ports;
+mod receiver;
+mod recovery;
+mod respond;
+mod seq;
+mod session;
+mod stats;
+mod stream;
+mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
+
+use std::collections::VecDeque;
+
+use tcpcopy_common::{flow::Flow, tcp_flags::RST};
+
+use self::{
+    buffer::Pool,
+    gate::FirstWord,
+    seq::{LiveSeq, ReplaySeq},
+    session::{Context, Farewell, Outcome, Plan, Poll, Session},
+    stream::Stream,
+    table::{FlowMap, Id, Slab},
+    timers::Timers,
+};
+use crate::{
+    segment::{Transmit, TransmitOptions},
+    time::Nanos,
+};
+
+pub use self::{
+    config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
+    histogram::Histogram,
+    stats::{ByReason, Ledger, Reason, Sessions, Stats, Unbalanced},
+};
+
+/// All connections of one worker: their sessions, timers and statistics.
+///
+/// After any `handle_*`, call [`poll_transmit`](Self::poll_transmit) until it yields `None`, then sleep until
+/// [`poll_timeout`](Self::poll_timeout) or the next input.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    seed: u64,
+    connections: Slab<Connection>,
+    /// By the four-tuple of live client and live server.
+    by_live: FlowMap,
+    /// By the four-tuple that the target sees.
+    by_target: FlowMap,
+    timers: Timers,
+    /// Connections that may have something to send.
+    ready: VecDeque<Id>,
+    /// Segments of sessions that are gone.
+    farewells: VecDeque<Last>,
+    /// By [`TargetId`]; `None` while the channel is down.
+    channels: Vec<Option<Credentials>>,
+    /// By rule.
+    first_words: Vec<FirstWord>,
+    pool: Pool,
+    stats: Stats,
+    /// Timers that are due; kept for its memory.
+    due: Vec<Id>,
+}
+
+/// A live client's connection.
+#[derive(Debug)]
+struct Connection {
+    live: Flow,
+    rule: u16,
+    stream: Stream,
+    /// The sequence number of its SYN, if that was captured.
+    isn: Option<LiveSeq>,
+    /// When its last segment was captured.
+    heard: Nanos,
+    /// Whether it is in [`Engine::ready`].
+    queued: bool,
+    syn: Flag,
+    fin: Flag,
+    replay: Replay,
+}
+
+/// What became of a captured SYN or FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    /// There was none, or it has been accounted for.
+    Settled,
+    /// Captured, and still to be sent.
+    Pending,
+}
+
+/// What a connection is replayed as.
+#[derive(Debug)]
+enum Replay {
+    /// Not at all: octets are discarded for this reason until a request begins.
+    Parked(Reason),
+    Active(Session),
+}
+
+/// The last segment of a session, without payload.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    target: TargetId,
+    flow: Flow,
+    seq: ReplaySeq,
+    ack: u32,
+    flags: u8,
+    timestamps: Option<(u32, u32)>,
+}
+
+impl Engine {
+    /// An engine without connections. `seed` makes sequence numbers, ports and hashes unpredictable from outside; the same
+    /// seed and the same inputs give the same outputs.
+    #[must_use]
+    pub fn new(config: Config, seed: u64) -> Self {
+        Self {
+            seed,
+            connections: Slab::new(),
+            by_live: FlowMap::new(seed),
+            by_target: FlowMap::new(seed ^ 1),
+            timers: Timers::new(),
+            ready: VecDeque::new(),
+            farewells: VecDeque::new(),
+            channels: Vec::new(),
+            first_words: vec![FirstWord::default(); config.rules.len()],
+            pool: Pool::new(config.max_memory),
+            stats: Stats::default(),
+            due: Vec::new(),
+            config,
+        }
+    }
+
+    /// The counters so far.
+    #[must_use]
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The channel to a target is up: sessions may be opened there. It may come again after a reconnect; with another
+    /// instance the target has forgotten all sessions, and they are given up without another word.
+    pub fn handle_channel_up(&mut self, now: Nanos, target: TargetId, credentials: Credentials) {
+        let index = usize::from(target.0);
+        if self.channels.len() <= index {
+            self.channels.resize(index + 1, None);
+        }
+        self.channels[index] = Some(credentials);
+        for id in self.sessions_of(target) {
+            let Some(Connection { replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
+                continue;
+            };
+            if session.instance().is_some_and(|known| known != credentials.instance) {
+                self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Farewell::Nothing));
+            } else {
+                self.enqueue(id);
+            }
+        }
+    }
+
+    /// The channel to a target is down: nothing is sent there until it is up again (rule S3).
+    pub fn handle_channel_down(&mut self, _now: Nanos, target: TargetId) {
+        if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
+            *channel = None;
+        }
+        self.farewells.retain(|last| last.target != target);
+        // Their deadlines differ while the channel is down.
+        for id in self.sessions_of(target) {
+            self.enqueue(id);
+        }
+    }
+
+    /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed (earlier does no harm).
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now, &mut due);
+        for id in due.drain(..) {
+            self.handle_connection_timeout(now, id);
+        }
+        self.due = due;
+    }
+
+    /// Resets every open replayed connection, and counts it as aborted by the shutdown.
+    pub fn handle_shutdown(&mut self, _now: Nanos) {
+        for id in self.connections.ids() {
+            self.abandon(id, Reason::Shutdown, Farewell::Reset);
+            self.forget(id, Reason::Shutdown);
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        self.timers.next()
+    }
+
+    /// The next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the session.
+    pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit<'_>> {
+        let (id, plan) = loop {
+            // First of all, because a RST makes room for the SYN of the connection that follows.
+            if let Some(last) = self.farewells.pop_front() {
+                if self.credentials(last.target).is_some() {
+                    self.stats.resets_sent += u64::from(last.flags & RST != 0);
+                    return Some(last.transmit());
+                }
+                continue;
+            }
+            let id = self.ready.pop_front()?;
+            if let Some(plan) = self.poll_connection(now, id) {
+                // To the end of the queue, so that a bulk upload does not hold up the others.
+                self.enqueue(id);
+                break (id, plan);
+            }
+        };
+        let connection = self.connections.get(id)?;
+        let Replay::Active(session) = &connection.replay else { return None };
+        Some(Transmit {
+            flow: session.flow,
+            seq: plan.seq,
+            ack: plan.ack,
+            window: plan.window,
+            flags: plan.flags,
+            options: plan.options,
+            segment_size: plan.segment_size,
+            payload: connection.stream.slice(plan.offset, plan.len),
+        })
+    }
+
+    fn poll_connection(&mut self, now: Nanos, id: Id) -> Option<Plan> {
+        let connection = self.connections.get_mut(id)?;
+        connection.queued = false;
+        let Replay::Active(session) = &mut connection.replay else { return None };
+        let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
+        let poll = if credentials.is_some() {
+            let mut cx = Context {
+                now,
+                config: &self.config,
+                stats: &mut self.stats,
+                first_word: first_word(&mut self.first_words, connection.rule),
+                credentials,
+            };
+            session.poll(&connection.stream, &mut cx)
+        } else {
+            Poll::Idle
+        };
+        match poll {
+            Poll::Transmit(plan) => {
+                if connection.syn == Flag::Pending && session.is_visible() {
+                    connection.syn = Flag::Settled;
+                    self.stats.syns.send(1);
+                }
+                Some(plan)
+            }
+            Poll::Idle => {
+                self.arm(id);
+                None
+            }
+            Poll::End(outcome) => {
+                self.conclude(now, id, outcome);
+                None
+            }
+        }
+    }
+
+    fn credentials(&self, target: TargetId) -> Option<Credentials> {
+        self.channels.get(usize::from(target.0)).copied().flatten()
+    }
+
+    fn enqueue(&mut self, id: Id) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+}
+
+fn first_word(words: &mut Vec<FirstWord>, rule: u16) -> &mut FirstWord {
+    let index = usize::from(rule);
+    if words.len() <= index {
+        words.resize(index + 1, FirstWord::default());
+    }
+    &mut words[index]
+}
+
+impl Last {
+    fn transmit(self) -> Transmit<'static> {
+        Transmit {
+            flow: self.flow,
+            seq: self.seq.get(),
+            ack: self.ack,
+            window: if self.flags & RST != 0 { 0 } else { receiver::WINDOW },
+            flags: self.flags,
+            options: TransmitOptions { syn: None, timestamps: self.timestamps },
+            segment_size: 1,
+            payload: &[],
+        }
+    }
+}

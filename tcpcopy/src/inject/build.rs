@@ -68,7 +68,7 @@ impl Headers {
         if transmit.flags & tcp_flags::ACK != 0 {
             tcp[8..12].copy_from_slice(&transmit.ack.to_be_bytes());
         }
-        tcp[12] = ((TCP_HEADER + options) / 4 << 4) as u8;
+        tcp[12] = (((TCP_HEADER + options) / 4) << 4) as u8;
         tcp[14..16].copy_from_slice(&transmit.window.to_be_bytes());
         Self { bytes, ip, len: ip + TCP_HEADER + options, pseudo }
     }

@@ -421,7 +421,7 @@ fn an_address_that_is_no_target_is_counted() {
     });
 }
 
-/// Packets per second, for `docs`: `cargo test --release -p tcpcopy --lib inject::tests::speed -- --ignored --nocapture`.
+/// Packets per second: `cargo test --release -p tcpcopy --lib inject::tests::speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {

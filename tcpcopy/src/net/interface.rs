@@ -176,12 +176,13 @@ impl LinkMonitor {
     /// When the socket fails for good.
     pub fn changes(&mut self) -> io::Result<Vec<LinkChange>> {
         let mut changes = Vec::new();
+        // Bridges announce their ports in the same form but with their own family, and with less in it.
+        let whole = |link: &LinkMessage| u8::from(link.header.interface_family) == libc::AF_UNSPEC as u8;
         let drained = self.announcements.drain(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => {
+            RouteNetlinkMessage::NewLink(link) if whole(&link) => {
                 changes.extend(Interface::from_message(&link).map(LinkChange::Present))
             }
-            // A bridge announces the departure of a port in the same form, with its own family.
-            RouteNetlinkMessage::DelLink(link) if u8::from(link.header.interface_family) == 0 => changes
+            RouteNetlinkMessage::DelLink(link) if whole(&link) => changes
                 .extend(Interface::from_message(&link).map(|i| LinkChange::Removed { index: i.index, name: i.name })),
             _ => {}
         })?;

@@ -25,7 +25,7 @@ use self::{
 use crate::{
     bpf::{Capture, CaptureRule, CaptureSetup, RingReader},
     cli::{daemon::Readiness, tcpcopy::Settings},
-    control::Security,
+    control::{Security, random_bytes},
     engine::{Config, Engine, RuleTarget, TargetId},
     inject::{Injector, InjectorSetup},
     mailbox::{Mailbox, mailbox},
@@ -164,9 +164,7 @@ impl Workers {
                 batch: INJECT_BATCH,
             })?;
             let config = engine_config(settings, &injector);
-            let mut seed = [0; 8];
-            rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())?;
-            let engine = Engine::new(config, u64::from_ne_bytes(seed));
+            let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
             let snapshot = Arc::new(Mutex::new(Snapshot::default()));
             let worker = Worker::new(
@@ -222,7 +220,11 @@ impl Drop for Workers {
 }
 
 fn engine_config(settings: &Settings, injector: &Injector) -> Config {
-    let _mtu = settings.rules.iter().map(|r| injector.path_mtu(r.target.ip())).min().unwrap_or(1500);
+    // IP and TCP headers without options (RFC 9293, section 3.7.1). A path that cannot be known yet is an Ethernet.
+    let mss = |ipv4: bool, headers: u16| {
+        let targets = settings.rules.iter().map(|r| r.target.ip()).filter(|a| a.is_ipv4() == ipv4);
+        targets.map(|a| injector.path_mtu(a)).min().unwrap_or(1500).saturating_sub(headers)
+    };
     Config {
         rules: settings
             .rules
@@ -232,6 +234,8 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
             .collect(),
         session_timeout: settings.session_timeout,
         loopback_client: settings.loopback_client,
+        mss_v4: mss(true, 40),
+        mss_v6: mss(false, 60),
         ..Config::default()
     }
 }

@@ -1,0 +1,147 @@
+//! Memory for captured octets: taken from a pool while a connection holds some, given back when it holds none, so that an
+//! idle connection costs no buffer and a busy one no allocation.
+
+use std::collections::VecDeque;
+
+use super::seq::LiveAck;
+use crate::time::Nanos;
+
+/// Where a captured segment begins in its stream, and what is needed to replay it at the right moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Stream offset of its first octet that was new.
+    pub offset: u64,
+    /// When it was captured.
+    pub time: Nanos,
+    /// How much of the live server's answers the live client had received when it sent this.
+    pub ack: Option<LiveAck>,
+    /// Whether it ended with PSH: the live client had nothing more to send just then.
+    pub push: bool,
+}
+
+/// What a connection holds back.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    /// The octets, from the stream's start on, after `head` that were released.
+    pub bytes: Vec<u8>,
+    /// How many octets at the front are no longer needed.
+    pub head: usize,
+    /// The segments that the octets came in, by offset.
+    pub marks: VecDeque<Mark>,
+    /// Ranges of offsets that are there although octets before them are missing: sorted, disjoint, not adjacent.
+    pub islands: Vec<(u64, u64)>,
+    /// What the pool believes this takes.
+    charged: usize,
+}
+
+impl Store {
+    fn footprint(&self) -> usize {
+        self.bytes.capacity()
+            + self.marks.capacity() * size_of::<Mark>()
+            + self.islands.capacity() * size_of::<(u64, u64)>()
+    }
+}
+
+/// A store holds at least this much, so that small requests of different length use the same memory again.
+const SMALLEST: usize = 1024;
+/// Larger ones are not kept for later use.
+const LARGEST_KEPT: usize = 64 << 10;
+/// How many unused ones are kept.
+const MOST_KEPT: usize = 4096;
+
+/// The stores of all connections, in use or not.
+#[derive(Debug)]
+pub(super) struct Pool {
+    unused: Vec<Box<Store>>,
+    allocated: usize,
+    limit: usize,
+}
+
+/// The pool's limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exhausted;
+
+impl Pool {
+    pub const fn new(limit: usize) -> Self {
+        Self { unused: Vec::new(), allocated: 0, limit }
+    }
+
+    /// Octets that all stores take.
+    #[cfg(test)]
+    pub const fn allocated(&self) -> usize {
+        self.allocated
+    }
+
+    /// An empty store.
+    pub fn take(&mut self) -> Box<Store> {
+        self.unused.pop().unwrap_or_default()
+    }
+
+    /// Makes room for `len` octets in total, counted from the start of the store's memory.
+    pub fn reserve(&mut self, store: &mut Store, len: usize) -> Result<(), Exhausted> {
+        let capacity = store.bytes.capacity();
+        if len <= capacity {
+            return Ok(());
+        }
+        let wanted = len.max(capacity * 2).max(SMALLEST);
+        while self.allocated + (wanted - capacity) > self.limit {
+            let Some(unused) = self.unused.pop() else { return Err(Exhausted) };
+            self.allocated -= unused.charged;
+        }
+        store.bytes.reserve_exact(wanted - store.bytes.len());
+        self.settle(store);
+        Ok(())
+    }
+
+    /// Notes what the store takes by now.
+    pub fn settle(&mut self, store: &mut Store) {
+        let footprint = store.footprint();
+        self.allocated = self.allocated - store.charged + footprint;
+        store.charged = footprint;
+    }
+
+    /// Takes a store back.
+    pub fn give_back(&mut self, mut store: Box<Store>) {
+        self.settle(&mut store);
+        if store.charged > LARGEST_KEPT || self.unused.len() >= MOST_KEPT {
+            self.allocated -= store.charged;
+            return;
+        }
+        store.bytes.clear();
+        store.head = 0;
+        store.marks.clear();
+        store.islands.clear();
+        self.unused.push(store);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_given_back_is_used_again_without_allocating() {
+        let mut pool = Pool::new(1 << 20);
+        let mut store = pool.take();
+        pool.reserve(&mut store, 100).unwrap();
+        let allocated = pool.allocated();
+        assert!(allocated >= SMALLEST);
+        pool.give_back(store);
+        let mut store = pool.take();
+        pool.reserve(&mut store, SMALLEST).unwrap();
+        assert_eq!(pool.allocated(), allocated);
+    }
+
+    #[test]
+    fn the_limit_holds_and_unused_stores_yield_first() {
+        let mut pool = Pool::new(4 * SMALLEST);
+        let (mut a, mut b) = (pool.take(), pool.take());
+        pool.reserve(&mut a, 2 * SMALLEST).unwrap();
+        pool.reserve(&mut b, 2 * SMALLEST).unwrap();
+        let mut c = pool.take();
+        assert_eq!(pool.reserve(&mut c, 1), Err(Exhausted));
+        pool.give_back(a);
+        assert_eq!(pool.reserve(&mut c, 1), Ok(()));
+        assert!(pool.allocated() <= 4 * SMALLEST);
+    }
+}

@@ -1,0 +1,176 @@
+//! Causality: a request waits until the target has answered the one before, as the live client waited for the live server.
+//!
+//! The live client's acknowledgement number tells that it had read something before it sent a segment; the gate then holds
+//! the segment until the target's answer seems complete. An answer is complete when PSH or FIN was seen on a response
+//! segment after everything sent had been acknowledged, and [`Config::gate_quiet`] has passed without another.
+//! A bound keeps sessions going whose answers never come (push protocols, long polls).
+
+use std::time::Duration;
+
+use super::config::{Config, GATE_STRIKES};
+use crate::time::Nanos;
+
+/// How much shorter the quiet may be when the replay is late (see [`LATE`]): the quiet only guards against an answer
+/// written in pieces, and a replay that trails further and further behind is worse.
+const HURRY: u32 = 8;
+/// From this age of a segment on the replay counts as late.
+const LATE: Duration = Duration::from_millis(5);
+
+/// What the target has said since we last sent it something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Nothing,
+    /// The last segment, at this time, did not end an answer.
+    Begun,
+    /// The last segment, at this time, may have ended one.
+    Complete(Nanos),
+}
+
+/// Whether a segment may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permit {
+    /// It may; it has waited so long. `forced`: the bound was reached.
+    Granted { waited: Duration, forced: bool },
+    /// Not before then.
+    Wait(Nanos),
+}
+
+/// The gate of one session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gate {
+    answer: Answer,
+    waiting_since: Option<Nanos>,
+    strikes: u8,
+}
+
+impl Gate {
+    pub const fn new() -> Self {
+        Self { answer: Answer::Nothing, waiting_since: None, strikes: 0 }
+    }
+
+    /// The gate of a new target connection of the same session.
+    pub const fn reconnect(&mut self) {
+        self.answer = Answer::Nothing;
+        self.waiting_since = None;
+    }
+
+    /// Something new was sent.
+    pub const fn sent(&mut self) {
+        self.answer = Answer::Nothing;
+    }
+
+    /// The target sent payload or a FIN; `ends`: with PSH or FIN, and after it had acknowledged everything.
+    pub const fn answered(&mut self, now: Nanos, ends: bool) {
+        self.answer = if ends { Answer::Complete(now) } else { Answer::Begun };
+    }
+
+    /// Whether the gate has been given up.
+    pub const fn is_off(&self) -> bool {
+        self.strikes >= GATE_STRIKES
+    }
+
+    /// Asks for a segment, captured at `captured`, that the live client sent after it had read something.
+    pub fn ask(&mut self, now: Nanos, captured: Nanos, limit: Duration, config: &Config) -> Permit {
+        if !config.gate || self.is_off() {
+            return Permit::Granted { waited: Duration::ZERO, forced: false };
+        }
+        let since = *self.waiting_since.get_or_insert(now);
+        let bound = since.after(limit);
+        let until = match self.answer {
+            Answer::Complete(at) => {
+                let late = now.since(captured) > LATE;
+                at.after(if late { config.gate_quiet / HURRY } else { config.gate_quiet }).min(bound)
+            }
+            Answer::Nothing | Answer::Begun => bound,
+        };
+        if now < until {
+            return Permit::Wait(until);
+        }
+        self.waiting_since = None;
+        Permit::Granted { waited: now.since(since), forced: !matches!(self.answer, Answer::Complete(_)) }
+    }
+
+    /// Notes that the bound was reached; whether the gate is given up now.
+    pub const fn strike(&mut self) -> bool {
+        self.strikes = self.strikes.saturating_add(1);
+        self.strikes == GATE_STRIKES
+    }
+}
+
+/// Who speaks first on the connections of a rule. The live server's first words cannot be told from what is captured: the
+/// first segment with payload acknowledges the SYN and perhaps a greeting, in one number that nothing compares with.
+/// So the target tells: payload that acknowledges only our SYN is a greeting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum FirstWord {
+    /// No connection has shown it yet: the first ones wait [`PROBE`] for a greeting.
+    #[default]
+    Unknown,
+    /// The client: first segments go at once.
+    Client,
+    /// The server: first segments wait for its greeting, like any other for an answer.
+    Server,
+}
+
+/// How long the first connection of a rule waits for a greeting that may not come.
+pub(super) const PROBE: Duration = Duration::from_millis(20);
+/// What comes later is no greeting, but for instance a complaint about an idle connection.
+pub(super) const GREETING: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const LIMIT: Duration = Duration::from_secs(2);
+
+    fn config() -> Config {
+        Config { gate_quiet: Duration::from_micros(500), ..Config::default() }
+    }
+
+    fn granted(permit: Permit) -> bool {
+        matches!(permit, Permit::Granted { .. })
+    }
+
+    #[test]
+    fn opens_after_a_complete_answer_and_a_quiet_time() {
+        let mut gate = Gate::new();
+        let captured = Nanos(10 * MS);
+        assert_eq!(gate.ask(captured, captured, LIMIT, &config()), Permit::Wait(captured.after(LIMIT)));
+        gate.answered(Nanos(11 * MS), false);
+        assert_eq!(gate.ask(Nanos(12 * MS), captured, LIMIT, &config()), Permit::Wait(captured.after(LIMIT)));
+        gate.answered(Nanos(12 * MS), true);
+        let quiet = Nanos(12 * MS + MS / 2);
+        assert_eq!(gate.ask(Nanos(12 * MS), captured, LIMIT, &config()), Permit::Wait(quiet));
+        let waited = Duration::from_micros(2500);
+        assert_eq!(gate.ask(quiet, captured, LIMIT, &config()), Permit::Granted { waited, forced: false });
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_starts_the_quiet_anew() {
+        let mut gate = Gate::new();
+        gate.answered(Nanos(MS), true);
+        gate.answered(Nanos(MS + 400_000), true);
+        assert!(!granted(gate.ask(Nanos(MS + 600_000), Nanos(MS), LIMIT, &config())));
+        assert!(granted(gate.ask(Nanos(MS + 900_000), Nanos(MS), LIMIT, &config())));
+    }
+
+    #[test]
+    fn a_late_replay_waits_less() {
+        let mut gate = Gate::new();
+        gate.answered(Nanos(100 * MS), true);
+        assert!(granted(gate.ask(Nanos(100 * MS + 62_500), Nanos(0), LIMIT, &config())));
+    }
+
+    #[test]
+    fn three_strikes_switch_it_off() {
+        let mut gate = Gate::new();
+        for strike in 1..=3 {
+            let start = Nanos(strike * 10_000 * MS);
+            assert!(!granted(gate.ask(start, start, LIMIT, &config())));
+            let end = start.after(LIMIT);
+            assert_eq!(gate.ask(end, start, LIMIT, &config()), Permit::Granted { waited: LIMIT, forced: true });
+            assert_eq!(gate.strike(), strike == 3);
+        }
+        assert!(gate.is_off() && granted(gate.ask(Nanos(0), Nanos(0), LIMIT, &config())));
+    }
+}

@@ -1,0 +1,136 @@
+//! A histogram of durations that costs an increment per sample and never allocates.
+
+use std::time::Duration;
+
+/// Sub-buckets per power of two: percentiles are at most 1/8 too high.
+const STEPS: u32 = 8;
+const STEP_BITS: u32 = STEPS.trailing_zeros();
+/// 1 ns to 2^42 ns (73 minutes); what is longer falls into the last bucket.
+const BUCKETS: usize = (42 * STEPS) as usize;
+
+/// Durations, counted in buckets that grow with their value.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    counts: Box<[u64; BUCKETS]>,
+    count: u64,
+    sum_ns: u64,
+    max_ns: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: Box::new([0; BUCKETS]), count: 0, sum_ns: 0, max_ns: 0 }
+    }
+}
+
+impl Histogram {
+    /// Adds one sample.
+    pub fn record(&mut self, d: Duration) {
+        let ns = u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+        self.counts[bucket(ns)] += 1;
+        self.count += 1;
+        self.sum_ns = self.sum_ns.saturating_add(ns);
+        self.max_ns = self.max_ns.max(ns);
+    }
+
+    /// Adds the samples of another.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts.iter()) {
+            *mine += theirs;
+        }
+        self.count += other.count;
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.max_ns = self.max_ns.max(other.max_ns);
+    }
+
+    /// How many samples there are.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The longest sample, exactly.
+    #[must_use]
+    pub const fn max(&self) -> Duration {
+        Duration::from_nanos(self.max_ns)
+    }
+
+    /// The arithmetic mean; zero without samples.
+    #[must_use]
+    pub fn mean(&self) -> Duration {
+        Duration::from_nanos(self.sum_ns.checked_div(self.count).unwrap_or(0))
+    }
+
+    /// An upper bound, at most an eighth too high, of the duration that `percent` (0 to 100) of the samples do not
+    /// exceed; zero without samples.
+    #[must_use]
+    pub fn percentile(&self, percent: f64) -> Duration {
+        let rank = (self.count as f64 * percent / 100.0).ceil().max(1.0) as u64;
+        let mut seen = 0;
+        for (i, n) in self.counts.iter().enumerate() {
+            seen += n;
+            if seen >= rank {
+                return Duration::from_nanos(upper(i).min(self.max_ns));
+            }
+        }
+        Duration::ZERO
+    }
+
+    /// The buckets that hold samples: upper bound and count, ascending.
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(i, n)| (Duration::from_nanos(upper(i)), *n))
+    }
+}
+
+fn bucket(ns: u64) -> usize {
+    if ns < u64::from(STEPS) {
+        return ns as usize;
+    }
+    let exponent = ns.ilog2() - STEP_BITS;
+    // The leading one bit selects the power of two, the STEP_BITS after it the step.
+    let index = u64::from(exponent * STEPS) + (ns >> exponent);
+    (index as usize).min(BUCKETS - 1)
+}
+
+/// The largest value of a bucket.
+const fn upper(index: usize) -> u64 {
+    let index = index as u64;
+    let steps = STEPS as u64;
+    if index < steps {
+        return index;
+    }
+    let exponent = index / steps - 1;
+    ((index % steps + steps + 1) << exponent) - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_gapless_and_at_most_an_eighth_wide() {
+        for ns in (0..5000).chain([1 << 20, (1 << 20) - 1, 123_456_789, (1 << 42) - 1]) {
+            let i = bucket(ns);
+            assert!(ns <= upper(i), "{ns}");
+            assert!(i == 0 || ns > upper(i - 1), "{ns}");
+            assert!(upper(i) - ns <= ns / 8, "{ns}");
+        }
+        assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn percentiles_bound_the_samples_from_above() {
+        let mut h = Histogram::default();
+        assert_eq!(h.percentile(99.0), Duration::ZERO);
+        for us in 1..=1000 {
+            h.record(Duration::from_micros(us));
+        }
+        for (percent, us) in [(50.0, 500), (99.0, 990), (100.0, 1000)] {
+            let p = h.percentile(percent);
+            assert!(p >= Duration::from_micros(us) && p <= Duration::from_micros(us + us / 8 + 1), "{percent}: {p:?}");
+        }
+        let mut twice = h.clone();
+        twice.merge(&h);
+        assert_eq!((twice.count(), twice.max(), twice.mean()), (2000, h.max(), h.mean()));
+    }
+}

@@ -1,0 +1,345 @@
+//! How sessions begin, move to another target connection, end, and what happens to what they held.
+
+use std::net::IpAddr;
+
+use tcpcopy_common::{
+    flow::Flow,
+    tcp_flags::{ACK, RST},
+};
+
+use super::{
+    Connection, Context, Engine, Flag, Id, Last, Replay, TargetId, first_word, ports,
+    session::{Farewell, Origin, Outcome, Session},
+    stats::Reason,
+};
+use crate::time::Nanos;
+
+impl Engine {
+    /// Where a live connection is replayed to, and the four-tuple wanted there.
+    pub(super) fn destination(&self, live: &Flow, rule: u16) -> Result<(TargetId, Flow), Reason> {
+        let rule = self.config.rules.get(usize::from(rule)).ok_or(Reason::UnknownRule)?;
+        let mut client = IpAddr::from(live.client);
+        if let Some(other) = self.config.loopback_client.filter(|_| client.is_loopback()) {
+            client = other;
+        }
+        if client.is_ipv4() != rule.address.is_ipv4() {
+            return Err(Reason::AddressFamily);
+        }
+        let flow = Flow {
+            client: client.into(),
+            server: rule.address.ip().into(),
+            client_port: live.client_port,
+            server_port: rule.address.port().to_be_bytes(),
+        };
+        Ok((rule.target, flow))
+    }
+
+    /// The first four-tuple, from the `attempt`th on, that no session of ours has.
+    fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
+        (attempt..ports::MOST_PORTS)
+            .map(|n| (ports::candidate(self.seed, wanted, n), n))
+            .find(|(flow, _)| !self.by_target.contains(flow))
+    }
+
+    /// Begins a session for a connection that has none.
+    pub(super) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
+        let Some(connection) = self.connections.get(id) else { return Ok(()) };
+        let (target, wanted) = self.destination(&connection.live, connection.rule)?;
+        // A four-tuple that the target's own traffic has taken must be left alone.
+        let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed)));
+        let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
+        let opening = ports::opening(self.seed, now, &flow, None);
+        let mut session = Session::new(now, target, flow, opening, origin);
+        session.ports_tried = attempt;
+        self.by_target.insert(flow, id);
+        self.stats.sessions.seen += 1;
+        self.stats.sessions.active += 1;
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.replay = Replay::Active(session);
+        }
+        self.enqueue(id);
+        self.arm(id);
+        Ok(())
+    }
+
+    /// Carries out what a session asked for.
+    pub(super) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
+        match outcome {
+            Outcome::Continue => {}
+            Outcome::Finished(farewell) => {
+                if self.detach(id, farewell, Reason::LiveReset).is_some() {
+                    self.stats.sessions.finished += 1;
+                }
+                let reset = self.connections.get(id).is_some_and(|c| c.stream.reset().is_some());
+                // Normally nothing is left; a RST may have overtaken octets, or the target closed before the FIN.
+                self.forget(id, if reset { Reason::LiveReset } else { Reason::TargetClosed });
+                return;
+            }
+            Outcome::Aborted(reason, farewell) => {
+                self.abandon(id, reason, farewell);
+                self.seek(now, id);
+                return;
+            }
+            Outcome::Reconnect(from, farewell) => {
+                self.bid_farewell(id, farewell);
+                self.stats.reconnects += 1;
+                let seed = self.seed;
+                if let Some(session) = self.session_mut(id) {
+                    let opening = ports::opening(seed, now, &session.flow, Some(session.used()));
+                    session.reconnect(now, opening, from);
+                }
+            }
+            Outcome::Rest(farewell) => {
+                self.bid_farewell(id, farewell);
+                if let Some(session) = self.session_mut(id) {
+                    session.rest();
+                }
+            }
+            Outcome::Collided => {
+                self.stats.collisions += 1;
+                if !self.remap(now, id) {
+                    self.abandon(id, Reason::Collision, Farewell::Nothing);
+                    self.seek(now, id);
+                    return;
+                }
+            }
+            Outcome::HalfOpen(seq) => {
+                if let Some(session) = self.session_mut(id) {
+                    let (target, flow) = (session.target, session.flow);
+                    self.farewells.push_back(Last { target, flow, seq, ack: 0, flags: RST, timestamps: None });
+                }
+            }
+        }
+        self.release(id);
+        self.enqueue(id);
+        self.arm(id);
+    }
+
+    fn session_mut(&mut self, id: Id) -> Option<&mut Session> {
+        match &mut self.connections.get_mut(id)?.replay {
+            Replay::Active(session) => Some(session),
+            Replay::Parked(_) => None,
+        }
+    }
+
+    /// Moves a session to another client port; whether there was one.
+    fn remap(&mut self, now: Nanos, id: Id) -> bool {
+        let Some(connection) = self.connections.get(id) else { return false };
+        let (live, rule) = (connection.live, connection.rule);
+        let Replay::Active(session) = &connection.replay else { return false };
+        let (old, next) = (session.flow, session.ports_tried.saturating_add(1));
+        let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
+        let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
+        self.by_target.remove(&old, id);
+        self.by_target.insert(flow, id);
+        let opening = ports::opening(self.seed, now, &flow, None);
+        if let Some(session) = self.session_mut(id) {
+            session.remap(now, flow, opening);
+            session.ports_tried = attempt;
+        }
+        true
+    }
+
+    /// Queues the last segment of a session's present target connection.
+    fn bid_farewell(&mut self, id: Id, farewell: Farewell) {
+        let Some(session) = self.session_mut(id) else { return };
+        let (target, flow) = (session.target, session.flow);
+        let last = match farewell {
+            Farewell::Nothing => return,
+            Farewell::Reset if !session.is_visible() => return,
+            Farewell::Reset => Last { target, flow, seq: session.reset_seq(), ack: 0, flags: RST, timestamps: None },
+            Farewell::Acknowledge => {
+                let Some((seq, ack, timestamps)) = session.last_ack() else { return };
+                Last { target, flow, seq, ack: ack.get(), flags: ACK, timestamps }
+            }
+        };
+        self.farewells.push_back(last);
+    }
+
+    /// Takes a connection's session away, and forgets what that had sent.
+    fn detach(&mut self, id: Id, farewell: Farewell, reason: Reason) -> Option<()> {
+        self.bid_farewell(id, farewell);
+        let connection = self.connections.get_mut(id)?;
+        let parked = Replay::Parked(reason);
+        let session = match std::mem::replace(&mut connection.replay, parked) {
+            Replay::Active(session) => session,
+            Replay::Parked(before) => {
+                connection.replay = Replay::Parked(before);
+                return None;
+            }
+        };
+        connection.stream.release(&mut self.pool, session.sent());
+        if session.fin_sent() {
+            connection.fin = Flag::Settled;
+        }
+        self.by_target.remove(&session.flow, id);
+        self.stats.sessions.active -= 1;
+        Some(())
+    }
+
+    /// Ends a session early; its connection is parked. Octets that were not sent stay for [`seek`](Self::seek).
+    pub(super) fn abandon(&mut self, id: Id, reason: Reason, farewell: Farewell) {
+        if self.detach(id, farewell, reason).is_some() {
+            self.stats.sessions.aborted.add(reason, 1);
+        }
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.syn == Flag::Pending
+        {
+            connection.syn = Flag::Settled;
+            self.stats.syns.discard(reason, 1);
+        }
+    }
+
+    /// Discards what a parked connection holds up to the next request, and joins there.
+    pub(super) fn seek(&mut self, now: Nanos, id: Id) {
+        let may_join = self.config.rejoin && !self.config.complete_only;
+        loop {
+            let Some(Connection { stream, replay: Replay::Parked(reason), .. }) = self.connections.get_mut(id) else {
+                return;
+            };
+            let reason = *reason;
+            let mut number = stream.first_mark();
+            let begin = loop {
+                match stream.mark(number) {
+                    Some(mark) if may_join && stream.begins_request(number) => break Some((mark.offset, mark.ack)),
+                    Some(_) => number += 1,
+                    None => break None,
+                }
+            };
+            let keep = begin.map_or(stream.end(), |(offset, _)| offset);
+            self.stats.bytes.discard(reason, keep.saturating_sub(stream.start()));
+            let Some((offset, read)) = begin else {
+                let over = stream.fin().is_some() || stream.reset().is_some();
+                stream.release(&mut self.pool, keep);
+                if over {
+                    self.forget(id, reason);
+                } else {
+                    self.arm(id);
+                }
+                return;
+            };
+            // The mark stays: the session passes it like any other. What lies before it goes with the next release.
+            let before = stream.start();
+            match self.open_session(now, id, Origin { offset, mark: number, read }) {
+                Ok(()) => {
+                    self.stats.joined += 1;
+                    self.release(id);
+                    return;
+                }
+                Err(reason) => self.skip_request(id, number, before, keep, reason),
+            }
+        }
+    }
+
+    /// A request that could have been joined, but no session was to be had.
+    fn skip_request(&mut self, id: Id, number: u64, before: u64, begin: u64, reason: Reason) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let end = connection.stream.mark(number + 1).map_or(connection.stream.end(), |m| m.offset);
+        debug_assert!(before <= begin && begin < end);
+        self.stats.bytes.discard(reason, end - begin);
+        connection.stream.release(&mut self.pool, end);
+    }
+
+    /// Forgets a connection; what it still held is discarded for `reason`.
+    pub(super) fn forget(&mut self, id: Id, reason: Reason) {
+        self.timers.cancel(id);
+        let Some(mut connection) = self.connections.remove(id) else { return };
+        let left = connection.stream.held_from(connection.stream.start());
+        self.stats.bytes.discard(reason, left);
+        if connection.syn == Flag::Pending {
+            self.stats.syns.discard(reason, 1);
+        }
+        if connection.fin == Flag::Pending {
+            self.stats.fins.discard(reason, 1);
+        }
+        connection.stream.clear(&mut self.pool);
+        self.by_live.remove(&connection.live, id);
+    }
+
+    /// Gives memory back that the session no longer needs.
+    fn release(&mut self, id: Id) {
+        let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
+            return;
+        };
+        stream.release(&mut self.pool, session.needed_from(&self.config));
+    }
+
+    /// Sets the connection's timer to the earliest of its deadlines.
+    pub(super) fn arm(&mut self, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let mut deadline = self.idle_deadline(connection);
+        if let Some(since) = connection.stream.hole_since() {
+            deadline = deadline.min(since.after(self.config.gap_timeout));
+        }
+        if let Replay::Active(session) = &connection.replay {
+            let up = self.credentials(session.target).is_some();
+            deadline = session.deadline(up).map_or(deadline, |at| at.min(deadline));
+        }
+        self.timers.arm(id, deadline);
+    }
+
+    fn idle_deadline(&self, connection: &Connection) -> Nanos {
+        let last = match &connection.replay {
+            Replay::Active(session) => connection.heard.max(session.progress()),
+            Replay::Parked(_) => connection.heard,
+        };
+        last.after(self.config.session_timeout)
+    }
+
+    pub(super) fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let gap = self.config.gap_timeout;
+        if connection.stream.hole_since().is_some_and(|since| since.after(gap) <= now) {
+            self.give_up_hole(now, id);
+            return;
+        }
+        let Some(connection) = self.connections.get(id) else { return };
+        let idle = self.idle_deadline(connection) <= now;
+        if let (true, &Replay::Parked(reason)) = (idle, &connection.replay) {
+            self.forget(id, reason);
+            return;
+        }
+        if idle {
+            self.abandon(id, Reason::IdleTimeout, Farewell::Reset);
+            if let Some(connection) = self.connections.get_mut(id) {
+                // Parked for as long again, so that the next request can be told from the middle of one.
+                connection.heard = now;
+            }
+            self.seek(now, id);
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let outcome = match &mut connection.replay {
+            Replay::Parked(_) => {
+                self.arm(id);
+                return;
+            }
+            Replay::Active(session) => {
+                let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
+                let mut cx = Context {
+                    now,
+                    config: &self.config,
+                    stats: &mut self.stats,
+                    first_word: first_word(&mut self.first_words, connection.rule),
+                    credentials,
+                };
+                session.handle_timeout(&connection.stream, &mut cx)
+            }
+        };
+        self.conclude(now, id, outcome);
+    }
+
+    /// Octets that were never captured will not come any more: rule S5 forbids to go on with what follows.
+    fn give_up_hole(&mut self, now: Nanos, id: Id) {
+        let reason = Reason::CaptureGap;
+        self.abandon(id, reason, Farewell::Reset);
+        let gap = self.config.gap_timeout;
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let stream = &mut connection.stream;
+        while stream.hole_since().is_some_and(|since| since.after(gap) <= now) {
+            self.stats.bytes.discard(reason, stream.end() - stream.start());
+            self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
+        }
+        self.seek(now, id);
+    }
+}

@@ -1,0 +1,178 @@
+//! The target's stream as reported: which of it has come, and what is to be acknowledged. Its octets stay at the target.
+
+use super::seq::TargetSeq;
+
+/// The window field that we announce. Nothing here is slow to read, so it never shrinks.
+pub(super) const WINDOW: u16 = u16::MAX;
+/// With this shift (RFC 7323, section 2.2) the window is 8 MiB, and the target never waits for it.
+pub(super) const WINDOW_SCALE: u8 = 7;
+
+/// Reports out of order that are remembered; what is beyond is reported again when the target retransmits it.
+const RANGES: usize = 4;
+/// What lies further from the expected number than this belongs to another connection.
+const PLAUSIBLE: i32 = 1 << 30;
+
+/// What a response segment brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Received {
+    /// Octets that nothing had reported before (approximately, when more ranges are out of order than we remember).
+    pub new: u32,
+    /// Whether the target wants an acknowledgement.
+    pub acknowledge: bool,
+}
+
+/// Receiving half of a replayed connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receiver {
+    next: TargetSeq,
+    /// Beyond `next`: first octet and the one after the last, sorted, disjoint.
+    ranges: [(TargetSeq, TargetSeq); RANGES],
+    used: u8,
+    fin: Option<TargetSeq>,
+    finished: bool,
+}
+
+impl Receiver {
+    /// Expects the octet after the target's SYN.
+    pub fn new(irs: TargetSeq) -> Self {
+        Self { next: irs.plus(1), ranges: Default::default(), used: 0, fin: None, finished: false }
+    }
+
+    /// The next sequence number expected: what we acknowledge.
+    pub const fn next(&self) -> TargetSeq {
+        self.next
+    }
+
+    /// Whether everything up to the target's FIN has come.
+    pub const fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Whether a sequence number can belong to this connection.
+    pub const fn is_plausible(&self, seq: TargetSeq) -> bool {
+        let distance = seq.distance(self.next);
+        -PLAUSIBLE < distance && distance < PLAUSIBLE
+    }
+
+    /// Takes a segment's place in the stream in.
+    pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
+        let end = seq.plus(len);
+        if len == 0 && !fin {
+            // A keep-alive probe or a challenge lies before what we expect, and wants an answer (RFC 9293, section 3.8.4).
+            return Received { new: 0, acknowledge: seq != self.next };
+        }
+        if fin && self.fin.is_none() {
+            self.fin = Some(end);
+        }
+        let mut new = 0;
+        if end.is_after(self.next) {
+            let from = if seq.is_after(self.next) { seq } else { self.next };
+            new = self.insert(from, end);
+        }
+        if !self.finished && self.fin == Some(self.next) {
+            self.next = self.next.plus(1);
+            self.finished = true;
+        }
+        Received { new, acknowledge: true }
+    }
+
+    /// Adds a range that begins at or after `next`; how much of it was new.
+    fn insert(&mut self, from: TargetSeq, end: TargetSeq) -> u32 {
+        let known = &self.ranges[..usize::from(self.used)];
+        let mut kept = [(TargetSeq::default(), TargetSeq::default()); RANGES + 1];
+        let mut n = 0;
+        let mut merged = (from, end);
+        let mut overlap = 0;
+        for &(a, b) in known {
+            if from.is_after(b) || a.is_after(end) {
+                kept[n] = (a, b);
+                n += 1;
+                continue;
+            }
+            let low = if a.is_after(from) { a } else { from };
+            let high = if b.is_after(end) { end } else { b };
+            overlap += high.distance(low).max(0) as u32;
+            if merged.0.is_after(a) {
+                merged.0 = a;
+            }
+            if b.is_after(merged.1) {
+                merged.1 = b;
+            }
+        }
+        let new = (end.distance(from) as u32).wrapping_sub(overlap);
+        if merged.0 == self.next {
+            self.next = merged.1;
+        } else {
+            kept[n] = merged;
+            n += 1;
+            let base = self.next;
+            kept[..n].sort_unstable_by_key(|range| range.0.distance(base));
+        }
+        // The furthest range is the one that can wait for a retransmission.
+        self.used = n.min(RANGES) as u8;
+        self.ranges.copy_from_slice(&kept[..RANGES]);
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn receiver() -> Receiver {
+        Receiver::new(TargetSeq::new(u32::MAX - 10))
+    }
+
+    fn at(offset: u32) -> TargetSeq {
+        TargetSeq::new(u32::MAX - 9).plus(offset)
+    }
+
+    #[test]
+    fn reports_out_of_order_are_acknowledged_only_up_to_the_gap() {
+        let mut r = receiver();
+        assert_eq!(r.receive(at(100), 50, false), Received { new: 50, acknowledge: true });
+        assert_eq!(r.next(), at(0));
+        assert_eq!(r.receive(at(0), 100, false).new, 100);
+        assert_eq!(r.next(), at(150));
+    }
+
+    #[test]
+    fn a_fin_counts_when_everything_before_it_has_come() {
+        let mut r = receiver();
+        r.receive(at(10), 10, true);
+        assert!(!r.is_finished());
+        r.receive(at(0), 10, false);
+        assert!(r.is_finished());
+        assert_eq!(r.next(), at(21));
+        assert_eq!(r.receive(at(10), 10, true), Received { new: 0, acknowledge: true });
+        assert_eq!(r.next(), at(21));
+    }
+
+    #[test]
+    fn a_keep_alive_probe_is_answered_and_a_pure_ack_is_not() {
+        let mut r = receiver();
+        r.receive(at(0), 10, false);
+        assert!(r.receive(at(9), 0, false).acknowledge);
+        assert!(!r.receive(at(10), 0, false).acknowledge);
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_of_reports_with_retransmission_completes(order in prop::collection::vec(0u32..40, 0..200)) {
+            let mut r = receiver();
+            let mut new = 0u64;
+            for i in order {
+                new += u64::from(r.receive(at(i * 7), 10, false).new);
+            }
+            // The target retransmits in order whatever was not acknowledged.
+            for i in 0..40 {
+                new += u64::from(r.receive(at(i * 7), 10, i == 39).new);
+            }
+            prop_assert_eq!(r.next(), at(39 * 7 + 10 + 1));
+            prop_assert!(r.is_finished());
+            prop_assert!(new >= 39 * 7 + 10);
+        }
+    }
+}

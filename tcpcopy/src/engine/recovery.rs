@@ -1,0 +1,174 @@
+//! Loss on the way to the target: the retransmission timer and the congestion window.
+
+use std::time::Duration;
+
+/// Before the first measurement (RFC 6298, section 2.1).
+const INITIAL_RTO: Duration = Duration::from_secs(1);
+/// RFC 6298 says one second; a target in a data centre answers within one millisecond, and Linux uses this.
+const SMALLEST_RTO: Duration = Duration::from_millis(200);
+/// RFC 6298, section 2.5.
+const LARGEST_RTO: Duration = Duration::from_secs(60);
+
+/// The retransmission time-out (RFC 6298), in microseconds: a session has many of these, and they are short.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rto {
+    /// `None` before the first sample.
+    smoothed_us: Option<u32>,
+    variation_us: u32,
+    /// How often it has been doubled since the target last acknowledged something.
+    backoff: u8,
+}
+
+impl Rto {
+    pub const fn new() -> Self {
+        Self { smoothed_us: None, variation_us: 0, backoff: 0 }
+    }
+
+    /// The time-out as it stands.
+    pub fn current(&self) -> Duration {
+        let base = match self.smoothed_us {
+            None => INITIAL_RTO,
+            Some(s) => Duration::from_micros(u64::from(s) + 4 * u64::from(self.variation_us)).max(SMALLEST_RTO),
+        };
+        base.saturating_mul(1 << self.backoff.min(16)).min(LARGEST_RTO)
+    }
+
+    /// How often in a row it has expired.
+    pub const fn expirations(&self) -> u8 {
+        self.backoff
+    }
+
+    /// It expired (RFC 6298, section 5.5).
+    pub fn expire(&mut self) {
+        self.backoff = self.backoff.saturating_add(1);
+    }
+
+    /// The target is alive.
+    pub const fn restart(&mut self) {
+        self.backoff = 0;
+    }
+
+    /// A round trip of a segment that was sent only once (Karn's rule).
+    pub fn sample(&mut self, rtt: Duration) {
+        let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(LARGEST_RTO.as_micros() as u32);
+        match self.smoothed_us {
+            None => {
+                self.smoothed_us = Some(rtt);
+                self.variation_us = rtt / 2;
+            }
+            Some(smoothed) => {
+                self.variation_us = (3 * (self.variation_us / 4)).saturating_add(smoothed.abs_diff(rtt) / 4);
+                self.smoothed_us = Some(smoothed - smoothed / 8 + rtt / 8);
+            }
+        }
+    }
+}
+
+/// Segments in flight at first (RFC 6928).
+const INITIAL_SEGMENTS: u32 = 10;
+/// More is never needed on a path of a millisecond, and would only flood queues.
+const LARGEST_WINDOW: u32 = 4 << 20;
+
+/// The congestion window (RFC 5681), in octets; which losses halve it is for the caller to say.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Congestion {
+    window: u32,
+    threshold: u32,
+    segment: u32,
+}
+
+impl Congestion {
+    pub fn new(segment: u16) -> Self {
+        let segment = u32::from(segment);
+        Self { window: INITIAL_SEGMENTS * segment, threshold: u32::MAX, segment }
+    }
+
+    /// How much may be in flight.
+    pub const fn window(&self) -> u32 {
+        self.window
+    }
+
+    /// `acked` octets arrived while `flight` were under way.
+    pub fn acknowledge(&mut self, acked: u32, flight: u32) {
+        // Only a window that was used says something about the path (RFC 7661's concern, in its simplest form).
+        if flight.saturating_mul(2) < self.window {
+            return;
+        }
+        let growth = if self.window < self.threshold {
+            acked
+        } else {
+            (u64::from(self.segment) * u64::from(acked) / u64::from(self.window.max(1))).max(1) as u32
+        };
+        self.window = self.window.saturating_add(growth).min(LARGEST_WINDOW);
+    }
+
+    /// A segment was lost, but others arrived (RFC 5681, section 3.2).
+    pub fn lose(&mut self, flight: u32) {
+        self.threshold = (flight / 2).max(2 * self.segment);
+        self.window = self.threshold;
+    }
+
+    /// Nothing arrived any more (RFC 5681, section 3.1).
+    pub fn collapse(&mut self, flight: u32) {
+        self.threshold = (flight / 2).max(2 * self.segment);
+        self.window = self.segment;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_out_follows_the_samples_within_its_bounds() {
+        let mut rto = Rto::new();
+        assert_eq!(rto.current(), INITIAL_RTO);
+        rto.sample(Duration::from_millis(100));
+        assert_eq!(rto.current(), Duration::from_millis(300));
+        for _ in 0..100 {
+            rto.sample(Duration::from_millis(1));
+        }
+        assert_eq!(rto.current(), SMALLEST_RTO);
+        rto.sample(Duration::MAX);
+        assert!(rto.current() <= LARGEST_RTO);
+    }
+
+    #[test]
+    fn the_time_out_doubles_until_the_target_answers() {
+        let mut rto = Rto::new();
+        rto.sample(Duration::from_micros(300));
+        let steps: Vec<_> = (0..4)
+            .map(|_| {
+                rto.expire();
+                rto.current().as_millis()
+            })
+            .collect();
+        assert_eq!(steps, [400, 800, 1600, 3200]);
+        (0..300).for_each(|_| rto.expire());
+        assert_eq!(rto.current(), LARGEST_RTO);
+        rto.restart();
+        assert_eq!(rto.current(), SMALLEST_RTO);
+    }
+
+    #[test]
+    fn the_window_doubles_per_round_trip_then_grows_by_a_segment() {
+        let mut c = Congestion::new(1000);
+        c.acknowledge(10_000, 10_000);
+        assert_eq!(c.window(), 20_000);
+        c.lose(20_000);
+        assert_eq!(c.window(), 10_000);
+        for _ in 0..10 {
+            c.acknowledge(1000, 10_000);
+        }
+        assert!((10_900..=11_000).contains(&c.window()), "{}", c.window());
+        c.collapse(11_000);
+        assert_eq!(c.window(), 1000);
+    }
+
+    #[test]
+    fn an_unused_window_does_not_grow() {
+        let mut c = Congestion::new(1000);
+        (0..100).for_each(|_| c.acknowledge(1000, 1000));
+        assert_eq!(c.window(), 10_000);
+    }
+}

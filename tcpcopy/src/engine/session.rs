@@ -1,0 +1,485 @@
+//! One replayed session: the client side of a TCP connection to the target, driven by what a live client sent.
+//!
+//! | | |
+//! |---|---|
+//! | [`respond`] | what the target said: acknowledgements, payload, FIN, RST |
+//! | [`transmit`] | what to say next: SYN, data as far as windows and gate allow, FIN, ACKs, probes |
+//! | here | the states, the timers, and what an early end at the target means |
+//!
+//! Everything is counted in offsets of the live client's [`Stream`]; sequence numbers appear only at the edge.
+
+mod respond;
+mod transmit;
+
+use std::time::Duration;
+
+use tcpcopy_common::flow::Flow;
+
+use super::{
+    config::{Config, Credentials, TargetId},
+    gate::{FirstWord, Gate},
+    receiver::Receiver,
+    recovery::{Congestion, Rto},
+    seq::{LiveAck, ReplaySeq, TargetSeq},
+    stats::{Reason, Stats},
+    stream::Stream,
+};
+use crate::time::Nanos;
+
+pub(super) use transmit::{Plan, Poll};
+
+/// Retransmissions of a SYN in a row: with the back-off, about two minutes.
+const MOST_SYN_RETRIES: u8 = 6;
+/// Of anything else: at the shortest time-out, fifty seconds.
+const MOST_RETRIES: u8 = 8;
+/// Target connections in a row that ended without an answer, until the session is given up.
+const MOST_FRUITLESS: u8 = 2;
+/// Octets that the target has acknowledged but not answered are kept up to this much, to be sent again if it closes.
+const KEPT_FOR_RETRY: u64 = 256 << 10;
+/// How long a session waits for a channel before its SYN was sent.
+const CHANNEL_PATIENCE: Duration = Duration::from_secs(5);
+/// After the target's FIN: well before the target forgets its half of the connection (60 s, `tcp_fin_timeout`) and would
+/// answer our FIN with a RST that nobody there recognises as ours.
+const CLOSE_WAIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// What the surroundings lend a session while it works.
+pub(super) struct Context<'a> {
+    pub now: Nanos,
+    pub config: &'a Config,
+    pub stats: &'a mut Stats,
+    /// Who speaks first on this rule's connections.
+    pub first_word: &'a mut FirstWord,
+    /// Of the target's channel; `None` while it is down.
+    pub credentials: Option<Credentials>,
+}
+
+/// What is to become of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It goes on.
+    Continue,
+    /// It ended as the live connection did.
+    Finished(Farewell),
+    /// It ended early.
+    Aborted(Reason, Farewell),
+    /// Another target connection is to carry it on, from this offset.
+    Reconnect(u64, Farewell),
+    /// The target closed and owes nothing; the next request needs another connection.
+    Rest(Farewell),
+    /// Its four-tuple is taken at the target.
+    Collided,
+    /// The target holds an old connection on the same four-tuple, which a RST with this number ends.
+    HalfOpen(ReplaySeq),
+}
+
+/// The last segment on a target connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Farewell {
+    Nothing,
+    Acknowledge,
+    Reset,
+}
+
+/// Where a session begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// Stream offset of the first octet.
+    pub offset: u64,
+    /// Number of the mark there.
+    pub mark: u64,
+    /// What the live client had read by then, if that is known.
+    pub read: Option<LiveAck>,
+}
+
+/// Sequence number and timestamp that a target connection begins with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    pub isn: ReplaySeq,
+    /// Our TSval, the same in all segments of a connection: one that a retransmission cannot make look old.
+    pub tsval: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    pub target: TargetId,
+    /// As the target sees it.
+    pub flow: Flow,
+    /// How many client ports were tried.
+    pub ports_tried: u8,
+    /// Under which instance the SYN was sent.
+    instance: u32,
+    opening: Opening,
+    /// Stream offset of the first octet on this target connection.
+    origin: u64,
+    /// Octets before this have been sent, be it on an earlier target connection.
+    sent: u64,
+    /// Octets before this have been acknowledged, likewise.
+    accepted: u64,
+    fin_sent: bool,
+    /// The first mark whose octets have not been sent.
+    next_mark: u64,
+    /// What the live client had read when it sent the last octets that we sent.
+    read: Option<LiveAck>,
+    /// Where the newest request begins.
+    request: u64,
+    /// Whether the target has said anything since.
+    answered: bool,
+    /// Target connections in a row without an answer.
+    fruitless: u8,
+    gate: Gate,
+    gate_until: Option<Nanos>,
+    rto: Rto,
+    /// When the retransmission timer, or the persist timer, expires.
+    retransmit_at: Option<Nanos>,
+    /// When the target last said anything.
+    heard: Nanos,
+    /// When it last said something new.
+    progress: Nanos,
+    state: State,
+}
+
+/// The states of RFC 9293, as far as they differ here: which FINs have passed follows from the offsets and the receiver.
+#[derive(Debug)]
+enum State {
+    /// SYN-SENT, or about to be.
+    Connecting { since: Nanos, transmitted: bool, due: bool },
+    /// ESTABLISHED and all that follows.
+    Open(Open),
+    /// CLOSED by the target, while the live connection goes on.
+    Resting,
+}
+
+/// An established target connection.
+#[derive(Debug)]
+struct Open {
+    receiver: Receiver,
+    /// Octets (and the FIN, the offset after the last octet) before this are acknowledged: SND.UNA.
+    una: u64,
+    /// What to send next: SND.NXT; goes back to `una` when the timer expires.
+    nxt: u64,
+    /// The highest `nxt` so far.
+    high: u64,
+    /// The target's window ends here; it never shrinks (RFC 9293, section 3.8.6).
+    window_end: u64,
+    /// Shift count of the target's window field.
+    scale: u8,
+    /// The target's newest TSval (RFC 7323, section 4.3), if it agreed to timestamps.
+    echo: Option<u32>,
+    segment_size: u16,
+    congestion: Congestion,
+    duplicates: u8,
+    /// In fast recovery until this is acknowledged (RFC 6582).
+    recover: Option<u64>,
+    /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
+    guard: u64,
+    /// The segment at `una` is to be sent again.
+    resend: bool,
+    acknowledge: bool,
+    probe: bool,
+    /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
+    timed: Option<(u64, Nanos)>,
+    since: Nanos,
+    /// When the target's FIN came, and what it acknowledged.
+    closed: Option<(Nanos, u64)>,
+}
+
+impl Session {
+    /// A session whose SYN is to be sent.
+    pub fn new(now: Nanos, target: TargetId, flow: Flow, opening: Opening, origin: Origin) -> Self {
+        Self {
+            target,
+            flow,
+            ports_tried: 0,
+            instance: 0,
+            opening,
+            origin: origin.offset,
+            sent: origin.offset,
+            accepted: origin.offset,
+            fin_sent: false,
+            next_mark: origin.mark,
+            read: origin.read,
+            request: origin.offset,
+            answered: false,
+            fruitless: 0,
+            gate: Gate::new(),
+            gate_until: None,
+            rto: Rto::new(),
+            retransmit_at: None,
+            heard: now,
+            progress: now,
+            state: State::Connecting { since: now, transmitted: false, due: true },
+        }
+    }
+
+    /// Begins another target connection that carries on at `from`.
+    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: u64) {
+        self.opening = opening;
+        self.origin = from;
+        self.request = from;
+        self.answered = false;
+        self.fruitless = self.fruitless.saturating_add(1);
+        self.begin(now);
+    }
+
+    /// Tries another client port.
+    pub fn remap(&mut self, now: Nanos, flow: Flow, opening: Opening) {
+        self.flow = flow;
+        self.opening = opening;
+        self.ports_tried = self.ports_tried.saturating_add(1);
+        self.begin(now);
+    }
+
+    fn begin(&mut self, now: Nanos) {
+        self.gate.reconnect();
+        self.gate_until = None;
+        self.rto = Rto::new();
+        self.retransmit_at = None;
+        self.state = State::Connecting { since: now, transmitted: false, due: true };
+    }
+
+    /// Lets go of the target connection until there is something to send.
+    pub fn rest(&mut self) {
+        self.retransmit_at = None;
+        self.gate_until = None;
+        self.state = State::Resting;
+    }
+
+    /// Octets before this have been sent at least once.
+    pub const fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Whether the FIN has been sent at least once.
+    pub const fn fin_sent(&self) -> bool {
+        self.fin_sent
+    }
+
+    /// When the target last said something new.
+    pub const fn progress(&self) -> Nanos {
+        self.progress
+    }
+
+    /// Whether the target may know of the present connection.
+    pub const fn is_visible(&self) -> bool {
+        match self.state {
+            State::Connecting { transmitted, .. } => transmitted,
+            State::Open(_) => true,
+            State::Resting => false,
+        }
+    }
+
+    /// The instance that the target knows the present connection by.
+    pub const fn instance(&self) -> Option<u32> {
+        if self.is_visible() { Some(self.instance) } else { None }
+    }
+
+    /// The sequence number after everything sent on the present connection: of a RST that the target must accept.
+    pub fn reset_seq(&self) -> ReplaySeq {
+        match &self.state {
+            State::Connecting { .. } | State::Resting => self.seq_of(self.origin),
+            // The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when
+            // nothing was lost on the way, that is the highest sent.
+            State::Open(open) => self.seq_of(open.high),
+        }
+    }
+
+    /// Sequence and acknowledgement number of a last ACK.
+    pub fn last_ack(&self) -> Option<(ReplaySeq, TargetSeq, Option<(u32, u32)>)> {
+        match &self.state {
+            State::Open(open) => {
+                Some((self.seq_of(open.high), open.receiver.next(), open.echo.map(|e| (self.opening.tsval, e))))
+            }
+            State::Connecting { .. } | State::Resting => None,
+        }
+    }
+
+    /// Sequence number and timestamp so far, which a new connection on the same four-tuple must exceed.
+    pub fn used(&self) -> Opening {
+        Opening { isn: self.reset_seq(), tsval: self.opening.tsval }
+    }
+
+    fn seq_of(&self, offset: u64) -> ReplaySeq {
+        self.opening.isn.plus(1).plus(offset.wrapping_sub(self.origin) as u32)
+    }
+
+    /// Octets before this are no longer needed.
+    pub fn needed_from(&self, config: &Config) -> u64 {
+        let una = match &self.state {
+            State::Open(open) => open.una,
+            State::Connecting { .. } => self.origin,
+            State::Resting => self.sent,
+        };
+        let retry = config.rejoin && !self.answered && una.saturating_sub(self.request) <= KEPT_FOR_RETRY;
+        if retry { self.request.min(una) } else { una }
+    }
+
+    /// The live client's handshake ended with this acknowledgement: the live server's first octet has that number.
+    pub fn learn_live_iss(&mut self, ack: LiveAck) {
+        if self.origin == 0 && self.next_mark == 0 {
+            self.read.get_or_insert(ack);
+        }
+    }
+
+    /// The live client said more, while the target may have closed already.
+    pub fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
+        match &self.state {
+            State::Connecting { .. } => Outcome::Continue,
+            State::Open(Open { closed: Some((_, acked)), .. }) => self.after_fin(*acked, stream, config),
+            State::Open(_) => Outcome::Continue,
+            State::Resting if stream.end() > self.sent => match self.resume_at(stream, config) {
+                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
+                None => Outcome::Aborted(Reason::TargetClosed, Farewell::Nothing),
+            },
+            State::Resting if stream.fin().is_some() || stream.reset().is_some() => {
+                Outcome::Finished(Farewell::Nothing)
+            }
+            State::Resting => Outcome::Continue,
+        }
+    }
+
+    /// The target closed its direction, having acknowledged what lies before `acked`. It may still read, so only what it
+    /// cannot answer any more is moved to another connection.
+    fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
+        if acked < self.sent {
+            if let Some(from) = self.repeat_from(stream, config) {
+                return Outcome::Reconnect(from, Farewell::Reset);
+            }
+        }
+        if stream.end() > self.sent {
+            if let Some(from) = self.resume_at(stream, config) {
+                return Outcome::Reconnect(from, Farewell::Reset);
+            }
+        }
+        Outcome::Continue
+    }
+
+    /// The target connection is gone.
+    fn after_reset(&self, stream: &Stream, config: &Config) -> Outcome {
+        let unanswered = !self.answered && self.request < self.sent;
+        if unanswered {
+            return match self.repeat_from(stream, config) {
+                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
+                None => Outcome::Aborted(Reason::TargetReset, Farewell::Nothing),
+            };
+        }
+        if stream.end() > self.sent {
+            return match self.resume_at(stream, config) {
+                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
+                None => Outcome::Aborted(Reason::TargetReset, Farewell::Nothing),
+            };
+        }
+        if stream.hole_since().is_none() && stream.is_over() {
+            return Outcome::Finished(Farewell::Nothing);
+        }
+        if config.rejoin {
+            Outcome::Rest(Farewell::Nothing)
+        } else {
+            Outcome::Aborted(Reason::TargetReset, Farewell::Nothing)
+        }
+    }
+
+    /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go to a
+    /// second connection).
+    fn repeat_from(&self, stream: &Stream, config: &Config) -> Option<u64> {
+        let possible = config.rejoin
+            && !self.answered
+            && self.request < self.sent
+            && stream.start() <= self.request
+            && self.fruitless < MOST_FRUITLESS;
+        possible.then_some(self.request)
+    }
+
+    /// Where the octets begin that were never sent, if a request begins there.
+    fn resume_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
+        let begins = stream.mark(self.next_mark).is_some_and(|m| m.offset == self.sent)
+            && (stream.begins_request(self.next_mark) || self.sent == 0);
+        (config.rejoin && begins && self.fruitless < MOST_FRUITLESS).then_some(self.sent)
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
+    pub fn deadline(&self, channel_up: bool) -> Option<Nanos> {
+        let state = match &self.state {
+            State::Connecting { since, transmitted: false, .. } if !channel_up => Some(since.after(CHANNEL_PATIENCE)),
+            State::Connecting { .. } | State::Resting => None,
+            State::Open(open) => open.closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)),
+        };
+        [self.retransmit_at, self.gate_until, state].into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+        let now = cx.now;
+        self.gate_until = self.gate_until.filter(|&at| at > now);
+        let expired = self.retransmit_at.is_some_and(|at| at <= now);
+        let up = cx.credentials.is_some();
+        if expired && !up {
+            // Nothing may be sent, so nothing was lost: look again later.
+            self.retransmit_at = Some(now.after(self.rto.current()));
+        }
+        match &mut self.state {
+            State::Connecting { since, transmitted: false, .. } if !up => {
+                if now.since(*since) >= CHANNEL_PATIENCE {
+                    return Outcome::Aborted(Reason::NoChannel, Farewell::Nothing);
+                }
+            }
+            State::Connecting { due, .. } => {
+                if expired && up {
+                    if self.rto.expirations() >= MOST_SYN_RETRIES {
+                        return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
+                    }
+                    self.rto.expire();
+                    self.retransmit_at = None;
+                    *due = true;
+                    cx.stats.timeouts += 1;
+                }
+            }
+            State::Open(open) => {
+                if expired && up {
+                    let probing = open.una == open.high;
+                    // A target whose window stays closed may answer probes for ever; the session timeout is for that.
+                    let silent = !probing || now.since(self.heard) >= self.rto.current();
+                    if self.rto.expirations() >= MOST_RETRIES && silent {
+                        return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
+                    }
+                    if self.rto.expirations() < MOST_RETRIES {
+                        self.rto.expire();
+                    }
+                    self.retransmit_at = None;
+                    if probing {
+                        open.probe = true;
+                    } else {
+                        open.time_out();
+                        cx.stats.timeouts += 1;
+                    }
+                }
+                if open.closed.is_some_and(|(at, _)| now.since(at) >= CLOSE_WAIT_LIMIT) {
+                    return if self.sent == stream.end() && !stream.is_over() && cx.config.rejoin {
+                        Outcome::Rest(Farewell::Reset)
+                    } else {
+                        Outcome::Aborted(Reason::TargetClosed, Farewell::Reset)
+                    };
+                }
+            }
+            State::Resting => {}
+        }
+        Outcome::Continue
+    }
+}
+
+impl Open {
+    /// How much is under way.
+    const fn flight(&self) -> u32 {
+        self.nxt.saturating_sub(self.una) as u32
+    }
+
+    /// The retransmission timer expired: everything unacknowledged is sent again, slowly (RFC 5681, section 3.1).
+    fn time_out(&mut self) {
+        self.congestion.collapse(self.high.saturating_sub(self.una) as u32);
+        self.nxt = self.una;
+        self.guard = self.high;
+        self.recover = None;
+        self.duplicates = 0;
+        self.resend = false;
+        self.timed = None;
+    }
+}

@@ -1,0 +1,262 @@
+//! What the target said.
+
+use tcpcopy_common::{
+    response::{NO_WINDOW_SCALE, ResponseHeader, option},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+};
+
+use super::{Context, Farewell, Open, Outcome, Session, State};
+use crate::engine::{
+    gate::{FirstWord, GREETING},
+    receiver::Receiver,
+    recovery::Congestion,
+    seq::{ReplaySeq, TargetSeq},
+    stats::Reason,
+    stream::Stream,
+};
+
+/// Assumed when the SYN-ACK has no MSS option (RFC 9293, section 3.7.1; RFC 8200 for IPv6).
+const DEFAULT_MSS_V4: u16 = 536;
+const DEFAULT_MSS_V6: u16 = 1220;
+/// RFC 7323, section 2.3.
+const LARGEST_SCALE: u8 = 14;
+/// Octets that the timestamps option takes in each segment, with its padding.
+const TIMESTAMPS: u16 = 12;
+/// RFC 5681, section 3.2.
+const DUPLICATES: u8 = 3;
+
+impl Session {
+    /// Takes a response segment of this session's four-tuple.
+    pub fn handle_segment(&mut self, r: &ResponseHeader, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+        match self.state {
+            State::Connecting { transmitted: true, .. } => self.handle_while_connecting(r, cx),
+            State::Open(_) => self.handle_while_open(r, stream, cx),
+            State::Connecting { transmitted: false, .. } | State::Resting => {
+                cx.stats.stale_responses += 1;
+                Outcome::Continue
+            }
+        }
+    }
+
+    /// Whether a SYN with this sequence number is on its way.
+    pub const fn awaits(&self, seq: ReplaySeq) -> bool {
+        matches!(self.state, State::Connecting { transmitted: true, .. }) && seq.get() == self.opening.isn.get()
+    }
+
+    fn handle_while_connecting(&mut self, r: &ResponseHeader, cx: &mut Context<'_>) -> Outcome {
+        let ack = ReplaySeq::from_be(r.ack);
+        let ours = r.flags & ACK != 0 && ack == self.opening.isn.plus(1);
+        if r.flags & RST != 0 {
+            if ours {
+                return Outcome::Aborted(Reason::TargetRefused, Farewell::Nothing);
+            }
+            cx.stats.stale_responses += 1;
+            return Outcome::Continue;
+        }
+        if !ours {
+            // RFC 9293, section 3.5.1: the target still holds a connection that we know nothing of.
+            cx.stats.stale_responses += 1;
+            if r.flags & ACK == 0 || self.rto.expirations() >= super::MOST_SYN_RETRIES {
+                return Outcome::Continue;
+            }
+            self.rto.expire();
+            self.retransmit_at = None;
+            if let State::Connecting { due, .. } = &mut self.state {
+                *due = true;
+            }
+            return Outcome::HalfOpen(ack);
+        }
+        if r.flags & SYN == 0 {
+            cx.stats.stale_responses += 1;
+            return Outcome::Continue;
+        }
+        self.establish(r, cx);
+        Outcome::Continue
+    }
+
+    fn establish(&mut self, r: &ResponseHeader, cx: &mut Context<'_>) {
+        let now = cx.now;
+        self.heard = now;
+        self.progress = now;
+        if let State::Connecting { since, .. } = self.state
+            && self.rto.expirations() == 0
+        {
+            self.rto.sample(now.since(since));
+        }
+        self.rto.restart();
+        self.retransmit_at = None;
+        let timestamps = r.options & option::TIMESTAMPS != 0;
+        let (ours, default) = if self.flow.server.is_v4() {
+            (cx.config.mss_v4, DEFAULT_MSS_V4)
+        } else {
+            (cx.config.mss_v6, DEFAULT_MSS_V6)
+        };
+        let announced = match u16::from_be_bytes(r.mss) {
+            0 => default,
+            mss => mss,
+        };
+        let taken = if timestamps { TIMESTAMPS } else { 0 };
+        let segment_size = announced.min(ours).saturating_sub(taken).max(1);
+        self.state = State::Open(Open {
+            receiver: Receiver::new(TargetSeq::from_be(r.seq)),
+            una: self.origin,
+            nxt: self.origin,
+            high: self.origin,
+            // The window of a SYN-ACK is never scaled (RFC 7323, section 2.2).
+            window_end: self.origin + u64::from(u16::from_be_bytes(r.window)),
+            scale: if r.window_scale == NO_WINDOW_SCALE { 0 } else { r.window_scale.min(LARGEST_SCALE) },
+            echo: timestamps.then(|| u32::from_be_bytes(r.tsval)),
+            segment_size,
+            congestion: Congestion::new(segment_size),
+            duplicates: 0,
+            recover: None,
+            guard: self.origin,
+            resend: false,
+            acknowledge: true,
+            probe: false,
+            timed: None,
+            since: now,
+            closed: None,
+        });
+        cx.stats.connected += 1;
+        cx.stats.response_segments += 1;
+    }
+
+    fn handle_while_open(&mut self, r: &ResponseHeader, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+        let (first, origin) = (self.seq_of(self.origin), self.origin);
+        let State::Open(open) = &mut self.state else { return Outcome::Continue };
+        let seq = TargetSeq::from_be(r.seq);
+        let acked = if r.flags & ACK == 0 { None } else { open.offset_of(ReplaySeq::from_be(r.ack), first, origin) };
+        let plausible = open.receiver.is_plausible(seq) && (acked.is_some() || r.flags & (ACK | RST) == RST);
+        if !plausible {
+            cx.stats.stale_responses += 1;
+            return Outcome::Continue;
+        }
+        cx.stats.response_segments += 1;
+        self.heard = cx.now;
+        if r.flags & RST != 0 {
+            return self.after_reset(stream, cx.config);
+        }
+        if r.flags & SYN != 0 {
+            // The SYN-ACK again: our ACK was lost.
+            open.acknowledge = true;
+            return Outcome::Continue;
+        }
+        let Some(acked) = acked else { return Outcome::Continue };
+        if let Some(echo) = &mut open.echo {
+            // RFC 7323, section 4.3: only what comes in order, or the echo would run ahead of the acknowledgement.
+            if r.options & option::TIMESTAMPS != 0 && !seq.is_after(open.receiver.next()) {
+                *echo = u32::from_be_bytes(r.tsval);
+            }
+        }
+        let pure = r.payload_len == 0 && r.flags & FIN == 0;
+        self.acknowledged(acked, r, pure, stream, cx);
+        self.received(seq, acked, r, cx);
+
+        let State::Open(open) = &self.state else { return Outcome::Continue };
+        if let Some((_, at_fin)) = open.closed {
+            if self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset) {
+                return Outcome::Finished(Farewell::Acknowledge);
+            }
+            return self.after_fin(at_fin, stream, cx.config);
+        }
+        Outcome::Continue
+    }
+
+    /// SND.UNA and everything that depends on it.
+    fn acknowledged(&mut self, acked: u64, r: &ResponseHeader, pure: bool, stream: &Stream, cx: &mut Context<'_>) {
+        let State::Open(open) = &mut self.state else { return };
+        let window_end = acked + (u64::from(u16::from_be_bytes(r.window)) << open.scale);
+        let window_moved = window_end != open.window_end;
+        open.window_end = open.window_end.max(window_end);
+        if acked > open.una {
+            let flight = open.flight();
+            let octets = acked - open.una;
+            open.una = acked;
+            self.progress = cx.now;
+            open.nxt = open.nxt.max(acked);
+            let accepted = acked.min(stream.end()).max(self.accepted);
+            cx.stats.accepted_bytes += accepted - self.accepted;
+            self.accepted = accepted;
+            if let Some((offset, sent)) = open.timed
+                && acked >= offset
+            {
+                self.rto.sample(cx.now.since(sent));
+                open.timed = None;
+            }
+            match open.recover {
+                Some(recover) if acked < recover => {
+                    // A partial acknowledgement: the segment after it was lost too (RFC 6582, section 3.2).
+                    open.resend = true;
+                    open.duplicates = 0;
+                }
+                Some(_) => open.recover = None,
+                None => open.congestion.acknowledge(octets.min(u64::from(u32::MAX)) as u32, flight),
+            }
+            if open.recover.is_none() {
+                open.duplicates = 0;
+            }
+            self.rto.restart();
+            self.retransmit_at = if open.una == open.high { None } else { Some(cx.now.after(self.rto.current())) };
+        } else if acked == open.una {
+            if open.una == open.high {
+                // Perhaps an answer to a probe; the persist timer is done with once the window has opened.
+                if open.window_end > open.nxt {
+                    self.rto.restart();
+                    self.retransmit_at = None;
+                }
+            } else if pure && !window_moved {
+                open.duplicates = open.duplicates.saturating_add(1);
+                if open.duplicates == DUPLICATES && open.recover.is_none() && open.una >= open.guard {
+                    let flight = open.flight();
+                    open.congestion.lose(flight);
+                    open.recover = Some(open.high);
+                    open.resend = true;
+                    open.timed = None;
+                    cx.stats.fast_retransmits += 1;
+                }
+            }
+        }
+    }
+
+    /// RCV.NXT and everything that depends on it.
+    fn received(&mut self, seq: TargetSeq, acked: u64, r: &ResponseHeader, cx: &mut Context<'_>) {
+        let State::Open(open) = &mut self.state else { return };
+        let fin = r.flags & FIN != 0;
+        let received = open.receiver.receive(seq, r.payload_len, fin);
+        open.acknowledge |= received.acknowledge;
+        cx.stats.response_bytes += u64::from(received.new);
+        let closes = open.receiver.is_finished() && open.closed.is_none();
+        if closes {
+            open.closed = Some((cx.now, acked));
+        }
+        if received.new > 0 || closes {
+            self.progress = cx.now;
+            let ends = r.flags & (PSH | FIN) != 0 && open.una == open.high;
+            self.gate.answered(cx.now, ends);
+        }
+        if received.new > 0 {
+            if acked > self.request {
+                self.answered = true;
+                self.fruitless = 0;
+            }
+            let greeting = acked == 0 && self.origin == 0 && cx.now.since(open.since) < GREETING;
+            if greeting {
+                *cx.first_word = FirstWord::Server;
+            }
+        }
+    }
+}
+
+impl Open {
+    /// The offset that an acknowledgement number means, if this connection has sent so far. `first` is the sequence number
+    /// of the offset `origin`.
+    fn offset_of(&self, ack: ReplaySeq, first: ReplaySeq, origin: u64) -> Option<u64> {
+        let high = first.plus(self.high.wrapping_sub(origin) as u32);
+        let ahead = i64::from(ack.distance(high));
+        if ahead > 0 {
+            return None;
+        }
+        self.high.checked_add_signed(ahead).filter(|&offset| offset >= origin)
+    }
+}

@@ -1,0 +1,561 @@
+//! What a live client sends, put in order: each octet once, whatever was reordered, repeated or cut differently.
+//!
+//! Octets are named by their *offset*, a 64-bit count from the start of the connection (or from where capture began), so that
+//! nothing but this module meets the live client's sequence numbers.
+
+use super::{
+    buffer::{Exhausted, Mark, Pool, Store},
+    seq::{LiveAck, LiveSeq},
+    stats::Reason,
+};
+use crate::time::Nanos;
+
+/// More islands than a sane network makes; past it the session is given up rather than the time.
+const MOST_ISLANDS: usize = 4096;
+
+/// A sane connection does not hold back more segments than this.
+const MANY_MARKS: usize = 4096;
+
+/// How a live client ended its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ending {
+    /// The offset after the last octet.
+    pub offset: u64,
+    /// What the live client had received by then.
+    pub ack: Option<LiveAck>,
+}
+
+/// A segment's facts besides its octets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub time: Nanos,
+    pub ack: Option<LiveAck>,
+    pub push: bool,
+}
+
+/// What became of a segment's octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Inserted {
+    /// New ones, kept.
+    pub unique: u64,
+    /// Ones that were there already.
+    pub duplicate: u64,
+    /// Ones beyond the FIN.
+    pub nonsense: u64,
+    /// Ones so far ahead that they cannot be kept: much was not captured, or they belong to another connection.
+    pub too_far: u64,
+}
+
+/// One live client's octets.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// The sequence number of offset `end`; `None` while the position is unknown: the next segment tells it.
+    end_seq: Option<LiveSeq>,
+    /// Everything before this has been released.
+    start: u64,
+    /// Everything before this is there.
+    end: u64,
+    store: Option<Box<Store>>,
+    /// How many marks have been released: the number of the first one in the store.
+    first_mark: u64,
+    /// Of the segment before that one: its acknowledgement and PSH.
+    before: Option<(Option<LiveAck>, bool)>,
+    /// Since when octets before known ones are missing.
+    hole_since: Option<Nanos>,
+    fin: Option<Ending>,
+    reset: Option<Ending>,
+}
+
+impl Stream {
+    /// A stream whose first octet has sequence number `first`, or that begins with the next segment.
+    pub const fn new(first: Option<LiveSeq>) -> Self {
+        Self {
+            end_seq: first,
+            start: 0,
+            end: 0,
+            store: None,
+            first_mark: 0,
+            before: None,
+            hole_since: None,
+            fin: None,
+            reset: None,
+        }
+    }
+
+    /// Everything before this offset is there, unless released.
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Everything before this offset has been released.
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Since when a hole keeps later octets (or the FIN) from being in order.
+    pub const fn hole_since(&self) -> Option<Nanos> {
+        self.hole_since
+    }
+
+    /// The FIN, once everything before it is there.
+    pub fn fin(&self) -> Option<Ending> {
+        self.fin.filter(|fin| fin.offset == self.end)
+    }
+
+    /// The live client's reset.
+    pub const fn reset(&self) -> Option<Ending> {
+        self.reset
+    }
+
+    /// Whether the live client will send nothing more.
+    pub const fn is_over(&self) -> bool {
+        self.fin.is_some() || self.reset.is_some()
+    }
+
+    fn offset_of(&mut self, seq: LiveSeq) -> i64 {
+        let end_seq = *self.end_seq.get_or_insert(seq);
+        self.end as i64 + i64::from(seq.distance(end_seq))
+    }
+
+    /// Takes a segment's octets in.
+    ///
+    /// # Errors
+    /// The reason why they cannot be kept; the stream is unchanged.
+    pub fn insert(
+        &mut self,
+        pool: &mut Pool,
+        limit: usize,
+        seq: LiveSeq,
+        payload: &[u8],
+        facts: Facts,
+    ) -> Result<Inserted, Reason> {
+        let begin = self.offset_of(seq);
+        let finish = begin + payload.len() as i64;
+        let last = self.fin.map_or(i64::MAX, |fin| fin.offset as i64);
+        let nonsense = (finish - last.max(begin)).max(0);
+        let finish = finish.min(last);
+        let from = begin.max(self.end as i64);
+        if finish <= from {
+            return Ok(Inserted {
+                duplicate: payload.len() as u64 - nonsense as u64,
+                nonsense: nonsense as u64,
+                ..Inserted::default()
+            });
+        }
+        if from - self.end as i64 > limit as i64 {
+            self.hole_since.get_or_insert(facts.time);
+            return Ok(Inserted { too_far: payload.len() as u64, ..Inserted::default() });
+        }
+        let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
+        let (from, finish) = (from as u64, finish as u64);
+        let marks = self.store.as_ref().map_or(0, |s| s.marks.len() * size_of::<Mark>());
+        if finish - self.start + marks as u64 > limit as u64 {
+            return Err(Reason::SessionMemory);
+        }
+        let mut store = self.store.take().unwrap_or_else(|| pool.take());
+        let placed = self.place(pool, &mut store, from, finish, kept, facts);
+        if store.bytes.len() > store.head {
+            self.store = Some(store);
+        } else {
+            pool.give_back(store);
+        }
+        let unique = placed?;
+        let nonsense = nonsense as u64;
+        Ok(Inserted { unique, duplicate: payload.len() as u64 - unique - nonsense, nonsense, too_far: 0 })
+    }
+
+    fn place(
+        &mut self,
+        pool: &mut Pool,
+        store: &mut Store,
+        from: u64,
+        finish: u64,
+        octets: &[u8],
+        facts: Facts,
+    ) -> Result<u64, Reason> {
+        if store.islands.len() >= MOST_ISLANDS {
+            return Err(Reason::SessionMemory);
+        }
+        let len = store.head + (finish - self.start) as usize;
+        pool.reserve(store, len).map_err(|Exhausted| Reason::TotalMemory)?;
+        let mark = |offset| Mark { offset, time: facts.time, ack: facts.ack, push: facts.push };
+        if from == self.end && store.islands.is_empty() {
+            store.bytes.extend_from_slice(octets);
+            let many = store.marks.len() >= MANY_MARKS;
+            match store.marks.back_mut() {
+                // A flood of tiny segments: beyond a point they are no longer told apart.
+                Some(last) if many && last.ack == facts.ack => last.push = facts.push,
+                _ => store.marks.push_back(mark(from)),
+            }
+            pool.settle(store);
+            self.advance_to(finish);
+            self.note_hole(false, facts.time);
+            return Ok(finish - from);
+        }
+
+        if store.bytes.len() < len {
+            store.bytes.resize(len, 0);
+        }
+        // The islands that this range touches become one with it; only what they lack is copied, because the first copy
+        // of an octet is the one that a receiver keeps.
+        let first = store.islands.partition_point(|island| island.1 < from);
+        let after = first + store.islands[first..].partition_point(|island| island.0 <= finish);
+        let mut unique = 0;
+        let mut first_new = None;
+        let mut at = from;
+        for &(begin, end) in store.islands[first..after].iter().chain([&(finish, finish)]) {
+            if at < begin {
+                let position = store.head + (at - self.start) as usize;
+                let piece = &octets[(at - from) as usize..(begin - from) as usize];
+                store.bytes[position..position + piece.len()].copy_from_slice(piece);
+                unique += begin - at;
+                first_new.get_or_insert(at);
+            }
+            at = at.max(end);
+            if at >= finish {
+                break;
+            }
+        }
+        let merged = store.islands[first..after]
+            .iter()
+            .fold((from, finish), |(low, high), &(begin, end)| (low.min(begin), high.max(end)));
+        store.islands.splice(first..after, [merged]);
+        if let Some(offset) = first_new {
+            let place = store.marks.partition_point(|m| m.offset < offset);
+            store.marks.insert(place, mark(offset));
+        }
+        let (begin, end) = store.islands[0];
+        if begin <= self.end {
+            store.islands.remove(0);
+            self.hole_since = None;
+            self.advance_to(end);
+        }
+        pool.settle(store);
+        self.note_hole(!store.islands.is_empty(), facts.time);
+        Ok(unique)
+    }
+
+    fn note_hole(&mut self, islands: bool, time: Nanos) {
+        if islands || self.fin.is_some_and(|fin| fin.offset > self.end) {
+            self.hole_since.get_or_insert(time);
+        } else {
+            self.hole_since = None;
+        }
+    }
+
+    fn advance_to(&mut self, end: u64) {
+        let seq = self.end_seq.map(|seq| seq.plus((end - self.end) as u32));
+        self.end_seq = seq;
+        self.end = end;
+    }
+
+    /// Notes a FIN, which follows the octet before `seq`; whether it was new. `None`: it contradicts what is known.
+    pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Option<bool> {
+        let offset = self.offset_of(seq);
+        if let Some(fin) = self.fin {
+            return (fin.offset as i64 == offset).then_some(false);
+        }
+        let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
+        if offset < known as i64 {
+            return None;
+        }
+        let offset = offset as u64;
+        self.fin = Some(Ending { offset, ack });
+        if offset > self.end {
+            self.hole_since.get_or_insert(time);
+        }
+        Some(true)
+    }
+
+    /// Notes a reset; it takes effect after what is there in order.
+    pub fn abort(&mut self, ack: Option<LiveAck>) {
+        if self.reset.is_none() {
+            self.reset = Some(Ending { offset: self.end, ack });
+            self.hole_since = None;
+        }
+    }
+
+    /// The octets from `offset` on, at most `len`, as far as they are there in order.
+    pub fn slice(&self, offset: u64, len: usize) -> &[u8] {
+        let Some(store) = &self.store else { return &[] };
+        let from = offset.max(self.start);
+        let len = len.min(self.end.saturating_sub(from) as usize);
+        let position = store.head + (from - self.start) as usize;
+        store.bytes.get(position..position + len).unwrap_or(&[])
+    }
+
+    /// The mark with a number, if it is still there and its octets are in order.
+    pub fn mark(&self, number: u64) -> Option<&Mark> {
+        let index = number.checked_sub(self.first_mark)?;
+        self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end)
+    }
+
+    /// The number of the first mark that has not been released.
+    pub const fn first_mark(&self) -> u64 {
+        self.first_mark
+    }
+
+    /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows that
+    /// the live client has received something in between.
+    pub fn begins_request(&self, number: u64) -> bool {
+        let before = match number.checked_sub(1).and_then(|n| self.mark(n)) {
+            Some(mark) => Some((mark.ack, mark.push)),
+            None if number == self.first_mark => self.before,
+            None => None,
+        };
+        match (before, self.mark(number).and_then(|m| m.ack)) {
+            (Some((Some(before), true)), Some(ack)) => ack.is_after(before),
+            _ => false,
+        }
+    }
+
+    /// How many octets at and after `offset` are held, be they in order or not.
+    pub fn held_from(&self, offset: u64) -> u64 {
+        let Some(store) = &self.store else { return 0 };
+        let islands: u64 = store.islands.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
+        self.end.saturating_sub(offset.max(self.start)) + islands
+    }
+
+    /// Forgets what is before `offset`.
+    pub fn release(&mut self, pool: &mut Pool, offset: u64) {
+        let offset = offset.min(self.end);
+        if offset <= self.start {
+            return;
+        }
+        let Some(mut store) = self.store.take() else { return };
+        store.head += (offset - self.start) as usize;
+        self.start = offset;
+        while let Some(mark) = store.marks.front().filter(|m| m.offset < offset) {
+            self.before = Some((mark.ack, mark.push));
+            self.first_mark += 1;
+            store.marks.pop_front();
+        }
+        if store.head >= store.bytes.len() {
+            pool.give_back(store);
+            return;
+        }
+        // Moving the rest to the front costs less than what was appended since the last time.
+        if store.head > store.bytes.len() / 2 {
+            store.bytes.copy_within(store.head.., 0);
+            store.bytes.truncate(store.bytes.len() - store.head);
+            store.head = 0;
+        }
+        self.store = Some(store);
+    }
+
+    /// Gives up the octets that are missing, and goes on with what follows them. Returns how many they are; when nothing is
+    /// known to follow, the position becomes unknown.
+    pub fn skip_hole(&mut self, pool: &mut Pool) -> u64 {
+        let end = self.end;
+        self.release(pool, end);
+        self.hole_since = None;
+        self.before = None;
+        if let Some(mut store) = self.store.take() {
+            // After the release, what is left are islands.
+            let (begin, finish) = store.islands.remove(0);
+            let missing = begin - end;
+            store.head += missing as usize;
+            self.advance_to(finish);
+            self.start = begin;
+            // The next hole has had as much time as this one.
+            self.note_hole(!store.islands.is_empty(), Nanos(0));
+            self.store = Some(store);
+            return missing;
+        }
+        match self.fin {
+            Some(fin) => {
+                let missing = fin.offset - self.end;
+                self.advance_to(fin.offset);
+                self.start = fin.offset;
+                missing
+            }
+            None => {
+                self.end_seq = None;
+                0
+            }
+        }
+    }
+
+    /// Forgets everything held; the next segment tells where the stream goes on.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        if let Some(store) = self.store.take() {
+            self.first_mark += store.marks.len() as u64;
+            pool.give_back(store);
+        }
+        self.start = self.end;
+        self.end_seq = None;
+        self.before = None;
+        self.hole_since = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 1 << 20;
+
+    fn facts(ms: u64, ack: u32, push: bool) -> Facts {
+        Facts { time: Nanos(ms * 1_000_000), ack: Some(LiveAck::new(ack)), push }
+    }
+
+    struct Rig {
+        pool: Pool,
+        stream: Stream,
+        isn: LiveSeq,
+    }
+
+    impl Rig {
+        fn new(isn: u32) -> Self {
+            let isn = LiveSeq::new(isn);
+            Self { pool: Pool::new(4 << 20), stream: Stream::new(Some(isn)), isn }
+        }
+
+        fn put(&mut self, offset: u32, octets: &[u8]) -> Inserted {
+            self.put_with(offset, octets, facts(0, 1, false)).unwrap()
+        }
+
+        fn put_with(&mut self, offset: u32, octets: &[u8], facts: Facts) -> Result<Inserted, Reason> {
+            self.stream.insert(&mut self.pool, LIMIT, self.isn.plus(offset), octets, facts)
+        }
+
+        fn all(&self) -> &[u8] {
+            self.stream.slice(self.stream.start(), usize::MAX)
+        }
+    }
+
+    #[test]
+    fn a_late_segment_closes_the_hole_and_the_rest_follows() {
+        let mut rig = Rig::new(u32::MAX - 2);
+        assert_eq!(rig.put(4, b"efgh").unique, 4);
+        assert_eq!((rig.all(), rig.stream.hole_since()), (&b""[..], Some(Nanos(0))));
+        assert_eq!(rig.put(0, b"abcd").unique, 4);
+        assert_eq!((rig.all(), rig.stream.hole_since()), (&b"abcdefgh"[..], None));
+    }
+
+    #[test]
+    fn the_first_copy_of_an_octet_is_kept() {
+        let mut rig = Rig::new(7);
+        rig.put(2, b"cd");
+        assert_eq!(rig.put(0, b"ABCDEF"), Inserted { unique: 4, duplicate: 2, ..Inserted::default() });
+        assert_eq!(rig.put(1, b"xyz"), Inserted { duplicate: 3, ..Inserted::default() });
+        assert_eq!(rig.all(), b"ABcdEF");
+    }
+
+    #[test]
+    fn octets_after_the_fin_are_refused_and_counted() {
+        let mut rig = Rig::new(7);
+        assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Some(true));
+        assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Some(false));
+        assert_eq!(rig.stream.close(rig.isn.plus(3), Nanos(0), None), None);
+        assert!(rig.stream.fin().is_none() && rig.stream.hole_since().is_some());
+        assert_eq!(rig.put(2, b"cdef"), Inserted { unique: 2, nonsense: 2, ..Inserted::default() });
+        rig.put(0, b"ab");
+        assert_eq!(rig.all(), b"abcd");
+        assert!(rig.stream.fin().is_some() && rig.stream.hole_since().is_none());
+        assert_eq!(rig.put(9, b"z"), Inserted { nonsense: 1, ..Inserted::default() });
+    }
+
+    #[test]
+    fn a_request_begins_where_the_client_had_read_since_its_last_push() {
+        let mut rig = Rig::new(7);
+        for (offset, ack, push) in [(0, 1, false), (1, 5, true), (2, 5, true), (3, 9, true), (4, 8, true)] {
+            rig.put_with(offset, b"x", facts(0, ack, push)).unwrap();
+        }
+        let begins: Vec<_> = (0..6).map(|n| rig.stream.begins_request(n)).collect();
+        assert_eq!(begins, [false, false, false, true, false, false]);
+        rig.stream.release(&mut rig.pool, 3);
+        assert!(rig.stream.begins_request(3));
+    }
+
+    #[test]
+    fn a_hole_can_be_given_up() {
+        let mut rig = Rig::new(7);
+        rig.put(0, b"ab");
+        rig.put(5, b"fg");
+        rig.put(9, b"j");
+        assert_eq!(rig.stream.held_from(1), 4);
+        assert_eq!(rig.stream.skip_hole(&mut rig.pool), 3);
+        assert_eq!((rig.all(), rig.stream.start()), (&b"fg"[..], 5));
+        assert_eq!(rig.stream.hole_since(), Some(Nanos(0)));
+        assert!(!rig.stream.begins_request(rig.stream.first_mark()), "nobody knows what the hole held");
+        assert_eq!(rig.stream.skip_hole(&mut rig.pool), 2);
+        assert_eq!((rig.all(), rig.stream.hole_since()), (&b"j"[..], None));
+        rig.put(10, b"k");
+        assert_eq!(rig.all(), b"jk");
+    }
+
+    #[test]
+    fn too_much_is_refused_without_a_trace() {
+        let mut rig = Rig::new(7);
+        assert_eq!(rig.put_with(LIMIT as u32, b"x", facts(0, 1, true)), Err(Reason::SessionMemory));
+        rig.pool = Pool::new(2048);
+        assert_eq!(rig.put_with(0, &[0; 4096], facts(0, 1, true)), Err(Reason::TotalMemory));
+        assert_eq!((rig.stream.end(), rig.pool.allocated()), (0, 0));
+    }
+
+    #[test]
+    fn a_flood_of_single_octets_does_not_grow_a_mark_for_each() {
+        let mut rig = Rig::new(7);
+        for i in 0..3 * MANY_MARKS as u32 {
+            rig.put(i, b"x");
+        }
+        assert!(rig.stream.mark(MANY_MARKS as u64 - 1).is_some() && rig.stream.mark(MANY_MARKS as u64).is_none());
+    }
+
+    #[test]
+    fn a_drained_stream_holds_no_memory() {
+        let mut rig = Rig::new(7);
+        rig.put(0, b"abc");
+        rig.stream.release(&mut rig.pool, 2);
+        assert_eq!(rig.all(), b"c");
+        rig.stream.release(&mut rig.pool, 3);
+        assert!(rig.stream.store.is_none());
+        rig.put(3, b"d");
+        assert_eq!((rig.all(), rig.stream.first_mark()), (&b"d"[..], 1));
+    }
+
+    proptest! {
+        /// However a stream is cut, repeated and shuffled, it comes out as it was, each octet once.
+        #[test]
+        fn any_segmentation_yields_the_stream(
+            len in 1usize..3000,
+            isn: u32,
+            cuts in prop::collection::vec((0usize..3000, 1usize..600), 0..60),
+            releases in prop::collection::vec(0u64..400, 0..60),
+            shuffle: u64,
+        ) {
+            let octets: Vec<u8> = (0..len).map(|i| (i * 31 % 251) as u8).collect();
+            let mut pieces: Vec<(usize, usize)> = cuts.into_iter().map(|(at, n)| (at % len, n)).collect();
+            // Enough pieces to cover everything, somewhere among the random ones.
+            pieces.extend((0..len).step_by(97).map(|at| (at, 97)));
+            let mut state = shuffle | 1;
+            for i in (1..pieces.len()).rev() {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                pieces.swap(i, (state >> 33) as usize % (i + 1));
+            }
+            let mut rig = Rig::new(isn);
+            let mut got = Vec::new();
+            let mut unique = 0;
+            let mut releases = releases.into_iter().cycle();
+            for (at, n) in pieces {
+                let piece = &octets[at..(at + n).min(len)];
+                let inserted = rig.put(at as u32, piece);
+                prop_assert_eq!(inserted.unique + inserted.duplicate, piece.len() as u64);
+                unique += inserted.unique;
+                prop_assert_eq!(rig.stream.held_from(0), unique - got.len() as u64);
+                let step = releases.next().unwrap_or(1000) as usize;
+                let ready = rig.stream.slice(got.len() as u64, step).to_vec();
+                got.extend_from_slice(&ready);
+                rig.stream.release(&mut rig.pool, got.len() as u64);
+            }
+            let rest = rig.all().to_vec();
+            got.extend_from_slice(&rest);
+            prop_assert_eq!(unique, len as u64);
+            prop_assert_eq!(got, octets);
+            prop_assert_eq!(rig.stream.hole_since(), None);
+        }
+    }
+}
