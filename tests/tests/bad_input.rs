@@ -13,8 +13,8 @@ const FAILURE: i32 = 1;
 /// Wrong by themselves.
 const COMMAND_LINES: &[Case] = &[
     ("tcpcopy", USAGE, "required"),
-    ("tcpcopy -x 80-10.77.0.3:8080 --psk-file KEY", USAGE, "-s"),
-    ("tcpcopy -s 10.77.0.3 --psk-file KEY", USAGE, "-x"),
+    ("tcpcopy -x 80-10.77.0.3:8080 --psk-file KEY", USAGE, "--intercept"),
+    ("tcpcopy -s 10.77.0.3 --psk-file KEY", USAGE, "--rules"),
     ("tcpcopy -x 80 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
     ("tcpcopy -x 80-10.77.0.3 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
     ("tcpcopy -x 0-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "0"),
