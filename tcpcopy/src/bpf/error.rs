@@ -97,12 +97,15 @@ pub enum BpfError {
         name: &'static str,
     },
     /// The kernel refused a program.
-    #[error("the kernel refused the eBPF program `{program}`; please report it with the output below")]
+    #[error(
+        "the kernel refused the eBPF program `{program}` ({reason}); please report it with what RUST_LOG=debug shows, and the \
+         kernel's version"
+    )]
     Load {
         /// Its name.
         program: &'static str,
-        /// The verifier's output.
-        source: Box<ProgramError>,
+        /// What the kernel said, without the verifier's output, which goes to the log.
+        reason: String,
     },
     /// A program could not be attached.
     #[error("attaching the eBPF program `{program}` to `{interface}` failed ({reason})")]
@@ -148,7 +151,17 @@ impl BpfError {
     }
 
     pub(super) fn load(program: &'static str, error: ProgramError) -> Self {
-        if is_eperm(&error) { Self::Permission } else { Self::Load { program, source: Box::new(error) } }
+        if is_eperm(&error) {
+            return Self::Permission;
+        }
+        let reason = match &error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                log::debug!("the verifier on `{program}`:\n{verifier_log}");
+                io_error.to_string()
+            }
+            other => with_causes(other),
+        };
+        Self::Load { program, reason }
     }
 
     pub(super) fn attach(program: &'static str, interface: &str, error: &(dyn Error + 'static)) -> Self {

@@ -88,7 +88,7 @@ pub struct ProcessArgs {
     pub summary_json: Option<PathBuf>,
     /// Print the version
     #[arg(short = 'v', long, action = clap::ArgAction::Version, help_heading = "Process")]
-    version: (),
+    version: Option<bool>,
 }
 
 /// Exit codes of both programs, also in the help.

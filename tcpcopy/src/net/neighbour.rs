@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_core::NLM_F_CREATE;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-    route::RouteProtocol,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -19,10 +18,6 @@ use super::{
     interface::Mac,
     netlink::{Announcements, Netlink},
 };
-
-/// `NDA_PROTOCOL` of the entries that this program installs, so that a later run recognises those that a killed one left:
-/// "t". No routing daemon uses it (`/etc/iproute2/rt_protos`). The kernel keeps it since 4.20.
-pub const PROTOCOL: u8 = b't';
 
 /// An entry of the kernel's neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,32 +30,22 @@ pub struct Neighbour {
     pub mac: Option<Mac>,
     /// How much the kernel believes in it.
     pub state: NeighbourState,
-    /// Who installed it: [`PROTOCOL`], another program's number, or 0.
-    pub protocol: u8,
 }
 
 impl Neighbour {
     fn from_message(message: &NeighbourMessage) -> Option<Self> {
         let mut address = None;
         let mut mac = None;
-        let mut protocol = 0;
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some((*a).into()),
                 NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some((*a).into()),
                 NeighbourAttribute::LinkLayerAddress(octets) => mac = octets.as_slice().try_into().ok(),
-                NeighbourAttribute::Protocol(number) => protocol = (*number).into(),
                 _ => {}
             }
         }
         let NeighbourState::None = message.header.state else {
-            return Some(Self {
-                address: address?,
-                ifindex: message.header.ifindex,
-                mac,
-                state: message.header.state,
-                protocol,
-            });
+            return Some(Self { address: address?, ifindex: message.header.ifindex, mac, state: message.header.state });
         };
         None
     }
@@ -160,69 +145,6 @@ fn refused(action: &str, source: io::Error) -> NetError {
     NetError::Refused { action: action.into(), source }
 }
 
-/// What [`add_permanent`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Installed {
-    /// The entry is ours: remove it at exit.
-    Added,
-    /// Somebody holds the address, or somebody else installed an entry: nothing was changed.
-    Present,
-}
-
-/// Installs a permanent neighbour for an on-link `address` that nobody holds, so that packets to it do not wait for an
-/// answer that never comes. The entry bears [`PROTOCOL`].
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn add_permanent(address: IpAddr, ifindex: u32, mac: Mac) -> Result<Installed, NetError> {
-    let mut netlink = Netlink::route()?;
-    if let Some(found) = lookup(&mut netlink, address, ifindex)?
-        && found.usable().is_some()
-    {
-        let ours = found.protocol == PROTOCOL && found.state == NeighbourState::Permanent;
-        return Ok(if ours { Installed::Added } else { Installed::Present });
-    }
-    let mut request = message(address, ifindex);
-    request.header.state = NeighbourState::Permanent;
-    request.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-    request.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
-    netlink
-        .change(RouteNetlinkMessage::NewNeighbour(request), NLM_F_CREATE | NLM_F_REPLACE)
-        .map_err(|e| refused("add a permanent neighbour", e))?;
-    Ok(Installed::Added)
-}
-
-/// Removes an entry that [`add_permanent`] installed, and leaves alone what others did. Whether there was one.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn remove_permanent(address: IpAddr, ifindex: u32) -> Result<bool, NetError> {
-    let mut netlink = Netlink::route()?;
-    let ours = |n: &Neighbour| n.protocol == PROTOCOL && n.state == NeighbourState::Permanent;
-    if !lookup(&mut netlink, address, ifindex)?.is_some_and(|n| ours(&n)) {
-        return Ok(false);
-    }
-    match netlink.change(RouteNetlinkMessage::DelNeighbour(message(address, ifindex)), 0) {
-        Ok(()) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(e) => Err(refused("remove a permanent neighbour", e)),
-    }
-}
-
-/// The entries that [`add_permanent`] installed, in this run or in one that was killed.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn permanent() -> Result<Vec<Neighbour>, NetError> {
-    let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    let all = Netlink::route()?.dump(query, "list the neighbours")?;
-    Ok(all
-        .iter()
-        .filter_map(|m| if let RouteNetlinkMessage::NewNeighbour(n) = m { Neighbour::from_message(n) } else { None })
-        .filter(|n| n.protocol == PROTOCOL && n.state == NeighbourState::Permanent)
-        .collect())
-}
-
 /// The entries that the kernel tries to resolve, or has tried without success: packets to them wait or are dropped.
 ///
 /// # Errors
@@ -295,32 +217,6 @@ mod tests {
             ip("neigh replace 10.77.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent");
             probe(addr("10.77.0.9"), v0).unwrap();
             assert_eq!(neighbour(addr("10.77.0.9"), v0).unwrap().unwrap().state, NeighbourState::Permanent);
-        });
-    }
-
-    #[test]
-    fn permanent_neighbours_are_recognised_as_ours_and_others_are_left_alone() {
-        isolated(|peer| {
-            veth(peer);
-            let v0 = by_name("v0").unwrap().index;
-            let mac = [2, 0, 0, 0, 0, 9];
-            for absent in ["10.77.0.99", "fd77::99"] {
-                // An attempt that is under way must not be in the way.
-                probe(addr(absent), v0).unwrap();
-                assert_eq!(add_permanent(addr(absent), v0, mac).unwrap(), Installed::Added);
-                assert_eq!(add_permanent(addr(absent), v0, mac).unwrap(), Installed::Added);
-            }
-            ip("neigh replace 10.77.0.50 lladdr 02:00:00:00:00:50 dev v0 nud permanent");
-            assert_eq!(add_permanent(addr("10.77.0.50"), v0, mac).unwrap(), Installed::Present);
-            assert!(!remove_permanent(addr("10.77.0.50"), v0).unwrap());
-            let mut ours: Vec<IpAddr> = permanent().unwrap().iter().map(|n| n.address).collect();
-            ours.sort();
-            assert_eq!(ours, [addr("10.77.0.99"), addr("fd77::99")]);
-            for absent in ours {
-                assert!(remove_permanent(absent, v0).unwrap());
-                assert!(!remove_permanent(absent, v0).unwrap());
-            }
-            assert_eq!(permanent().unwrap(), []);
         });
     }
 }

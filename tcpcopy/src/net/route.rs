@@ -1,6 +1,6 @@
-//! Routes: where packets to an address leave, which interfaces face the world, and which addresses are on a link.
+//! Routes: where packets to an address leave, and which interfaces face the world.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -8,11 +8,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::{
-    NetError,
-    interface::{self, Interface},
-    netlink::Netlink,
-};
+use super::{NetError, interface, netlink::Netlink};
 
 /// How the kernel would send a packet to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,75 +127,6 @@ pub fn default_interfaces() -> Result<Vec<String>, NetError> {
     if found.len() == 1 { Ok(found) } else { Err(NetError::NoDefaultInterface { found }) }
 }
 
-/// A range of addresses that is reached without a router.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnLinkPrefix {
-    /// Its first address.
-    pub address: IpAddr,
-    /// How many bits all its addresses have in common.
-    pub length: u8,
-    /// Name of the interface whose link it is on.
-    pub interface: String,
-    /// Index of that interface.
-    pub ifindex: u32,
-}
-
-impl OnLinkPrefix {
-    /// Whether `address` is in the range.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(p), IpAddr::V4(a)) => {
-                let shift = 32 - u32::from(self.length.min(32));
-                (u64::from(p.to_bits()) ^ u64::from(a.to_bits())) >> shift == 0
-            }
-            (IpAddr::V6(p), IpAddr::V6(a)) => {
-                let shift = 128 - u32::from(self.length.min(128));
-                (p.to_bits() ^ a.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::fmt::Display for OnLinkPrefix {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{} on {}", self.address, self.length, self.interface)
-    }
-}
-
-/// The ranges of addresses for which this host asks on a link who owns them, link-local ones left out.
-///
-/// An answer to a client address within one waits for ARP or neighbour discovery *before* it reaches a program at TC
-/// egress. Where nobody holds the address, it never does: the address needs a route via a router or a permanent
-/// neighbour, see [`add_permanent`](super::neighbour::add_permanent). The most specific route decides:
-/// [`route_to`] tells for one address.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn on_link_prefixes() -> Result<Vec<OnLinkPrefix>, NetError> {
-    let mut netlink = Netlink::route()?;
-    let interfaces = interface::list(&mut netlink)?;
-    let resolving = |index: u32| interfaces.iter().find(|i| i.index == index && i.up && i.resolves);
-    let mut prefixes = Vec::new();
-    for route in main_routes(&mut netlink)? {
-        let via_router =
-            route.attributes.iter().any(|a| matches!(a, RouteAttribute::Gateway(_) | RouteAttribute::Via(_)));
-        if via_router || !matches!(route.header.kind, RouteType::Unicast) {
-            continue;
-        }
-        let address = destination(&route);
-        if matches!(address, IpAddr::V6(a) if a.is_unicast_link_local() || a.is_multicast()) {
-            continue;
-        }
-        for Interface { name, index, .. } in exits(&route).into_iter().filter_map(resolving) {
-            let length = route.header.destination_prefix_length;
-            prefixes.push(OnLinkPrefix { address, length, interface: name.clone(), ifindex: *index });
-        }
-    }
-    Ok(prefixes)
-}
-
 fn message(v6: bool) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = if v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
@@ -231,18 +158,6 @@ fn metric(route: &RouteMessage) -> u32 {
     named.unwrap_or(0)
 }
 
-fn destination(route: &RouteMessage) -> IpAddr {
-    let named = route.attributes.iter().find_map(|a| match a {
-        RouteAttribute::Destination(RouteAddress::Inet(a)) => Some(IpAddr::V4(*a)),
-        RouteAttribute::Destination(RouteAddress::Inet6(a)) => Some(IpAddr::V6(*a)),
-        _ => None,
-    });
-    named.unwrap_or(match route.header.address_family {
-        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-        _ => Ipv4Addr::UNSPECIFIED.into(),
-    })
-}
-
 /// Indices of the interfaces that a route can use: more than one with multipath.
 fn exits(route: &RouteMessage) -> Vec<u32> {
     route
@@ -263,27 +178,6 @@ mod tests {
 
     fn addr(text: &str) -> IpAddr {
         text.parse().unwrap()
-    }
-
-    #[test]
-    fn prefixes_contain_their_addresses_and_no_others() {
-        let prefix = |address: &str, length| OnLinkPrefix {
-            address: addr(address),
-            length,
-            interface: String::new(),
-            ifindex: 0,
-        };
-        for (p, inside, outside) in [
-            (prefix("10.1.2.0", 24), "10.1.2.255", "10.1.3.0"),
-            (prefix("10.1.2.3", 32), "10.1.2.3", "10.1.2.2"),
-            (prefix("0.0.0.0", 0), "255.255.255.255", "::"),
-            (prefix("fd00:1::", 64), "fd00:1::ffff:1", "fd00:1:0:1::"),
-            (prefix("fd00::1", 128), "fd00::1", "fd00::2"),
-            (prefix("::", 0), "ffff::", "0.0.0.0"),
-        ] {
-            assert!(p.contains(addr(inside)), "{p} {inside}");
-            assert!(!p.contains(addr(outside)), "{p} {outside}");
-        }
     }
 
     #[test]
@@ -329,18 +223,6 @@ mod tests {
             assert_eq!(default_interfaces().unwrap(), ["v0"]);
             ip("route add default via 10.78.0.2 metric 100");
             assert_eq!(default_interfaces().unwrap(), ["w0", "v0"]);
-        });
-    }
-
-    #[test]
-    fn on_link_prefixes_are_those_without_a_router() {
-        isolated(|peer| {
-            veth(peer);
-            ip("route add 192.0.2.0/24 via 10.77.0.2");
-            ip("route add 198.51.100.0/24 dev v0");
-            ip("route add 203.0.113.0/24 dev lo");
-            let found: Vec<String> = on_link_prefixes().unwrap().iter().map(ToString::to_string).collect();
-            assert_eq!(found, ["10.77.0.0/24 on v0", "198.51.100.0/24 on v0", "fd77::/64 on v0"]);
         });
     }
 }

@@ -202,22 +202,6 @@ impl TcpSocket {
     }
 }
 
-/// All TCP sockets of `family` in this network namespace.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn tcp_sockets(family: Family) -> Result<Vec<TcpSocket>, NetError> {
-    SockDiag::open()?.tcp_sockets(family)
-}
-
-/// Tears down the server's end of `flow`, see [`SockDiag::destroy`].
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn destroy(flow: &Flow) -> Result<Destroyed, NetError> {
-    SockDiag::open()?.destroy(flow)
-}
-
 fn request(socket_id: SocketId, family: u8, states: StateFlags) -> InetRequest {
     InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
 }

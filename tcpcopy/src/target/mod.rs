@@ -28,7 +28,10 @@ use crate::{
     cli::{daemon::Readiness, intercept::Settings},
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
-    net::interface::{Interface, LinkChange, LinkMonitor, interfaces},
+    net::{
+        interface::{Interface, LinkChange, LinkMonitor, interfaces},
+        sockdiag::SockDiag,
+    },
     summary::Report,
 };
 
@@ -41,6 +44,9 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
     let listener = Listener::bind(&settings.listen, security)?;
+
+    // Known before anything depends on it: at the end replayed connections are destroyed.
+    SockDiag::open()?.preflight()?;
 
     let (mut interceptor, ring) = Interceptor::load(&InterceptSetup {
         attach: settings.attach,
