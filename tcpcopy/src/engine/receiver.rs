@@ -58,8 +58,9 @@ impl Receiver {
     pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
         let end = seq.plus(len);
         if len == 0 && !fin {
-            // A keep-alive probe or a challenge lies before what we expect, and wants an answer (RFC 9293, section 3.8.4).
-            return Received { new: 0, acknowledge: seq != self.next };
+            // A keep-alive probe lies before what we expect, and wants an answer (RFC 9293, section 3.8.4). What lies after
+            // it does not, although a report is missing: two ends that answer each other's bare ACKs never stop.
+            return Received { new: 0, acknowledge: self.next.is_after(seq) };
         }
         if fin && self.fin.is_none() {
             self.fin = Some(end);
@@ -156,6 +157,7 @@ mod tests {
         r.receive(at(0), 10, false);
         assert!(r.receive(at(9), 0, false).acknowledge);
         assert!(!r.receive(at(10), 0, false).acknowledge);
+        assert!(!r.receive(at(11), 0, false).acknowledge, "the ACK of an ACK, when a report was lost");
     }
 
     proptest! {

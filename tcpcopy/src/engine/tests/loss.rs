@@ -219,6 +219,7 @@ proptest! {
     fn everything_arrives_byte_exact_through_bad_weather(seed: u64, lose in 0u32..80, duplicate in 0u32..80, delay in 0u32..150) {
         let (lab, expected) = storm(seed, Weather { lose, duplicate, delay });
         lab.assert_done();
+        prop_assert_eq!(lab.target.late, 0);
         let arrived = lab.lines();
         if lab.engine.stats().sessions.aborted.get(Reason::TargetSilent) > 0 {
             // One in a million: six SYNs in a row were lost. What did arrive is right all the same.
@@ -308,4 +309,26 @@ fn the_timestamp_echo_does_not_run_ahead_of_the_acknowledgement() {
         assert_eq!(ack.options.timestamps.unwrap().1, echo);
         assert_eq!(ack.ack, last.ack.wrapping_add(if ahead == 0 { 20 } else { 0 }));
     }
+}
+
+#[test]
+fn two_ends_that_both_miss_something_do_not_answer_each_other_for_ever() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    let before = lab.sent.len();
+    // The report of an answer was lost, and so was what we sent last.
+    let last = lab.sent.last().unwrap().clone();
+    lab.weather.lose = 1000;
+    client.send(&mut lab, 0, b"x\n");
+    let mut response: tcpcopy_common::response::ResponseHeader = bytemuck::Zeroable::zeroed();
+    response.flow = last.flow;
+    response.instance = super::target::INSTANCE;
+    response.flags = tcpcopy_common::tcp_flags::ACK;
+    response.ack = last.seq.to_be_bytes();
+    response.seq = last.ack.wrapping_add(100).to_be_bytes();
+    lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    lab.settle();
+    assert_eq!(lab.sent.len(), before + 1, "the data, and no ACK");
 }

@@ -84,6 +84,8 @@ pub(super) struct Target {
     pub refuse_syns: (u32, u8),
     pub largest_packet: usize,
     pub syns: Vec<(Flow, u32)>,
+    /// Segments with a timestamp of an earlier connection.
+    pub late: usize,
     iss: u32,
 }
 
@@ -102,6 +104,7 @@ impl Target {
             refuse_syns: (0, 0),
             largest_packet: 0,
             syns: Vec::new(),
+            late: 0,
             iss: u32::MAX - 50,
         }
     }
@@ -159,6 +162,13 @@ impl Target {
             return (out, later);
         }
         assert_eq!(self.timestamps, p.options.timestamps.is_some());
+        if p.options.timestamps.is_some_and(|(tsval, _)| (tsval.wrapping_sub(conn.echo) as i32) < 0) {
+            // PAWS (RFC 7323, section 5.3): a late segment of the connection before.
+            self.late += 1;
+            out.push(self.header(p.flow, Some(&conn), conn.snd_nxt, 0, ACK));
+            self.conns.insert(p.flow, conn);
+            return (out, later);
+        }
         self.handle_ack(now, &p, &mut conn, &mut later);
         self.handle_data(now, p, conn, &mut out, &mut later);
         (out, later)
@@ -241,7 +251,6 @@ impl Target {
             });
         }
         if let Some((tsval, _)) = p.options.timestamps {
-            assert!(tsval.wrapping_sub(conn.echo) as i32 >= 0, "PAWS");
             conn.echo = tsval;
         }
     }
@@ -258,7 +267,7 @@ impl Target {
         let behind = p.seq.wrapping_sub(conn.rcv_nxt) as i32;
         let nothing = p.payload.is_empty() && !fin;
         if nothing {
-            if behind != 0 {
+            if behind < 0 {
                 out.push(self.header(p.flow, Some(&conn), conn.snd_nxt, 0, ACK));
             }
         } else {
