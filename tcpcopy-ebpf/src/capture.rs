@@ -1,7 +1,6 @@
 //! The source: copies the segments of matching live clients to the workers.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_log_ebpf::debug;
 use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey},
     counters::CaptureCounter,
@@ -11,7 +10,7 @@ use tcpcopy_common::{
 
 use crate::{
     counters::Counter,
-    maps,
+    log, maps,
     packet::{Packet, Unreadable},
     parse::{self, Link, NotIp, Ports, TcpHeader, protocol},
     ring,
@@ -70,7 +69,7 @@ fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
     if ip.protocol != protocol::TCP {
         return Err(NotCopied::Unmatched);
     }
-    let ports: Ports = packet.read(ip.payload)?;
+    let ports: Ports = packet.read(ip.payload())?;
     let rule = *maps::port_rule(u16::from_be_bytes(ports.destination)).ok_or(NotCopied::Unmatched)?;
     if rule.action == Rule::IGNORE {
         return Err(NotCopied::Unmatched);
@@ -111,14 +110,14 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     if ip.fragment.more != 0 {
         return discard(CaptureCounter::Fragment);
     }
-    if ip.jumbo {
+    if ip.is_jumbo() {
         return discard(CaptureCounter::TooLarge);
     }
-    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload) else { return discard(CaptureCounter::Malformed) };
+    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else { return discard(CaptureCounter::Malformed) };
     let header_len = tcp.length();
     // The end is where IP says: an Ethernet frame may be padded behind it, but not cut off before it.
     let contradiction =
-        header_len < TcpHeader::LENGTH || ip.payload_len < header_len || ip.payload + ip.payload_len > packet.len();
+        header_len < TcpHeader::LENGTH || ip.payload_len < header_len || ip.payload() + ip.payload_len > packet.len();
     if contradiction {
         return discard(CaptureCounter::Malformed);
     }
@@ -130,8 +129,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         return discard(CaptureCounter::TooLarge);
     }
     if tcp.flags & SYN != 0 {
-        let (port, server_port) = (u16::from_be_bytes(flow.client_port), u16::from_be_bytes(flow.server_port));
-        debug!(packet, "captured SYN {:i}:{} > {:i}:{}", flow.client.0, port, flow.server.0, server_port);
+        log::syn_captured(&flow);
     }
     let options_len = header_len - TcpHeader::LENGTH;
     let header = CaptureHeader {
@@ -149,7 +147,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     };
     let worker = flow.worker(maps::workers());
     // Options and payload are neighbours in the packet as in the record.
-    match ring::capture(packet, worker, &header, ip.payload + TcpHeader::LENGTH, options_len + payload_len) {
+    match ring::capture(packet, worker, &header, ip.payload() + TcpHeader::LENGTH, options_len + payload_len) {
         Ok(()) => Ok(payload_len),
         Err(CaptureCounter::RingFull) => Err(NotCopied::RingFull { payload_len, flags: tcp.flags }),
         Err(reason) => discard(reason),

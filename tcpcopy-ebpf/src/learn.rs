@@ -1,8 +1,7 @@
 //! The target's ingress: opens sessions for SYNs with a valid mark, and counts what replayed clients send.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_log_ebpf::debug;
-use bytemuck::Zeroable;
+use bytemuck::Zeroable as _;
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
@@ -13,6 +12,7 @@ use tcpcopy_common::{
 
 use crate::{
     counters::Counter,
+    log,
     maps::{self, NotInserted},
     options::{Marking, Options},
     packet::Packet,
@@ -37,11 +37,14 @@ enum Refusal {
 /// Learns from a packet that comes in. Only a marked SYN can be dropped: whatever else comes is the target's own.
 #[inline(always)]
 pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
-    let Ok(ip) = parse::link(packet, link) else { return Verdict::Pass };
+    let mut ip = Ip::zeroed();
+    if !parse::link_into(packet, link, &mut ip) {
+        return Verdict::Pass;
+    }
     if ip.protocol != protocol::TCP || ip.fragment.offset != 0 {
         return Verdict::Pass;
     }
-    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload) else { return Verdict::Pass };
+    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else { return Verdict::Pass };
     let Ok(addresses) = ip.addresses(packet) else { return Verdict::Pass };
     let flow = Flow {
         client: addresses.source,
@@ -49,50 +52,64 @@ pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
         client_port: tcp.ports.source,
         server_port: tcp.ports.destination,
     };
-    if tcp.flags & (SYN | ACK) == SYN {
-        learn_syn(packet, &ip, &tcp, &flow)
-    } else {
+    if tcp.flags & (SYN | ACK) != SYN {
         if let Some(session) = maps::session_seen(&flow) {
             count_segment(&session, &ip, &tcp);
         }
-        Verdict::Pass
+        return Verdict::Pass;
+    }
+    match learn_syn(packet, &ip, &tcp, &flow) {
+        Syn::Unmarked => Verdict::Pass,
+        Syn::Opens => {
+            log::learned(&flow);
+            Verdict::Pass
+        }
+        Syn::Refused => {
+            log::refused(&flow);
+            Verdict::Drop
+        }
     }
 }
 
-#[inline(always)]
-fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Verdict {
-    let options_len = tcp.length().saturating_sub(TcpHeader::LENGTH);
-    let options = Options::read(packet, ip.payload + TcpHeader::LENGTH, options_len);
-    match options.marking() {
+/// What a SYN is to us.
+enum Syn {
+    /// One of the target's own clients.
+    Unmarked,
+    /// It opens a session, perhaps not for the first time.
+    Opens,
+    /// It bears our mark, but it is not valid, or there is no room for the session.
+    Refused,
+}
+
+/// Not inlined: see [`parse::link_into`].
+#[inline(never)]
+fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
+    let mut options = Options::NONE;
+    options.read(packet, ip.payload() + TcpHeader::LENGTH, tcp.length().saturating_sub(TcpHeader::LENGTH));
+    let mark = match options.marking() {
         Marking::Unmarked => {
             reclaim(flow);
-            Verdict::Pass
+            return Syn::Unmarked;
         }
         Marking::Malformed => {
             TargetCounter::Malformed.count();
-            Verdict::Drop
+            return Syn::Refused;
         }
-        Marking::Marked(mark) => {
-            let instance = u32::from_be_bytes(mark.instance);
-            match open(flow, &mark, instance, tcp.seq) {
-                Ok(session) => {
-                    debug!(packet, "learned the session of port {} of instance {}", port(flow), instance);
-                    count_segment(&session, ip, tcp);
-                    Verdict::Pass
-                }
-                Err(Refusal::Counted(reason)) => {
-                    debug!(packet, "dropped the marked SYN of port {} of instance {}", port(flow), instance);
-                    reason.count();
-                    Verdict::Drop
-                }
-                Err(Refusal::Reported(reason, kind)) => {
-                    reason.count();
-                    report(flow, instance, kind, tcp.seq);
-                    Verdict::Drop
-                }
-            }
+        Marking::Marked(mark) => mark,
+    };
+    let instance = u32::from_be_bytes(mark.instance);
+    match open(flow, &mark, instance, tcp.seq) {
+        Ok(session) => {
+            count_segment(&session, ip, tcp);
+            return Syn::Opens;
+        }
+        Err(Refusal::Counted(reason)) => reason.count(),
+        Err(Refusal::Reported(reason, kind)) => {
+            reason.count();
+            report(flow, instance, kind, tcp.seq);
         }
     }
+    Syn::Refused
 }
 
 /// Opens the session that a marked SYN asks for, if the mark is valid.
@@ -160,18 +177,5 @@ fn count_segment(session: &Session, ip: &Ip, tcp: &TcpHeader) {
 
 #[inline(always)]
 fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
-    ring::report(&ResponseHeader {
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        flow: *flow,
-        seq,
-        kind,
-        instance,
-        ..ResponseHeader::zeroed()
-    });
-}
-
-#[inline(always)]
-fn port(flow: &Flow) -> u16 {
-    u16::from_be_bytes(flow.client_port)
+    ring::report(|| ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() }, |_| {});
 }

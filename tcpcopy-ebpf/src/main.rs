@@ -15,6 +15,7 @@ mod capture;
 mod counters;
 mod fragment;
 mod learn;
+mod log;
 mod maps;
 mod options;
 mod packet;

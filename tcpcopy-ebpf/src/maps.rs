@@ -189,9 +189,9 @@ pub fn fragmented(key: &FragmentKey) -> Option<&'static ResponseHeader> {
     unsafe { FRAGMENTS.get(key) }
 }
 
-/// Remembers a response whose first fragment was swallowed, in the form that [`fragmented`] gives back.
+/// Remembers a response whose first fragment was swallowed, in the form that [`fragmented`] gives back. It fails only when
+/// the kernel is out of memory.
 #[inline(always)]
-pub fn remember_fragmented(key: &FragmentKey, response: &ResponseHeader) {
-    // It can only fail when the kernel is out of memory, and there is nothing else to do about it.
-    let _ = FRAGMENTS.insert(key, response, BPF_ANY as u64);
+pub fn remember_fragmented(key: &FragmentKey, response: &ResponseHeader) -> bool {
+    FRAGMENTS.insert(key, response, BPF_ANY as u64).is_ok()
 }

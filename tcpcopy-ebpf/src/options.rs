@@ -1,9 +1,9 @@
 //! TCP options.
 
-use bytemuck::Zeroable;
 use tcpcopy_common::{
     capture::MAX_TCP_OPTIONS,
     mark::{EXID, KIND as EXPERIMENT, LENGTH as MARK_LENGTH, Mark},
+    response::{ResponseHeader, option},
 };
 
 use crate::packet::{Packet, opaque};
@@ -18,23 +18,14 @@ mod kind {
     pub const TIMESTAMPS: u8 = 8;
 }
 
+/// The longest option that is read: the mark.
+const LONGEST: usize = MARK_LENGTH;
+
 /// The options field of a segment.
 pub struct Options {
-    /// Zeros, which is the end-of-options option, behind `len`.
-    octets: [u8; MAX_TCP_OPTIONS],
-    len: usize,
-}
-
-/// The options that the replay engine asks about.
-#[derive(Clone, Copy, Zeroable)]
-pub struct Known {
-    pub mss: [u8; 2],
-    /// `Some` would not do: this is copied into a record.
-    pub window_scale: u8,
-    pub sack_permitted: u8,
-    pub timestamps: u8,
-    pub tsval: [u8; 4],
-    pub tsecr: [u8; 4],
+    /// Zeros behind `len`: an end-of-options option, and room to read an option that would end there.
+    octets: [u8; MAX_TCP_OPTIONS + LONGEST],
+    len: u8,
 }
 
 /// What a SYN says about its owner.
@@ -46,109 +37,135 @@ pub enum Marking {
 }
 
 impl Options {
-    /// Reads the `len` octets at `offset`. A length that the field cannot have, or one that the packet has not, gives no
-    /// options.
+    /// No options. (To be filled in place: moving it would take twice the stack.)
+    pub const NONE: Self = Self { octets: [0; MAX_TCP_OPTIONS + LONGEST], len: 0 };
+
+    /// Reads the `len` octets at `offset` into [`NONE`](Self::NONE). A length that the field cannot have, or one that the
+    /// packet has not, gives no options.
     #[inline(always)]
-    pub fn read(packet: &impl Packet, offset: u32, len: u32) -> Self {
-        let mut octets = [0; MAX_TCP_OPTIONS];
+    pub fn read(&mut self, packet: &impl Packet, offset: u32, len: u32) {
         let len = opaque(len as usize);
+        if len == 0 || len > MAX_TCP_OPTIONS {
+            return;
+        }
         // SAFETY: the length is neither zero nor more than there is room for.
-        let read = len != 0
-            && len <= MAX_TCP_OPTIONS
-            && unsafe { packet.load_bytes(offset, octets.as_mut_ptr(), len as u32) }.is_ok();
-        Self { octets, len: if read { len } else { 0 } }
+        if unsafe { packet.load_bytes(offset, self.octets.as_mut_ptr(), len as u32) }.is_ok() {
+            self.len = len as u8;
+        }
     }
 
     /// Looks for the mark.
     #[inline(always)]
     pub fn marking(&self) -> Marking {
-        let mut at = 0;
-        while let Some(option) = self.next(&mut at) {
-            if option.kind == EXPERIMENT && option.len >= 4 && self.array(option.start + 2) == Some(EXID) {
-                if option.len != MARK_LENGTH {
-                    return Marking::Malformed;
-                }
-                return match self.array::<MARK_LENGTH>(option.start) {
-                    Some(mark) => Marking::Marked(bytemuck::cast(mark)),
-                    None => Marking::Malformed,
-                };
+        let mut marking = Marking::Unmarked;
+        self.for_each(|option| {
+            if option.kind != EXPERIMENT || option.len < 4 || self.array(option.start + 2) != EXID {
+                return Search::Continue;
             }
-        }
-        Marking::Unmarked
+            marking = match option.len {
+                MARK_LENGTH => Marking::Marked(bytemuck::cast(self.array::<MARK_LENGTH>(option.start))),
+                _ => Marking::Malformed,
+            };
+            Search::Stop
+        });
+        marking
     }
 
-    /// Collects the options that are of interest.
+    /// Writes down the options that the replay engine asks about.
+    ///
+    /// `report` must be in a ring, and is written to at once (hence volatile): what is on the stack or in a register is part
+    /// of the state for which the verifier follows every path apart, and there are too many combinations of options.
     #[inline(always)]
-    pub fn known(&self) -> Known {
-        let mut known = Known { window_scale: tcpcopy_common::response::NO_WINDOW_SCALE, ..Known::zeroed() };
+    pub fn describe(&self, report: &mut ResponseHeader) {
         // What nearly all segments of an open connection look like (RFC 7323, appendix A).
-        if self.array(0) == Some([kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10]) {
-            self.timestamps(2, &mut known);
-            return known;
+        if self.len >= 12 && self.array(0) == [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10] {
+            self.timestamps(2, report);
+            return;
         }
-        let mut at = 0;
-        while let Some(option) = self.next(&mut at) {
+        self.for_each(|option| {
             match (option.kind, option.len) {
-                (kind::MSS, 4) => known.mss = self.array(option.start + 2).unwrap_or_default(),
+                (kind::MSS, 4) => set(&mut report.mss, self.array(option.start + 2)),
                 (kind::WINDOW_SCALE, 3) => {
-                    let [shift] = self.array(option.start + 2).unwrap_or_default();
-                    known.window_scale = shift;
+                    let [shift] = self.array(option.start + 2);
+                    set(&mut report.window_scale, shift);
                 }
-                (kind::SACK_PERMITTED, 2) => known.sack_permitted = 1,
-                (kind::TIMESTAMPS, 10) => self.timestamps(option.start, &mut known),
+                (kind::SACK_PERMITTED, 2) => add(&mut report.options, option::SACK_PERMITTED),
+                (kind::TIMESTAMPS, 10) => self.timestamps(option.start, report),
                 _ => {}
             }
-        }
-        known
+            Search::Continue
+        });
     }
 
     #[inline(always)]
-    fn timestamps(&self, start: usize, known: &mut Known) {
-        if let (Some(tsval), Some(tsecr)) = (self.array(start + 2), self.array(start + 6)) {
-            (known.timestamps, known.tsval, known.tsecr) = (1, tsval, tsecr);
-        }
+    fn timestamps(&self, start: usize, report: &mut ResponseHeader) {
+        set(&mut report.tsval, self.array(start + 2));
+        set(&mut report.tsecr, self.array(start + 6));
+        add(&mut report.options, option::TIMESTAMPS);
     }
 
-    /// The next option at or behind `at`, which is moved behind it.
+    /// Calls `visit` for each option, up to one that is malformed.
+    ///
+    /// The loop goes over the octets and not over the options, so that the verifier knows the position at each turn. With
+    /// a position that depends on the packet it would follow every combination of options, which are too many.
     #[inline(always)]
-    fn next(&self, at: &mut usize) -> Option<TcpOption> {
-        // At most the whole field is padding.
-        for _ in 0..MAX_TCP_OPTIONS {
-            let start = *at;
-            let [kind] = self.array(start)?;
-            match kind {
-                kind::END => return None,
-                kind::NO_OPERATION => *at += 1,
-                kind => {
-                    let [len] = self.array(start + 1)?;
-                    let len = len as usize;
-                    if len < 2 || start + len > self.len {
-                        return None;
+    fn for_each(&self, mut visit: impl FnMut(TcpOption) -> Search) {
+        // These two are in memory (hence volatile), as octets, of which the verifier only knows that they are octets.
+        let mut next = 0u8;
+        let field_end = self.len;
+        for start in 0..MAX_TCP_OPTIONS {
+            if start < get(&next) as usize {
+                continue;
+            }
+            match self.array(start) {
+                [kind::END] => return,
+                [kind::NO_OPERATION] => {}
+                [kind] => {
+                    let [len]: [u8; 1] = self.array(start + 1);
+                    let end = start + len as usize;
+                    if len < 2 || end > get(&field_end) as usize {
+                        return;
                     }
-                    *at += len;
-                    return Some(TcpOption { kind, start, len });
+                    if let Search::Stop = visit(TcpOption { kind, start, len: len as usize }) {
+                        return;
+                    }
+                    set(&mut next, end as u8);
                 }
             }
         }
-        None
     }
 
-    /// `N` octets from `at`, if the field is that long.
+    /// `N` octets at `at`: no farther behind the start of an option than the longest reaches.
     #[inline(always)]
-    fn array<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let at = opaque(at);
-        if at > MAX_TCP_OPTIONS - N {
-            return None;
-        }
-        let mut array = [0; N];
-        let mut i = 0;
-        while i < N {
-            // SAFETY: the bound was checked for all `N`. (A slice would bring a second check, and a call to panic.)
-            array[i] = unsafe { *self.octets.as_ptr().add(at + i) };
-            i += 1;
-        }
-        Some(array)
+    fn array<const N: usize>(&self, at: usize) -> [u8; N] {
+        // SAFETY: an option starts within the field, behind which there is room for the longest. The verifier, which knows
+        // the position at each turn of the loop, checks it. (An index would bring a call to panic, which the
+        // verifier refuses although it is never reached.)
+        unsafe { self.octets.as_ptr().add(at).cast::<[u8; N]>().read() }
     }
+}
+
+#[inline(always)]
+fn get(field: &u8) -> u8 {
+    // SAFETY: the reference is valid.
+    unsafe { (&raw const *field).read_volatile() }
+}
+
+#[inline(always)]
+fn set<T>(field: &mut T, value: T) {
+    // SAFETY: the reference is valid.
+    unsafe { (&raw mut *field).write_volatile(value) };
+}
+
+#[inline(always)]
+fn add(field: &mut u8, bit: u8) {
+    let old = get(field);
+    set(field, old | bit);
+}
+
+enum Search {
+    Continue,
+    Stop,
 }
 
 struct TcpOption {

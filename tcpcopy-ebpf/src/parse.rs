@@ -148,19 +148,19 @@ pub struct Fragment {
 }
 
 /// What the IP headers of a packet say.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable)]
 pub struct Ip {
     /// What the payload is; for all fragments of a datagram the same, but see [`ip`].
     pub protocol: u8,
-    v6: bool,
-    /// Offset of the (fixed) IP header in the packet.
-    header: u32,
+    v6: u8,
+    /// Offset of the (fixed) IP header in the packet. Its type, like that of the next field, is so short that the verifier
+    /// forgets the value when it is in memory: else it would follow each combination of headers apart, to the end.
+    header: u16,
     /// Offset of the payload in the packet.
-    pub payload: u32,
+    payload: u16,
     /// Octets of the payload, as the headers have it; zero when they contradict each other.
     pub payload_len: u32,
-    /// The headers give no length, because it does not fit the field: a coalesced packet of more than 64 KiB.
-    pub jumbo: bool,
+    jumbo: u8,
     pub fragment: Fragment,
 }
 
@@ -188,18 +188,30 @@ impl Ip {
     /// Reads the addresses: apart, because packets that nobody cares for need not pay for it.
     #[inline(always)]
     pub fn addresses(&self, packet: &impl Packet) -> Result<Addresses, Unreadable> {
-        if self.v6 {
-            let Ipv6Addresses { source, destination } = packet.read(self.header + 8)?;
+        if self.is_v6() {
+            let Ipv6Addresses { source, destination } = packet.read(self.header as u32 + 8)?;
             Ok(Addresses { source: IpAddress(source), destination: IpAddress(destination) })
         } else {
-            let Ipv4Addresses { source, destination } = packet.read(self.header + 12)?;
+            let Ipv4Addresses { source, destination } = packet.read(self.header as u32 + 12)?;
             Ok(Addresses { source: IpAddress::from_v4(source), destination: IpAddress::from_v4(destination) })
         }
     }
 
     #[inline(always)]
     pub fn is_v6(&self) -> bool {
-        self.v6
+        self.v6 != 0
+    }
+
+    /// Whether the headers give no length, because it does not fit the field: a coalesced packet of more than 64 KiB.
+    #[inline(always)]
+    pub fn is_jumbo(&self) -> bool {
+        self.jumbo != 0
+    }
+
+    /// Offset of the payload in the packet.
+    #[inline(always)]
+    pub fn payload(&self) -> u32 {
+        self.payload as u32
     }
 }
 
@@ -225,6 +237,22 @@ pub fn link(packet: &impl Packet, link: Link) -> Result<Ip, NotIp> {
     }
 }
 
+/// [`link`] for the programs of the target, which is not inlined: the stack has only 512 octets for all that is, and the
+/// verifier follows a caller's paths once only when it finds the same in memory after each path through the headers.
+///
+/// Fills `ip` and returns true, or returns false. (A function that returns nothing, or a structure, may happen to leave the
+/// address of a variable in the register of the result, which the verifier refuses.)
+#[inline(never)]
+pub fn link_into(packet: &impl Packet, link_header: Link, ip: &mut Ip) -> bool {
+    match link(packet, link_header) {
+        Ok(parsed) => {
+            *ip = parsed;
+            true
+        }
+        Err(NotIp) => false,
+    }
+}
+
 /// Parses the IP headers that start at `offset`.
 ///
 /// A fragment that is not the first has no extension headers but those before the fragment header: its protocol may be
@@ -239,6 +267,17 @@ pub fn ip(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     }
 }
 
+/// The same value, of which the verifier now knows nothing but its type.
+#[inline(always)]
+fn forget(value: u16) -> u16 {
+    let mut cell = 0u16;
+    // SAFETY: the references are valid.
+    unsafe {
+        (&raw mut cell).write_volatile(value);
+        (&raw const cell).read_volatile()
+    }
+}
+
 #[inline(always)]
 fn ipv4(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let header: Ipv4Header = packet.read(offset)?;
@@ -250,11 +289,11 @@ fn ipv4(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let flags_offset = u16::from_be_bytes(header.flags_offset);
     Ok(Ip {
         protocol: header.protocol,
-        v6: false,
-        header: offset,
-        payload: offset + header_len,
+        v6: 0,
+        header: offset as u16,
+        payload: (offset + header_len) as u16,
         payload_len: total_len.saturating_sub(header_len),
-        jumbo: total_len == 0,
+        jumbo: (total_len == 0) as u8,
         fragment: Fragment {
             offset: ((flags_offset & 0x1fff) as u32) * 8,
             id: u16::from_be_bytes(header.identification) as u32,
@@ -273,17 +312,20 @@ fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let first = offset + size_of::<Ipv6Header>() as u32;
     let mut ip = Ip {
         protocol: header.next_header,
-        v6: true,
-        header: offset,
-        payload: first,
+        v6: 1,
+        header: offset as u16,
+        payload: first as u16,
         payload_len,
-        jumbo: payload_len == 0,
+        jumbo: (payload_len == 0) as u8,
         fragment: Fragment::zeroed(),
     };
     if ip.protocol == protocol::TCP {
         return Ok(ip);
     }
     for _ in 0..MAX_EXTENSION_HEADERS {
+        // Through memory, which makes the verifier forget the offset: else it would follow each combination of headers
+        // apart.
+        ip.payload = forget(ip.payload);
         match ip.protocol {
             protocol::HOP_BY_HOP
             | protocol::ROUTING
@@ -291,21 +333,21 @@ fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
             | protocol::MOBILITY
             | protocol::HOST_IDENTITY
             | protocol::SHIM6 => {
-                let extension: ExtensionHeader = packet.read(ip.payload)?;
+                let extension: ExtensionHeader = packet.read(ip.payload())?;
                 ip.protocol = extension.next_header;
-                ip.payload += 8 + extension.length as u32 * 8;
+                ip.payload += 8 + extension.length as u16 * 8;
             }
             // Its length is in units of four octets (RFC 4302, section 2.2).
             protocol::AUTHENTICATION => {
-                let extension: ExtensionHeader = packet.read(ip.payload)?;
+                let extension: ExtensionHeader = packet.read(ip.payload())?;
                 ip.protocol = extension.next_header;
-                ip.payload += 8 + extension.length as u32 * 4;
+                ip.payload += 8 + extension.length as u16 * 4;
             }
             protocol::FRAGMENT => {
-                let extension: FragmentHeader = packet.read(ip.payload)?;
+                let extension: FragmentHeader = packet.read(ip.payload())?;
                 let offset_flags = u16::from_be_bytes(extension.offset_flags);
                 ip.protocol = extension.next_header;
-                ip.payload += size_of::<FragmentHeader>() as u32;
+                ip.payload += size_of::<FragmentHeader>() as u16;
                 ip.fragment = Fragment {
                     offset: (offset_flags & !7) as u32,
                     id: u32::from_be_bytes(extension.identification),
@@ -318,6 +360,6 @@ fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
             _ => break,
         }
     }
-    ip.payload_len = payload_len.saturating_sub(ip.payload - first);
+    ip.payload_len = payload_len.saturating_sub(ip.payload() - first);
     Ok(ip)
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     btf_maps::RingBuf,
+    helpers::bpf_ktime_get_ns,
 };
 use tcpcopy_common::{
     capture::CaptureHeader,
@@ -85,13 +86,17 @@ fn put<const SIZE: usize>(
     Ok(())
 }
 
-/// Reports a response or an event of a session to `intercept`.
+/// Reports a response or an event of a session to `intercept`: what `make` makes, with the time of now, and what `complete`
+/// adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack.
 #[inline(always)]
-pub fn report(report: &ResponseHeader) {
+pub fn report(make: impl FnOnce() -> ResponseHeader, complete: impl FnOnce(&mut ResponseHeader)) {
     let ring = maps::reports();
     match ring.reserve(0) {
         Some(mut record) => {
-            record.write(*report);
+            let report = record.write(make());
+            // SAFETY: the helper has no preconditions.
+            report.time_ns = unsafe { bpf_ktime_get_ns() };
+            complete(report);
             record.submit(NO_WAKEUP);
         }
         None => TargetCounter::ReportLost.count(),

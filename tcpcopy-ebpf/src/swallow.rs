@@ -1,19 +1,17 @@
 //! The target's egress: reports the responses to replayed sessions, and keeps them from the network.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_log_ebpf::debug;
-use bytemuck::{AnyBitPattern, Zeroable};
+use bytemuck::{AnyBitPattern, Zeroable as _};
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    response::{ResponseHeader, Session, kind, option},
+    response::{NO_WINDOW_SCALE, ResponseHeader, Session, kind},
     tcp_flags::{ACK, FIN, PSH, SYN},
 };
 
 use crate::{
     counters::Counter,
     fragment::FragmentKey,
-    maps,
+    log, maps,
     options::Options,
     packet::Packet,
     parse::{self, Ip, Link, Ports, TcpHeader, protocol},
@@ -29,7 +27,10 @@ pub enum Fate {
 /// Decides the fate of a packet that goes out.
 #[inline(always)]
 pub fn swallow(packet: &impl Packet, link: Link) -> Fate {
-    let Ok(ip) = parse::link(packet, link) else { return Fate::Leave };
+    let mut ip = Ip::zeroed();
+    if !parse::link_into(packet, link, &mut ip) {
+        return Fate::Leave;
+    }
     let swallowed = match ip.protocol {
         _ if ip.fragment.offset != 0 => swallow_later_fragment(packet, &ip),
         protocol::TCP => swallow_segment(packet, &ip),
@@ -44,69 +45,88 @@ pub fn swallow(packet: &impl Packet, link: Link) -> Fate {
 }
 
 /// Swallows a segment of a session. Once the session is found it is swallowed, even if the rest cannot be read.
-#[inline(always)]
+///
+/// Not inlined, as those for the rarer cases are not: see [`parse::link_into`].
+#[inline(never)]
 fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
-    let ports: Ports = packet.read(ip.payload).ok()?;
-    let addresses = ip.addresses(packet).ok()?;
-    let flow = Flow {
-        client: addresses.destination,
-        server: addresses.source,
-        client_port: ports.destination,
-        server_port: ports.source,
-    };
+    let mut flow = Flow::zeroed();
+    response_flow(packet, ip, &mut flow)?;
     let session = maps::session(&flow)?;
-    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload) else {
+    let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else {
+        // A fragment too small for a TCP header (RFC 1858): its like follow.
+        if ip.fragment.more != 0 {
+            remember(&flow, &session, ip, &TcpHeader::zeroed());
+        }
         count_response(&session, 0);
         TargetCounter::ReportLost.count();
         return Some(());
     };
     let header_len = tcp.length();
-    let ip_payload_len = if ip.jumbo { packet.len().saturating_sub(ip.payload) } else { ip.payload_len };
+    let ip_payload_len = if ip.is_jumbo() { packet.len().saturating_sub(ip.payload()) } else { ip.payload_len };
     let payload_len = ip_payload_len.saturating_sub(header_len);
     count_response(&session, payload_len);
     if tcp.flags & (SYN | ACK) == SYN | ACK {
-        debug!(packet, "swallowed the SYN+ACK to port {}", u16::from_be_bytes(flow.client_port));
+        log::syn_ack_swallowed(&flow);
     }
-
-    let options_len = header_len.saturating_sub(TcpHeader::LENGTH);
-    let options = Options::read(packet, ip.payload + TcpHeader::LENGTH, options_len).known();
-    let mut report = ResponseHeader {
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        flow,
-        seq: tcp.seq,
-        ack: tcp.ack,
-        window: tcp.window,
-        flags: tcp.flags,
-        window_scale: options.window_scale,
-        tsval: options.tsval,
-        tsecr: options.tsecr,
-        payload_len,
-        instance: session.instance,
-        mss: options.mss,
-        kind: kind::SEGMENT,
-        options: (options.timestamps * option::TIMESTAMPS) | (options.sack_permitted * option::SACK_PERMITTED),
-        _reserved: [0; 4],
-    };
     if ip.fragment.more != 0 {
-        remember(&mut report, ip.fragment.id, header_len);
+        remember(&flow, &session, ip, &tcp);
     }
-    ring::report(&report);
+    let mut options = Options::NONE;
+    options.read(packet, ip.payload() + TcpHeader::LENGTH, header_len.saturating_sub(TcpHeader::LENGTH));
+    ring::report(
+        || ResponseHeader {
+            flags: tcp.flags & !withheld(ip),
+            payload_len,
+            seq: tcp.seq,
+            ..segment(&flow, &session, &tcp)
+        },
+        |report| options.describe(report),
+    );
     Some(())
 }
 
-/// Remembers a response of which this is the first fragment, so that the others are known when they come, and makes
-/// `report` that of this one: PSH and FIN belong to the last.
-// A function of its own, as the other rare cases are, because the stack has only 512 octets for all that is inlined.
+/// The flow that a segment is a response of.
 #[inline(never)]
-fn remember(report: &mut ResponseHeader, id: u32, header_len: u32) {
-    let seq = report.seq;
-    let flags = report.flags;
-    report.seq = u32::from_be_bytes(seq).wrapping_sub(header_len).to_be_bytes();
-    let key = FragmentKey { source: report.flow.server, destination: report.flow.client, id };
-    maps::remember_fragmented(&key, report);
-    report.seq = seq;
-    report.flags = flags & !(PSH | FIN);
+fn response_flow(packet: &impl Packet, ip: &Ip, flow: &mut Flow) -> Option<()> {
+    let ports: Ports = packet.read(ip.payload()).ok()?;
+    let addresses = ip.addresses(packet).ok()?;
+    *flow = Flow {
+        client: addresses.destination,
+        server: addresses.source,
+        client_port: ports.destination,
+        server_port: ports.source,
+    };
+    Some(())
+}
+
+/// The flags that do not belong to this fragment, but to the last one.
+#[inline(always)]
+fn withheld(ip: &Ip) -> u8 {
+    if ip.fragment.more != 0 { PSH | FIN } else { 0 }
+}
+
+/// The report of a segment, without payload and options.
+#[inline(always)]
+fn segment(flow: &Flow, session: &Session, tcp: &TcpHeader) -> ResponseHeader {
+    ResponseHeader {
+        flow: *flow,
+        ack: tcp.ack,
+        window: tcp.window,
+        flags: tcp.flags,
+        window_scale: NO_WINDOW_SCALE,
+        instance: session.instance,
+        kind: kind::SEGMENT,
+        ..ResponseHeader::zeroed()
+    }
+}
+
+/// Remembers a response of which this is the first fragment, so that the others are known when they come.
+#[inline(never)]
+fn remember(flow: &Flow, session: &Session, ip: &Ip, tcp: &TcpHeader) -> bool {
+    let start = u32::from_be_bytes(tcp.seq).wrapping_sub(tcp.length());
+    let report = ResponseHeader { seq: start.to_be_bytes(), ..segment(flow, session, tcp) };
+    let key = FragmentKey { source: flow.server, destination: flow.client, id: ip.fragment.id };
+    maps::remember_fragmented(&key, &report)
 }
 
 /// Swallows a fragment if the first one of its datagram was.
@@ -117,16 +137,15 @@ fn swallow_later_fragment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     let first = maps::fragmented(&key)?;
     TargetCounter::SwallowedFragments.count();
     TargetCounter::SwallowedBytes.add(ip.payload_len as u64);
-    let start = u32::from_be_bytes(first.seq);
-    let withheld = if ip.fragment.more != 0 { PSH | FIN } else { 0 };
-    ring::report(&ResponseHeader {
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        seq: start.wrapping_add(ip.fragment.offset).to_be_bytes(),
-        flags: first.flags & !withheld,
-        payload_len: ip.payload_len,
-        ..*first
-    });
+    ring::report(
+        || ResponseHeader {
+            seq: u32::from_be_bytes(first.seq).wrapping_add(ip.fragment.offset).to_be_bytes(),
+            flags: first.flags & !withheld(ip),
+            payload_len: ip.payload_len,
+            ..*first
+        },
+        |_| {},
+    );
     Some(())
 }
 
@@ -143,15 +162,15 @@ struct IcmpHeader {
 /// address that bears has not sent it.
 #[inline(never)]
 fn swallow_icmp(packet: &impl Packet, ip: &Ip, kinds: &[u8]) -> Option<()> {
-    let icmp: IcmpHeader = packet.read(ip.payload).ok()?;
+    let icmp: IcmpHeader = packet.read(ip.payload()).ok()?;
     if !kinds.contains(&icmp.kind) {
         return None;
     }
-    let quoted = parse::ip(packet, ip.payload + size_of::<IcmpHeader>() as u32).ok()?;
+    let quoted = parse::ip(packet, ip.payload() + size_of::<IcmpHeader>() as u32).ok()?;
     if quoted.protocol != protocol::TCP || quoted.fragment.offset != 0 {
         return None;
     }
-    let ports: Ports = packet.read(quoted.payload).ok()?;
+    let ports: Ports = packet.read(quoted.payload()).ok()?;
     let addresses = quoted.addresses(packet).ok()?;
     let flow = Flow {
         client: addresses.source,
@@ -161,14 +180,10 @@ fn swallow_icmp(packet: &impl Packet, ip: &Ip, kinds: &[u8]) -> Option<()> {
     };
     let session = maps::session(&flow)?;
     TargetCounter::SwallowedIcmp.count();
-    ring::report(&ResponseHeader {
-        // SAFETY: the helper has no preconditions.
-        time_ns: unsafe { bpf_ktime_get_ns() },
-        flow,
-        instance: session.instance,
-        kind: kind::ICMP_ERROR,
-        ..ResponseHeader::zeroed()
-    });
+    ring::report(
+        || ResponseHeader { flow, instance: session.instance, kind: kind::ICMP_ERROR, ..ResponseHeader::zeroed() },
+        |_| {},
+    );
     Some(())
 }
 

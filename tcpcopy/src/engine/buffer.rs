@@ -52,6 +52,7 @@ const MOST_KEPT: usize = 4096;
 /// The stores of all connections, in use or not.
 #[derive(Debug)]
 pub(super) struct Pool {
+    #[expect(clippy::vec_box, reason = "a connection holds its store in a box, which moves here and back")]
     unused: Vec<Box<Store>>,
     allocated: usize,
     limit: usize,

@@ -112,7 +112,7 @@ pub(super) enum FirstWord {
 }
 
 /// How long the first connection of a rule waits for a greeting that may not come.
-pub(super) const PROBE: Duration = Duration::from_millis(20);
+pub(super) const PROBE: Duration = Duration::from_millis(50);
 /// What comes later is no greeting, but for instance a complaint about an idle connection.
 pub(super) const GREETING: Duration = Duration::from_secs(1);
 

@@ -2,14 +2,11 @@
 
 use std::net::IpAddr;
 
-use tcpcopy_common::{
-    flow::Flow,
-    tcp_flags::{ACK, RST},
-};
+use tcpcopy_common::flow::Flow;
 
 use super::{
-    Connection, Context, Engine, Flag, Id, Last, Replay, TargetId, first_word, ports,
-    session::{Farewell, Origin, Outcome, Session},
+    Connection, Context, Engine, Flag, Id, Replay, TargetId, first_word, ports,
+    session::{Farewell, Last, Origin, Outcome, Session},
     stats::Reason,
 };
 use crate::time::Nanos;
@@ -83,10 +80,9 @@ impl Engine {
             Outcome::Reconnect(from, farewell) => {
                 self.bid_farewell(id, farewell);
                 self.stats.reconnects += 1;
-                let seed = self.seed;
-                if let Some(session) = self.session_mut(id) {
-                    let opening = ports::opening(seed, now, &session.flow, Some(session.used()));
-                    session.reconnect(now, opening, from);
+                if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) {
+                    let opening = ports::opening(self.seed, now, &session.flow, Some(session.used()));
+                    session.reconnect(now, opening, from, stream);
                 }
             }
             Outcome::Rest(farewell) => {
@@ -105,8 +101,8 @@ impl Engine {
             }
             Outcome::HalfOpen(seq) => {
                 if let Some(session) = self.session_mut(id) {
-                    let (target, flow) = (session.target, session.flow);
-                    self.farewells.push_back(Last { target, flow, seq, ack: 0, flags: RST, timestamps: None });
+                    let reset = Last::reset(session.target, session.flow, seq);
+                    self.farewells.push_back(reset);
                 }
             }
         }
@@ -142,18 +138,8 @@ impl Engine {
 
     /// Queues the last segment of a session's present target connection.
     fn bid_farewell(&mut self, id: Id, farewell: Farewell) {
-        let Some(session) = self.session_mut(id) else { return };
-        let (target, flow) = (session.target, session.flow);
-        let last = match farewell {
-            Farewell::Nothing => return,
-            Farewell::Reset if !session.is_visible() => return,
-            Farewell::Reset => Last { target, flow, seq: session.reset_seq(), ack: 0, flags: RST, timestamps: None },
-            Farewell::Acknowledge => {
-                let Some((seq, ack, timestamps)) = session.last_ack() else { return };
-                Last { target, flow, seq, ack: ack.get(), flags: ACK, timestamps }
-            }
-        };
-        self.farewells.push_back(last);
+        let last = self.session_mut(id).and_then(|session| session.last(farewell));
+        self.farewells.extend(last);
     }
 
     /// Takes a connection's session away, and forgets what that had sent.

@@ -25,11 +25,9 @@ impl Engine {
 
     fn handle_live_syn(&mut self, now: Nanos, segment: &LiveSegment<'_>, known: Option<Id>) {
         let isn = LiveSeq::new(segment.seq);
-        if let Some(connection) = known.and_then(|id| self.connections.get(id)) {
-            if connection.isn == Some(isn) {
-                self.stats.duplicate_bytes += segment.payload.len() as u64;
-                return;
-            }
+        if known.and_then(|id| self.connections.get(id)).is_some_and(|c| c.isn == Some(isn)) {
+            self.stats.duplicate_bytes += segment.payload.len() as u64;
+            return;
         }
         if let Some(id) = known {
             self.stats.port_reuses += 1;

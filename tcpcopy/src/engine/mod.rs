@@ -43,16 +43,13 @@ use tcpcopy_common::{flow::Flow, tcp_flags::RST};
 use self::{
     buffer::Pool,
     gate::FirstWord,
-    seq::{LiveSeq, ReplaySeq},
-    session::{Context, Farewell, Outcome, Plan, Poll, Session},
+    seq::LiveSeq,
+    session::{Context, Farewell, Last, Outcome, Plan, Poll, Session},
     stream::Stream,
     table::{FlowMap, Id, Slab},
     timers::Timers,
 };
-use crate::{
-    segment::{Transmit, TransmitOptions},
-    time::Nanos,
-};
+use crate::{segment::Transmit, time::Nanos};
 
 pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
@@ -116,21 +113,11 @@ enum Flag {
 
 /// What a connection is replayed as.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are active, and a box would cost a cache miss per segment")]
 enum Replay {
     /// Not at all: octets are discarded for this reason until a request begins.
     Parked(Reason),
     Active(Session),
-}
-
-/// The last segment of a session, without payload.
-#[derive(Clone, Copy, Debug)]
-struct Last {
-    target: TargetId,
-    flow: Flow,
-    seq: ReplaySeq,
-    ack: u32,
-    flags: u8,
-    timestamps: Option<(u32, u32)>,
 }
 
 impl Engine {
@@ -305,19 +292,4 @@ fn first_word(words: &mut Vec<FirstWord>, rule: u16) -> &mut FirstWord {
         words.resize(index + 1, FirstWord::default());
     }
     &mut words[index]
-}
-
-impl Last {
-    fn transmit(self) -> Transmit<'static> {
-        Transmit {
-            flow: self.flow,
-            seq: self.seq.get(),
-            ack: self.ack,
-            window: if self.flags & RST != 0 { 0 } else { receiver::WINDOW },
-            flags: self.flags,
-            options: TransmitOptions { syn: None, timestamps: self.timestamps },
-            segment_size: 1,
-            payload: &[],
-        }
-    }
 }

@@ -15,13 +15,16 @@ pub(super) struct Rto {
     /// `None` before the first sample.
     smoothed_us: Option<u32>,
     variation_us: u32,
-    /// How often it has been doubled since the target last acknowledged something.
+    /// How often it has been doubled. Stays so until a round trip has been measured again: an acknowledgement of something
+    /// sent twice does not tell that the time-out was too short (RFC 6298, section 5.7, and Karn's rule).
     backoff: u8,
+    /// How often it has expired since the target last acknowledged something.
+    expirations: u8,
 }
 
 impl Rto {
     pub const fn new() -> Self {
-        Self { smoothed_us: None, variation_us: 0, backoff: 0 }
+        Self { smoothed_us: None, variation_us: 0, backoff: 0, expirations: 0 }
     }
 
     /// The time-out as it stands.
@@ -35,21 +38,29 @@ impl Rto {
 
     /// How often in a row it has expired.
     pub const fn expirations(&self) -> u8 {
-        self.backoff
+        self.expirations
     }
 
     /// It expired (RFC 6298, section 5.5).
     pub fn expire(&mut self) {
         self.backoff = self.backoff.saturating_add(1);
+        self.expirations = self.expirations.saturating_add(1);
     }
 
-    /// The target is alive.
-    pub const fn restart(&mut self) {
-        self.backoff = 0;
+    /// The target has acknowledged something.
+    pub const fn progress(&mut self) {
+        self.expirations = 0;
+    }
+
+    /// Without the doubling, which a closed window caused and no loss.
+    #[must_use]
+    pub const fn calm(self) -> Self {
+        Self { backoff: 0, expirations: 0, ..self }
     }
 
     /// A round trip of a segment that was sent only once (Karn's rule).
     pub fn sample(&mut self, rtt: Duration) {
+        self.backoff = 0;
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(LARGEST_RTO.as_micros() as u32);
         match self.smoothed_us {
             None => {
@@ -134,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_out_doubles_until_the_target_answers() {
+    fn the_time_out_doubles_until_a_round_trip_is_measured() {
         let mut rto = Rto::new();
         rto.sample(Duration::from_micros(300));
         let steps: Vec<_> = (0..4)
@@ -146,7 +157,9 @@ mod tests {
         assert_eq!(steps, [400, 800, 1600, 3200]);
         (0..300).for_each(|_| rto.expire());
         assert_eq!(rto.current(), LARGEST_RTO);
-        rto.restart();
+        rto.progress();
+        assert_eq!((rto.current(), rto.expirations()), (LARGEST_RTO, 0));
+        rto.sample(Duration::from_micros(300));
         assert_eq!(rto.current(), SMALLEST_RTO);
     }
 

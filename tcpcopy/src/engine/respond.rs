@@ -6,9 +6,9 @@ use tcpcopy_common::{
 };
 
 use super::{
-    Context, Engine, Id, Last, Replay, TargetId, first_word,
+    Context, Engine, Id, Replay, TargetId, first_word,
     seq::{ReplaySeq, TargetSeq},
-    session::{Farewell, Outcome},
+    session::{Farewell, Last, Outcome},
     stats::Reason,
 };
 use crate::time::Nanos;
@@ -78,24 +78,11 @@ impl Engine {
             return;
         }
         let last = if response.flags & ACK != 0 {
-            Last {
-                target,
-                flow: response.flow,
-                seq: ReplaySeq::from_be(response.ack),
-                ack: 0,
-                flags: RST,
-                timestamps: None,
-            }
+            Last::reset(target, response.flow, ReplaySeq::from_be(response.ack))
         } else {
             let octets = u32::from(response.flags & SYN != 0) + u32::from(response.flags & FIN != 0);
-            Last {
-                target,
-                flow: response.flow,
-                seq: ReplaySeq::default(),
-                ack: TargetSeq::from_be(response.seq).plus(response.payload_len).plus(octets).get(),
-                flags: RST | ACK,
-                timestamps: None,
-            }
+            let ack = TargetSeq::from_be(response.seq).plus(response.payload_len).plus(octets).get();
+            Last { ack, flags: RST | ACK, ..Last::reset(target, response.flow, ReplaySeq::default()) }
         };
         self.farewells.push_back(last);
     }

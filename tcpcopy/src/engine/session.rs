@@ -13,24 +13,30 @@ mod transmit;
 
 use std::time::Duration;
 
-use tcpcopy_common::flow::Flow;
+use tcpcopy_common::{
+    flow::Flow,
+    tcp_flags::{ACK, RST},
+};
 
 use super::{
     config::{Config, Credentials, TargetId},
     gate::{FirstWord, Gate},
-    receiver::Receiver,
+    receiver::{Receiver, WINDOW},
     recovery::{Congestion, Rto},
-    seq::{LiveAck, ReplaySeq, TargetSeq},
+    seq::{LiveAck, ReplaySeq},
     stats::{Reason, Stats},
     stream::Stream,
 };
-use crate::time::Nanos;
+use crate::{
+    segment::{Transmit, TransmitOptions},
+    time::Nanos,
+};
 
 pub(super) use transmit::{Plan, Poll};
 
-/// Retransmissions of a SYN in a row: with the back-off, about two minutes.
-const MOST_SYN_RETRIES: u8 = 6;
-/// Of anything else: at the shortest time-out, fifty seconds.
+/// Retransmissions of a SYN in a row: with the back-off, about a minute.
+const MOST_SYN_RETRIES: u8 = 5;
+/// Of anything else: from the shortest time-out on, about a hundred seconds.
 const MOST_RETRIES: u8 = 8;
 /// Target connections in a row that ended without an answer, until the session is given up.
 const MOST_FRUITLESS: u8 = 2;
@@ -72,12 +78,44 @@ pub(super) enum Outcome {
     HalfOpen(ReplaySeq),
 }
 
-/// The last segment on a target connection.
+/// How a target connection is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Farewell {
     Nothing,
     Acknowledge,
     Reset,
+}
+
+/// The last segment on a target connection, without payload.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Last {
+    pub target: TargetId,
+    pub flow: Flow,
+    pub seq: ReplaySeq,
+    pub ack: u32,
+    pub flags: u8,
+    pub timestamps: Option<(u32, u32)>,
+}
+
+impl Last {
+    /// A RST that stands alone.
+    pub const fn reset(target: TargetId, flow: Flow, seq: ReplaySeq) -> Self {
+        Self { target, flow, seq, ack: 0, flags: RST, timestamps: None }
+    }
+
+    /// As it goes on the wire.
+    pub fn transmit(self) -> Transmit<'static> {
+        Transmit {
+            flow: self.flow,
+            seq: self.seq.get(),
+            ack: self.ack,
+            window: if self.flags & RST != 0 { 0 } else { WINDOW },
+            flags: self.flags,
+            options: TransmitOptions { syn: None, timestamps: self.timestamps },
+            segment_size: 1,
+            payload: &[],
+        }
+    }
 }
 
 /// Where a session begins.
@@ -212,7 +250,11 @@ impl Session {
     }
 
     /// Begins another target connection that carries on at `from`.
-    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: u64) {
+    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: u64, stream: &Stream) {
+        if let Some(mark) = stream.mark(self.next_mark).filter(|m| m.offset == from) {
+            // What it replies to was answered on the connection before: nothing to wait for.
+            self.note_read(mark.ack);
+        }
         self.opening = opening;
         self.origin = from;
         self.request = from;
@@ -283,13 +325,18 @@ impl Session {
         }
     }
 
-    /// Sequence and acknowledgement number of a last ACK.
-    pub fn last_ack(&self) -> Option<(ReplaySeq, TargetSeq, Option<(u32, u32)>)> {
-        match &self.state {
-            State::Open(open) => {
-                Some((self.seq_of(open.high), open.receiver.next(), open.echo.map(|e| (self.opening.tsval, e))))
-            }
-            State::Connecting { .. } | State::Resting => None,
+    /// The last segment of the present target connection.
+    pub fn last(&self, farewell: Farewell) -> Option<Last> {
+        let last = Last::reset(self.target, self.flow, self.reset_seq());
+        match (farewell, &self.state) {
+            (Farewell::Reset, _) if self.is_visible() => Some(last),
+            (Farewell::Acknowledge, State::Open(open)) => Some(Last {
+                ack: open.receiver.next().get(),
+                flags: ACK,
+                timestamps: open.echo.map(|echo| (self.opening.tsval, echo)),
+                ..last
+            }),
+            _ => None,
         }
     }
 
@@ -340,15 +387,10 @@ impl Session {
     /// The target closed its direction, having acknowledged what lies before `acked`. It may still read, so only what it
     /// cannot answer any more is moved to another connection.
     fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
-        if acked < self.sent {
-            if let Some(from) = self.repeat_from(stream, config) {
-                return Outcome::Reconnect(from, Farewell::Reset);
-            }
-        }
-        if stream.end() > self.sent {
-            if let Some(from) = self.resume_at(stream, config) {
-                return Outcome::Reconnect(from, Farewell::Reset);
-            }
+        let repeat = if acked < self.sent { self.repeat_from(stream, config) } else { None };
+        let resume = if stream.end() > self.sent { self.resume_at(stream, config) } else { None };
+        if let Some(from) = repeat.or(resume) {
+            return Outcome::Reconnect(from, Farewell::Reset);
         }
         Outcome::Continue
     }

@@ -27,7 +27,7 @@ use crate::{
     cli::{daemon::Readiness, tcpcopy::Settings},
     control::{Security, random_bytes},
     engine::{Config, Engine, RuleTarget, TargetId},
-    inject::{Injector, InjectorSetup},
+    inject::{Injector, Paths},
     mailbox::{Mailbox, mailbox},
     net,
     summary::Report,
@@ -156,13 +156,10 @@ impl Workers {
         let mut mailboxes = Vec::new();
         let mut threads = Vec::new();
         let mut published = Vec::new();
-        let target_addresses: Vec<IpAddr> = plan.targets.iter().map(SocketAddr::ip).collect();
+        let targets: Vec<IpAddr> = plan.targets.iter().map(SocketAddr::ip).collect();
+        let paths = Arc::new(Paths::open(settings.inject, &targets)?);
         for (index, ring) in rings.into_iter().enumerate() {
-            let injector = Injector::open(&InjectorSetup {
-                backend: settings.inject,
-                targets: target_addresses.clone(),
-                batch: INJECT_BATCH,
-            })?;
+            let injector = Injector::with_paths(Arc::clone(&paths), INJECT_BATCH)?;
             let config = engine_config(settings, &injector);
             let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;

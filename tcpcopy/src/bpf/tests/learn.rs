@@ -1,1 +1,219 @@
+use bytemuck::bytes_of;
+use tcpcopy_common::{
+    counters::TargetCounter::{self, *},
+    mark::{Mark, MarkKey},
+    response::{ResponseHeader, WireStats, kind},
+};
 
+use super::{
+    TC_ACT_SHOT, TCX_NEXT,
+    packets::{Packet, packet},
+    privileged, run_tc,
+};
+use crate::bpf::{InterceptSetup, Interceptor, RingReader, TcAttach};
+
+const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
+const ISN: u32 = 0xdead_beef;
+const SYN: u8 = 0x02;
+
+/// The programs of the target with two instances, 1 and 2, of the same key.
+pub(super) struct Fixture {
+    pub(super) interceptor: Interceptor,
+    reader: RingReader,
+}
+
+impl Fixture {
+    pub(super) fn new(max_sessions: u32, ring_bytes: u32) -> Self {
+        Self::with_attach(max_sessions, ring_bytes, TcAttach::Auto)
+    }
+
+    pub(super) fn with_attach(max_sessions: u32, ring_bytes: u32, attach: TcAttach) -> Self {
+        let setup = InterceptSetup { attach, max_sessions, ring_bytes, debug: false };
+        let (mut interceptor, reader) = Interceptor::load(&setup).unwrap();
+        for instance in [1, 2] {
+            interceptor.add_instance(instance, &KEY).unwrap();
+        }
+        Self { interceptor, reader }
+    }
+
+    pub(super) fn run(&mut self, program: &'static str, packet: &Packet) -> u32 {
+        run_tc(self.interceptor.object(), program, &packet.bytes())
+    }
+
+    pub(super) fn count(&self, counter: TargetCounter) -> u64 {
+        self.interceptor.counters().unwrap().get(counter)
+    }
+
+    pub(super) fn reports(&mut self) -> Vec<ResponseHeader> {
+        let mut reports = Vec::new();
+        self.reader.drain(usize::MAX, |record| reports.push(bytemuck::pod_read_unaligned(record)));
+        reports
+    }
+
+    /// Runs `learn`, and checks its verdict and that it counts `reason` alone.
+    fn expect(&mut self, what: &str, packet: &Packet, verdict: u32, reason: Option<TargetCounter>) {
+        let before = self.interceptor.counters().unwrap();
+        assert_eq!(self.run("learn", packet), verdict, "{what}");
+        for (counter, value) in self.interceptor.counters().unwrap().iter() {
+            let more = u64::from(Some(counter) == reason);
+            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.label());
+        }
+    }
+
+    fn sessions(&self) -> Vec<(u32, u32)> {
+        let mut sessions: Vec<_> = self
+            .interceptor
+            .sessions()
+            .map(|session| session.map(|(_, s)| (s.instance, u32::from_be_bytes(s.isn))).unwrap())
+            .collect();
+        sessions.sort_unstable();
+        sessions
+    }
+}
+
+/// A SYN with a valid mark.
+pub(super) fn marked_syn(client: &str, instance: u32, isn: u32) -> Packet {
+    let server = if client.starts_with('[') { "[2001:db8::3]:80" } else { "10.0.0.3:80" };
+    let packet = packet(client, server);
+    let mark = Mark::new(&KEY, instance, &packet.flow(), isn.to_be_bytes());
+    let options = [&[2, 4, 5, 0xb4, 1, 1][..], bytes_of(&mark), &[3, 3, 7, 0, 0, 0]].concat();
+    Packet { flags: SYN, seq: isn, ack: 0, options, payload: vec![], ..packet }
+}
+
+/// Where the mark starts in the options of [`marked_syn`].
+const MARK: usize = 6;
+
+#[test]
+fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    for (client, what) in [("192.0.2.7:40000", "IPv4"), ("[2001:db8::7]:40000", "IPv6")] {
+        let syn = marked_syn(client, 1, ISN);
+        fixture.expect(what, &syn, TCX_NEXT, Some(Learned));
+        fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
+        let data = Packet { flags: 0x19, payload: vec![0; 100], options: vec![1; 12], ..syn.clone() };
+        fixture.expect(what, &data, TCX_NEXT, None);
+        let session = fixture.interceptor.sessions().map(Result::unwrap).find(|(flow, _)| *flow == syn.flow());
+        let (_, session) = session.expect("the session is there");
+        assert_eq!((session.instance, session.isn), (1, ISN.to_be_bytes()), "{what}");
+        fixture.interceptor.remove_session(&syn.flow()).unwrap();
+        fixture.interceptor.remove_session(&syn.flow()).unwrap();
+    }
+    assert_eq!(fixture.sessions(), []);
+    assert_eq!(fixture.reports(), []);
+    let stats = fixture.interceptor.wire_stats(1).unwrap();
+    assert_eq!(stats, WireStats { segments: 6, payload_bytes: 200, syns: 4, fins: 2, ..WireStats::default() });
+    assert_eq!(fixture.interceptor.wire_stats(2).unwrap(), WireStats::default());
+}
+
+#[test]
+fn a_mark_that_is_not_valid_is_dropped() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    let syn = marked_syn("192.0.2.7:40000", 1, ISN);
+    let with = |change: &dyn Fn(&mut Packet)| {
+        let mut packet = syn.clone();
+        change(&mut packet);
+        packet
+    };
+    let table = [
+        ("tag", BadTag, with(&|p| p.options[MARK + 8] ^= 1)),
+        ("another ISN", BadTag, with(&|p| p.seq += 1)),
+        ("another port", BadTag, with(&|p| p.source.set_port(40_001))),
+        ("another address", BadTag, with(&|p| p.destination = "10.0.0.4:80".parse().unwrap())),
+        ("another instance", BadTag, with(&|p| p.options[MARK + 7] = 2)),
+        ("unknown instance", UnknownInstance, marked_syn("192.0.2.7:40000", 3, ISN)),
+        ("length", Malformed, with(&|p| p.options[MARK + 1] = 12)),
+    ];
+    for (what, reason, packet) in &table {
+        fixture.expect(what, packet, TC_ACT_SHOT, Some(*reason));
+    }
+    fixture.interceptor.remove_instance(1).unwrap();
+    fixture.interceptor.remove_instance(1).unwrap();
+    fixture.expect("removed instance", &syn, TC_ACT_SHOT, Some(UnknownInstance));
+    assert_eq!(fixture.sessions(), []);
+    assert_eq!(fixture.reports(), []);
+}
+
+#[test]
+fn what_bears_no_mark_passes() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    let syn = marked_syn("192.0.2.7:40000", 1, ISN);
+    let table = [
+        ("no options", Packet { options: vec![], ..syn.clone() }),
+        ("another experiment", {
+            let mut packet = syn.clone();
+            packet.options[MARK + 2] ^= 1;
+            packet
+        }),
+        ("kind alone at the end", Packet { options: vec![1, 1, 1, 253], ..syn.clone() }),
+        ("length beyond the end", Packet { options: vec![253, 16, b't', b'c'], ..syn.clone() }),
+        ("length zero", Packet { options: vec![253, 0, b't', b'c'], ..syn.clone() }),
+        ("forty times nothing", Packet { options: vec![1; 40], ..syn.clone() }),
+        ("mark behind the end of options", Packet { options: [&[0; 6], &syn.options[6..]].concat(), ..syn.clone() }),
+        ("mark in a SYN+ACK", Packet { flags: 0x12, ..syn.clone() }),
+        ("mark in data", Packet { flags: 0x18, payload: vec![1; 10], ..syn.clone() }),
+    ];
+    for (what, packet) in &table {
+        fixture.expect(what, packet, TCX_NEXT, None);
+    }
+    assert_eq!(fixture.sessions(), []);
+}
+
+#[test]
+fn the_owner_reuses_its_port_but_another_instance_collides() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    let client = "192.0.2.7:40000";
+    fixture.expect("first", &marked_syn(client, 1, ISN), TCX_NEXT, Some(Learned));
+    fixture.expect("reuse", &marked_syn(client, 1, 5), TCX_NEXT, Some(Learned));
+    assert_eq!(fixture.sessions(), [(1, 5)]);
+    let other = marked_syn(client, 2, 5);
+    fixture.expect("collision", &other, TC_ACT_SHOT, Some(Collision));
+    assert_eq!(fixture.sessions(), [(1, 5)]);
+    let [report] = fixture.reports()[..] else { panic!("one report") };
+    assert_eq!((report.kind, report.instance, report.seq), (kind::COLLISION, 2, 5u32.to_be_bytes()));
+    assert_eq!(report.flow, other.flow());
+}
+
+#[test]
+fn the_target_s_own_traffic_takes_its_four_tuple_back() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    let syn = marked_syn("192.0.2.7:40000", 2, ISN);
+    fixture.expect("marked", &syn, TCX_NEXT, Some(Learned));
+    let unmarked = Packet { options: vec![2, 4, 5, 0xb4], ..syn.clone() };
+    fixture.expect("unmarked", &unmarked, TCX_NEXT, Some(Reclaimed));
+    assert_eq!(fixture.sessions(), []);
+    let [report] = fixture.reports()[..] else { panic!("one report") };
+    assert_eq!((report.kind, report.instance, report.flow), (kind::RECLAIMED, 2, syn.flow()));
+    fixture.expect("unmarked again", &unmarked, TCX_NEXT, None);
+}
+
+#[test]
+fn a_full_map_refuses_new_sessions_but_not_known_ones() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(2, 1 << 16);
+    for port in [1, 2] {
+        let syn = marked_syn(&format!("192.0.2.7:{port}"), 1, ISN);
+        fixture.expect("room", &syn, TCX_NEXT, Some(Learned));
+    }
+    fixture.expect("no room", &marked_syn("192.0.2.7:3", 1, 77), TC_ACT_SHOT, Some(MapFull));
+    fixture.expect("repeated", &marked_syn("192.0.2.7:2", 1, ISN), TCX_NEXT, Some(SynRepeated));
+    fixture.expect("reused", &marked_syn("192.0.2.7:2", 1, 78), TCX_NEXT, Some(Learned));
+    let [report] = fixture.reports()[..] else { panic!("one report") };
+    assert_eq!((report.kind, report.instance, report.seq), (kind::MAP_FULL, 1, 77u32.to_be_bytes()));
+}

@@ -1,1 +1,239 @@
+use tcpcopy_common::{
+    counters::TargetCounter::*,
+    response::{NO_WINDOW_SCALE, ResponseHeader, WireStats, kind, option},
+};
 
+use super::{
+    TC_ACT_REDIRECT, TC_ACT_STOLEN, TCX_NEXT,
+    learn::{Fixture, marked_syn},
+    packets::{Packet, packet},
+    privileged, run_tc,
+};
+use crate::bpf::TcAttach;
+
+const CLIENT4: &str = "192.0.2.7:40000";
+const CLIENT6: &str = "[2001:db8::7]:40000";
+
+/// The programs with a session of instance 1 for an IPv4 and one for an IPv6 client.
+fn fixture(ring_bytes: u32, attach: TcAttach) -> Fixture {
+    let mut fixture = Fixture::with_attach(16, ring_bytes, attach);
+    for client in [CLIENT4, CLIENT6] {
+        assert_eq!(fixture.run("learn", &marked_syn(client, 1, 7)), TCX_NEXT);
+    }
+    fixture
+}
+
+/// A segment from the target to the client.
+fn response(client: &str) -> Packet {
+    let server = if client.starts_with('[') { "[2001:db8::3]:80" } else { "10.0.0.3:80" };
+    packet(server, client)
+}
+
+#[test]
+fn responses_to_sessions_are_reported_and_swallowed() {
+    if !privileged() {
+        return;
+    }
+    let timestamps = [1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+    let syn_ack = [2, 4, 0x05, 0xb4, 4, 2, 8, 10, 9, 9, 9, 9, 8, 8, 8, 8, 1, 3, 3, 7];
+    let with = |client, change: &dyn Fn(&mut Packet)| {
+        let mut packet = response(client);
+        change(&mut packet);
+        packet
+    };
+    let table = [
+        ("data", response(CLIENT4)),
+        ("IPv6 data", response(CLIENT6)),
+        ("timestamps", with(CLIENT4, &|p| p.options = timestamps.to_vec())),
+        ("SYN+ACK", with(CLIENT4, &|p| (p.flags, p.options, p.payload) = (0x12, syn_ack.to_vec(), vec![]))),
+        ("pure ACK", with(CLIENT4, &|p| p.payload = vec![])),
+        ("RST", with(CLIENT4, &|p| (p.flags, p.payload) = (0x04, vec![]))),
+        ("FIN", with(CLIENT6, &|p| (p.flags, p.payload) = (0x11, vec![]))),
+        ("on a VLAN", with(CLIENT4, &|p| p.vlan_ethertypes = vec![0x8100])),
+        ("with extension header", with(CLIENT6, &|p| p.extensions = vec![(0, vec![0, 0, 1, 4, 0, 0, 0, 0])])),
+        ("broken options", with(CLIENT4, &|p| p.options = vec![8, 60, 1, 1])),
+        ("broken data offset", with(CLIENT4, &|p| p.data_offset = Some(15))),
+        ("cut in the TCP header", with(CLIENT4, &|p| p.cut = Some(14 + 20 + 12))),
+    ];
+    for (attach, program, verdict) in
+        [(TcAttach::Tcx, "swallow_tcx", TC_ACT_REDIRECT), (TcAttach::Clsact, "swallow_clsact", TC_ACT_STOLEN)]
+    {
+        let mut fixture = fixture(1 << 16, attach);
+        let mut swallowed = 0;
+        let mut swallowed_bytes = 0;
+        for (what, packet) in &table {
+            assert_eq!(fixture.run(program, packet), verdict, "{what}");
+            let reports = fixture.reports();
+            if packet.cut.is_some() {
+                assert_eq!(reports, []);
+                assert_eq!(fixture.count(ReportLost), 1);
+                swallowed += 1;
+                continue;
+            }
+            let [report] = reports[..] else { panic!("{what}: {} reports", reports.len()) };
+            let payload_len = if packet.data_offset.is_some() { 0 } else { packet.payload.len() as u32 };
+            let expected = ResponseHeader {
+                time_ns: report.time_ns,
+                flow: Packet { source: packet.destination, destination: packet.source, ..packet.clone() }.flow(),
+                seq: packet.seq.to_be_bytes(),
+                ack: packet.ack.to_be_bytes(),
+                window: packet.window.to_be_bytes(),
+                flags: packet.flags,
+                window_scale: if *what == "SYN+ACK" { 7 } else { NO_WINDOW_SCALE },
+                tsval: match *what {
+                    "SYN+ACK" => [9; 4],
+                    "timestamps" => [1, 2, 3, 4],
+                    _ => [0; 4],
+                },
+                tsecr: match *what {
+                    "SYN+ACK" => [8; 4],
+                    "timestamps" => [5, 6, 7, 8],
+                    _ => [0; 4],
+                },
+                payload_len,
+                instance: 1,
+                mss: if *what == "SYN+ACK" { [5, 0xb4] } else { [0; 2] },
+                kind: kind::SEGMENT,
+                options: match *what {
+                    "SYN+ACK" => option::TIMESTAMPS | option::SACK_PERMITTED,
+                    "timestamps" => option::TIMESTAMPS,
+                    _ => 0,
+                },
+                _reserved: [0; 4],
+            };
+            assert_eq!(report, expected, "{what}");
+            assert!(report.time_ns > 0);
+            swallowed += 1;
+            swallowed_bytes += u64::from(payload_len);
+        }
+        assert_eq!((fixture.count(Swallowed), fixture.count(SwallowedBytes)), (swallowed, swallowed_bytes));
+        let stats = fixture.interceptor.wire_stats(1).unwrap();
+        assert_eq!(stats, WireStats { segments: 2, syns: 2, swallowed, swallowed_bytes, ..WireStats::default() });
+    }
+}
+
+#[test]
+fn the_target_s_own_responses_leave() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = fixture(1 << 16, TcAttach::Auto);
+    let table = [
+        ("another port", packet("10.0.0.3:80", "192.0.2.7:40001")),
+        ("another client", packet("10.0.0.3:80", "192.0.2.8:40000")),
+        ("another service", packet("10.0.0.3:81", CLIENT4)),
+        ("the other direction", packet(CLIENT4, "10.0.0.3:80")),
+        ("a later fragment of its own", Packet { fragment_flags_offset: 3, ..response(CLIENT4) }),
+    ];
+    for (what, packet) in &table {
+        assert_eq!(fixture.run("swallow_tcx", packet), TCX_NEXT, "{what}");
+    }
+    assert_eq!(fixture.run("swallow_tcx", &response(CLIENT4)), TC_ACT_REDIRECT);
+    fixture.interceptor.remove_session(&packet(CLIENT4, "10.0.0.3:80").flow()).unwrap();
+    assert_eq!(fixture.run("swallow_tcx", &response(CLIENT4)), TCX_NEXT, "a session that is over");
+    assert_eq!(fixture.reports().len(), 1);
+}
+
+#[test]
+fn responses_are_swallowed_when_the_ring_is_full() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = fixture(4096, TcAttach::Auto);
+    for _ in 0..100 {
+        assert_eq!(fixture.run("swallow_tcx", &response(CLIENT4)), TC_ACT_REDIRECT);
+    }
+    let reports = fixture.reports().len() as u64;
+    assert!(reports > 30);
+    assert_eq!(fixture.count(Swallowed), 100);
+    assert_eq!(fixture.count(ReportLost), 100 - reports);
+}
+
+#[test]
+fn all_fragments_of_a_response_are_swallowed_and_reported_as_segments() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = fixture(1 << 16, TcAttach::Auto);
+    let fragment = |flags_offset, len| Packet {
+        fragment_flags_offset: flags_offset,
+        fragment_id: 99,
+        flags: 0x19,
+        seq: 1000,
+        payload: vec![0; len],
+        ..response(CLIENT4)
+    };
+    // The builder writes a TCP header into each: of the later ones it is 20 octets of payload.
+    for packet in [fragment(0x2000, 44), fragment(0x2000 | 8, 44), fragment(16, 10)] {
+        assert_eq!(fixture.run("swallow_tcx", &packet), TC_ACT_REDIRECT);
+    }
+    let reports: Vec<_> = fixture
+        .reports()
+        .iter()
+        .map(|r| (u32::from_be_bytes(r.seq), r.payload_len, r.flags, r.instance, r.kind))
+        .collect();
+    assert_eq!(
+        reports,
+        [(1000, 44, 0x10, 1, kind::SEGMENT), (1044, 64, 0x10, 1, kind::SEGMENT), (1108, 30, 0x19, 1, kind::SEGMENT)]
+    );
+    assert_eq!((fixture.count(Swallowed), fixture.count(SwallowedFragments)), (1, 2));
+    let other = Packet { fragment_id: 98, ..fragment(16, 10) };
+    assert_eq!(fixture.run("swallow_tcx", &other), TCX_NEXT);
+}
+
+#[test]
+fn icmp_errors_that_quote_a_session_are_swallowed() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = fixture(1 << 16, TcAttach::Auto);
+    // An ICMP packet is built from a TCP one: its IP header, with another protocol, then the ICMP header and the quote.
+    let icmp = |client: &str, kind: u8, quoted: &Packet| {
+        let v6 = client.starts_with('[');
+        let headers = if v6 { 14 + 40 } else { 14 + 20 };
+        let mut bytes = Packet { cut: Some(headers), ..response(client) }.bytes();
+        bytes[if v6 { 14 + 6 } else { 14 + 9 }] = if v6 { 58 } else { 1 };
+        bytes.extend([kind, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(&quoted.bytes()[14..headers + 8]);
+        bytes
+    };
+    let (quoted4, quoted6) = (packet(CLIENT4, "10.0.0.3:80"), packet(CLIENT6, "[2001:db8::3]:80"));
+    let other = packet("192.0.2.7:40001", "10.0.0.3:80");
+    let table = [
+        ("port unreachable", CLIENT4, 3, &quoted4, TC_ACT_REDIRECT),
+        ("time exceeded", CLIENT4, 11, &quoted4, TC_ACT_REDIRECT),
+        ("parameter problem", CLIENT4, 12, &quoted4, TC_ACT_REDIRECT),
+        ("IPv6 unreachable", CLIENT6, 1, &quoted6, TC_ACT_REDIRECT),
+        ("IPv6 packet too big", CLIENT6, 2, &quoted6, TC_ACT_REDIRECT),
+        ("echo reply", CLIENT4, 0, &quoted4, TCX_NEXT),
+        ("of another flow", CLIENT4, 3, &other, TCX_NEXT),
+        ("neighbour solicitation", CLIENT6, 135, &quoted6, TCX_NEXT),
+    ];
+    for (what, client, icmp_type, quoted, verdict) in table {
+        let bytes = icmp(client, icmp_type, quoted);
+        assert_eq!(run_tc(fixture.interceptor.object(), "swallow_tcx", &bytes), verdict, "{what}");
+        let reports = fixture.reports();
+        if verdict == TCX_NEXT {
+            assert_eq!(reports, [], "{what}");
+        } else {
+            let [report] = reports[..] else { panic!("{what}: {} reports", reports.len()) };
+            assert_eq!((report.kind, report.instance, report.flow), (kind::ICMP_ERROR, 1, quoted.flow()), "{what}");
+        }
+    }
+    assert_eq!((fixture.count(SwallowedIcmp), fixture.count(Swallowed)), (5, 0));
+}
+
+#[test]
+fn devices_without_a_link_header_are_understood() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    for client in [CLIENT4, CLIENT6] {
+        let syn = Packet { ethernet: false, ..marked_syn(client, 1, 7) };
+        assert_eq!(fixture.run("learn_l3", &syn), TCX_NEXT);
+        let answer = Packet { ethernet: false, ..response(client) };
+        assert_eq!(fixture.run("swallow_tcx_l3", &answer), TC_ACT_REDIRECT);
+    }
+    assert_eq!((fixture.count(Learned), fixture.count(Swallowed), fixture.reports().len()), (2, 2, 2));
+}

@@ -9,7 +9,7 @@ use super::{Context, Farewell, Open, Outcome, Session, State};
 use crate::engine::{
     gate::{FirstWord, GREETING},
     receiver::Receiver,
-    recovery::Congestion,
+    recovery::{Congestion, Rto},
     seq::{ReplaySeq, TargetSeq},
     stats::Reason,
     stream::Stream,
@@ -78,12 +78,11 @@ impl Session {
         let now = cx.now;
         self.heard = now;
         self.progress = now;
-        if let State::Connecting { since, .. } = self.state
-            && self.rto.expirations() == 0
-        {
-            self.rto.sample(now.since(since));
+        let retried = self.rto.expirations() > 0;
+        self.rto = Rto::new();
+        if let (State::Connecting { since, .. }, false) = (&self.state, retried) {
+            self.rto.sample(now.since(*since));
         }
-        self.rto.restart();
         self.retransmit_at = None;
         let timestamps = r.options & option::TIMESTAMPS != 0;
         let (ours, default) = if self.flow.server.is_v4() {
@@ -167,7 +166,7 @@ impl Session {
     fn acknowledged(&mut self, acked: u64, r: &ResponseHeader, pure: bool, stream: &Stream, cx: &mut Context<'_>) {
         let State::Open(open) = &mut self.state else { return };
         let window_end = acked + (u64::from(u16::from_be_bytes(r.window)) << open.scale);
-        let window_moved = window_end != open.window_end;
+        let window_moved = window_end > open.window_end;
         open.window_end = open.window_end.max(window_end);
         if acked > open.una {
             let flight = open.flight();
@@ -196,13 +195,13 @@ impl Session {
             if open.recover.is_none() {
                 open.duplicates = 0;
             }
-            self.rto.restart();
+            self.rto.progress();
             self.retransmit_at = if open.una == open.high { None } else { Some(cx.now.after(self.rto.current())) };
         } else if acked == open.una {
             if open.una == open.high {
-                // Perhaps an answer to a probe; the persist timer is done with once the window has opened.
-                if open.window_end > open.nxt {
-                    self.rto.restart();
+                // With nothing under way the timer is the persist timer, which is done with once the window has opened.
+                if open.window_end > open.nxt && self.retransmit_at.is_some() {
+                    self.rto = self.rto.calm();
                     self.retransmit_at = None;
                 }
             } else if pure && !window_moved {
@@ -212,7 +211,6 @@ impl Session {
                     open.congestion.lose(flight);
                     open.recover = Some(open.high);
                     open.resend = true;
-                    open.timed = None;
                     cx.stats.fast_retransmits += 1;
                 }
             }

@@ -250,7 +250,7 @@ impl Session {
     }
 
     /// Notes what the live client had read when it sent what we send now.
-    fn note_read(&mut self, ack: Option<LiveAck>) {
+    pub(super) fn note_read(&mut self, ack: Option<LiveAck>) {
         // Captured out of order, a segment may acknowledge less than the one before it in the stream.
         if let Some(ack) = ack
             && self.read.is_none_or(|read| ack.is_after(read))

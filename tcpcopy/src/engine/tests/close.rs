@@ -1,0 +1,281 @@
+//! The target ends first.
+
+use tcpcopy_common::tcp_flags::SYN;
+
+use super::{
+    harness::{Client, Lab, MS, config},
+    target::{Act, App, lines, lines_then_close, silent},
+};
+use crate::engine::{Config, Reason};
+
+#[test]
+fn a_target_with_a_keep_alive_limit_gets_every_request_once() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines_then_close(50, 5));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    let mut expected = Vec::new();
+    for n in 0..23 {
+        client.send(&mut lab, 10, format!("{n:02}\n").as_bytes());
+        expected.push(format!("{n:02}\n"));
+        lab.run_ms(if n % 2 == 0 { 0 } else { 3 });
+    }
+    client.fin(&mut lab, 10);
+    lab.run_ms(2000);
+    assert_eq!(lab.lines(), expected);
+    lab.assert_nothing_lost();
+    let stats = lab.engine.stats();
+    assert_eq!((stats.sessions.seen, stats.reconnects, stats.bytes.sent), (1, 4, 69));
+}
+
+#[test]
+fn a_request_that_crossed_the_target_s_fin_is_sent_again_elsewhere() {
+    let mut lab = Lab::new();
+    // Closes long enough after its second answer for the third request to be under way.
+    lab.target.new_app = Box::new(|n| {
+        let mut lines = 0;
+        let most = if n == 0 { 2 } else { 99 };
+        Box::new(move |input| {
+            let Some((all, seen)) = input else { return Vec::new() };
+            let mut acts = Vec::new();
+            for _ in all[seen..].iter().filter(|&&b| b == b'\n') {
+                lines += 1;
+                if lines <= most {
+                    acts.push(Act::Write(0, 10));
+                }
+                if lines == most {
+                    acts.push(Act::Close(630_000));
+                }
+            }
+            acts
+        })
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for n in 0..4 {
+        client.send(&mut lab, 10, format!("{n}\n").as_bytes());
+    }
+    client.fin(&mut lab, 10);
+    lab.run_ms(2000);
+    let mut lines = lab.lines();
+    lines.dedup();
+    assert_eq!(lines, ["0\n", "1\n", "2\n", "3\n"]);
+    lab.assert_nothing_lost();
+    let stats = lab.engine.stats();
+    assert_eq!((stats.reconnects, stats.bytes.sent, stats.retransmitted_bytes), (1, 8, 2));
+}
+
+#[test]
+fn an_idle_close_by_the_target_is_answered_before_the_target_forgets() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines_then_close(10, 1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(30_000);
+    assert!(lab.only().reset, "no half-open connection is left at the target");
+    assert_eq!(lab.engine.stats().sessions.active, 1);
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(10);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["one\n", "two\n"]);
+    lab.assert_nothing_lost();
+}
+
+#[test]
+fn a_live_close_after_the_target_has_gone_ends_the_session() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines_then_close(10, 1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(30_000);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    lab.assert_done();
+    let stats = lab.engine.stats();
+    assert_eq!((stats.sessions.finished, stats.fins.discarded.get(Reason::TargetClosed)), (1, 1));
+}
+
+/// Resets when the n-th line has come, before answering it.
+fn reset_at(n: usize) -> App {
+    let mut lines = 0;
+    Box::new(move |input| {
+        let Some((all, seen)) = input else { return Vec::new() };
+        let mut acts = Vec::new();
+        for _ in all[seen..].iter().filter(|&&b| b == b'\n') {
+            lines += 1;
+            acts.push(if lines == n { Act::Reset(0) } else { Act::Write(0, 10) });
+        }
+        acts
+    })
+}
+
+#[test]
+fn a_reset_without_an_answer_repeats_the_request_on_another_connection() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|n| if n == 0 { reset_at(2) } else { lines(10) });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.target.past[0].1.received, b"one\ntwo\n");
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"two\n", "not what was answered before");
+    lab.assert_nothing_lost();
+}
+
+#[test]
+fn a_target_that_always_resets_is_not_tried_for_ever() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| reset_at(1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5000);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.reconnects, stats.sessions.aborted.get(Reason::TargetReset)), (2, 1));
+    assert_eq!(lab.sent.iter().filter(|p| p.flags & SYN != 0).count(), 3);
+}
+
+#[test]
+fn where_rejoining_is_forbidden_a_reset_ends_the_session() {
+    let mut lab = Lab::with(Config { rejoin: false, ..config() });
+    lab.target.new_app = Box::new(|_| reset_at(1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    client.send(&mut lab, 10, b"two\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    lab.assert_done();
+    let stats = lab.engine.stats();
+    assert_eq!(stats.sessions.aborted.get(Reason::TargetReset), 1);
+    assert_eq!((stats.bytes.sent, stats.bytes.discarded.get(Reason::TargetReset)), (4, 4));
+    assert_eq!(stats.fins.discarded.get(Reason::TargetReset), 1);
+}
+
+#[test]
+fn a_refused_connection_is_aborted_and_tried_again_at_the_next_request() {
+    let mut lab = Lab::new();
+    lab.target.listening = false;
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::TargetRefused), 1);
+    assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::TargetRefused), 4);
+    lab.target.listening = true;
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["two\n"]);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.sessions.seen, stats.sessions.finished, stats.joined), (2, 1, 1));
+    lab.assert_done();
+}
+
+#[test]
+fn a_half_open_connection_at_the_target_is_reset_and_replaced() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"old\n");
+    lab.run_ms(5);
+    // Everything on our side is forgotten, and our RST is lost.
+    lab.weather.lose = 1000;
+    lab.engine.handle_shutdown(lab.now);
+    lab.settle();
+    lab.weather.lose = 0;
+    lab.run_ms(2000);
+    let mut client = Client::new(40_000);
+    client.seq = 9_000_000;
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"new\n");
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["new\n", "old\n"]);
+    assert!(lab.now.0 < 4000 * MS);
+}
+
+#[test]
+fn a_live_reset_in_the_middle_of_a_request_resets_the_target_too() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"half a requ");
+    client.rst(&mut lab, 0);
+    lab.run_ms(100);
+    assert_eq!(lab.only().received, b"half a requ");
+    assert!(lab.only().reset);
+    lab.assert_nothing_lost();
+}
+
+#[test]
+fn a_reset_of_the_target_with_an_old_sequence_number_is_ignored() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    let last = lab.sent.last().unwrap().clone();
+    let mut rst: tcpcopy_common::response::ResponseHeader = bytemuck::Zeroable::zeroed();
+    rst.flow = last.flow;
+    rst.flags = tcpcopy_common::tcp_flags::RST | tcpcopy_common::tcp_flags::ACK;
+    rst.seq = last.ack.to_be_bytes();
+    rst.ack = last.seq.wrapping_add(1).to_be_bytes();
+    rst.instance = super::target::INSTANCE;
+    lab.engine.handle_response(lab.now, super::harness::TARGET, &rst);
+    lab.settle();
+    assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().sessions.active), (1, 1));
+}
+
+#[test]
+fn what_was_answered_in_part_is_not_sent_twice() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines_then_close(10, 1));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    // Pipelined, and under way when the target closes: nobody knows where the second request begins.
+    lab.run_until(lab.now.0 + 170_000);
+    client.send(&mut lab, 0, b"two\n");
+    lab.run_ms(5);
+    client.send(&mut lab, 10, b"three\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(2500);
+    assert_eq!(lab.lines().iter().filter(|l| *l == "one\n").count(), 1);
+    assert_eq!(lab.lines().iter().filter(|l| *l == "three\n").count(), 1);
+    lab.assert_done();
+}
+
+#[test]
+fn the_rest_of_a_request_does_not_go_to_another_connection() {
+    let mut lab = Lab::new();
+    lab.target.window = Some(2000);
+    // Refuses a long request early, as a web server does with a body that is too large.
+    lab.target.new_app = Box::new(|n| match n {
+        0 => Box::new(|input| match input {
+            Some((_, 0)) => vec![Act::Write(0, 10), Act::Reset(50_000)],
+            _ => Vec::new(),
+        }),
+        _ => lines(10),
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &[b'x'; 50_000]);
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::TargetReset), 1);
+    client.send(&mut lab, 10, b"next\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"next\n");
+    lab.assert_done();
+}

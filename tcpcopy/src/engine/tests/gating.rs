@@ -1,0 +1,232 @@
+//! Causality: what waits for what.
+
+use std::time::Duration;
+
+use super::{
+    harness::{Client, Lab, MS, config},
+    target::{Act, App, lines, silent},
+};
+use crate::engine::{Config, gate::FirstWord};
+
+/// Answers each line after a while.
+fn slow(ms: u64, answer: u32) -> App {
+    Box::new(move |input| {
+        let Some((all, seen)) = input else { return Vec::new() };
+        all[seen..].iter().filter(|&&b| b == b'\n').map(|_| Act::Write(ms * MS, answer)).collect()
+    })
+}
+
+#[test]
+fn a_request_waits_until_the_target_has_answered_the_one_before() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| slow(40, 10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(1);
+    client.send(&mut lab, 20, b"two\n");
+    lab.run_ms(30);
+    assert_eq!(lab.only().received, b"one\n");
+    lab.run_ms(20);
+    assert_eq!(lab.only().received, b"one\ntwo\n");
+    let stats = lab.engine.stats();
+    assert_eq!((stats.gate_wait.count(), stats.gate_expired), (1, 0));
+    assert!(stats.gate_wait.max() > Duration::from_millis(38), "{:?}", stats.gate_wait.max());
+    assert!(stats.gate_wait.max() < Duration::from_millis(42), "{:?}", stats.gate_wait.max());
+}
+
+#[test]
+fn an_answer_in_pieces_is_waited_for() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| {
+        Box::new(|input| match input {
+            Some((all, 0)) if !all.is_empty() => (0..10).map(|i| Act::Write(i * 400_000, 10)).collect(),
+            _ => Vec::new(),
+        })
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(1);
+    client.send(&mut lab, 20, b"two\n");
+    lab.run_ms(3);
+    assert_eq!(lab.only().received, b"one\n", "the pieces come 400 us apart, each with PSH");
+    lab.run_ms(2);
+    assert_eq!(lab.only().received, b"one\ntwo\n");
+}
+
+#[test]
+fn pipelined_requests_are_not_held() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| slow(40, 10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..5 {
+        client.send(&mut lab, 0, b"next\n");
+    }
+    lab.run_ms(2);
+    assert_eq!(lab.only().received.len(), 25);
+    assert_eq!(lab.engine.stats().gate_wait.count(), 0);
+}
+
+#[test]
+fn switched_off_it_holds_nothing() {
+    let mut lab = Lab::with(Config { gate: false, ..config() });
+    lab.target.new_app = Box::new(|_| slow(40, 10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..5 {
+        client.send(&mut lab, 10, b"next\n");
+    }
+    lab.run_ms(2);
+    assert_eq!(lab.only().received.len(), 25);
+}
+
+#[test]
+fn an_answer_that_never_comes_is_waited_for_three_times() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..6 {
+        client.send(&mut lab, 10, b"next\n");
+    }
+    let mut received = Vec::new();
+    for _ in 0..4 {
+        lab.run_ms(1990);
+        received.push(lab.only().received.len() / 5);
+        lab.run_ms(15);
+    }
+    assert_eq!(received, [1, 2, 3, 6]);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.gate_expired, stats.sessions_ungated), (3, 1));
+}
+
+#[test]
+fn a_fin_waits_for_the_answer_that_the_live_client_had_read() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| slow(40, 10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.fin(&mut lab, 20);
+    lab.run_ms(30);
+    assert!(!lab.only().fin_received);
+    lab.run_ms(40);
+    assert!(lab.only().fin_received);
+    lab.run_ms(100);
+    lab.assert_nothing_lost();
+}
+
+#[test]
+fn a_live_reset_waits_likewise() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| slow(40, 10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.rst(&mut lab, 20);
+    lab.run_ms(30);
+    assert!(!lab.only().reset);
+    lab.run_ms(40);
+    assert!(lab.only().reset);
+    lab.assert_nothing_lost();
+}
+
+fn greeting() -> App {
+    Box::new(|input| match input {
+        None => vec![Act::Write(10 * MS, 30)],
+        Some((all, seen)) => all[seen..].iter().filter(|&&b| b == b'\n').map(|_| Act::Write(0, 10)).collect(),
+    })
+}
+
+#[test]
+fn where_the_server_speaks_first_the_client_waits_for_its_greeting() {
+    let mut lab = Lab::new();
+    lab.engine.first_words.fill(FirstWord::Unknown);
+    lab.target.new_app = Box::new(|_| greeting());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 30, b"helo\n");
+    lab.run_ms(10);
+    assert_eq!(lab.only().received, b"");
+    lab.run_ms(5);
+    assert_eq!(lab.only().received, b"helo\n");
+    assert_eq!(lab.engine.first_words, [FirstWord::Server]);
+}
+
+#[test]
+fn a_greeting_seen_before_the_client_spoke_is_learned_for_the_next_connection() {
+    let mut lab = Lab::new();
+    assert_eq!(lab.engine.first_words, [FirstWord::Client]);
+    lab.target.new_app = Box::new(|_| greeting());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(15);
+    client.send(&mut lab, 30, b"helo\n");
+    lab.run_ms(5);
+    let mut client = Client::new(40_001);
+    client.syn(&mut lab);
+    client.send(&mut lab, 30, b"helo\n");
+    for (ms, spoken) in [(5, 1), (10, 2)] {
+        lab.run_ms(ms);
+        assert_eq!(lab.target.conns.values().filter(|c| c.received == b"helo\n").count(), spoken);
+    }
+}
+
+#[test]
+fn a_rule_without_greetings_is_not_held_up_for_ever() {
+    let mut lab = Lab::new();
+    lab.engine.first_words.fill(FirstWord::Server);
+    for (port, ms) in [(40_000, 2010), (40_001, 2)] {
+        let mut client = Client::new(port);
+        client.syn(&mut lab);
+        client.send(&mut lab, 30, b"get\n");
+        lab.run_ms(ms);
+        assert!(lab.target.conns.values().all(|c| c.received == b"get\n"));
+    }
+}
+
+#[test]
+fn where_the_client_speaks_first_only_the_first_connection_waits() {
+    let mut lab = Lab::new();
+    lab.engine.first_words.fill(FirstWord::Unknown);
+    for (port, ms) in [(40_000, 55), (40_001, 2)] {
+        let mut client = Client::new(port);
+        client.syn(&mut lab);
+        client.send(&mut lab, 30, b"get\n");
+        lab.run_ms(ms);
+        assert!(lab.target.conns.values().all(|c| c.received == b"get\n"));
+    }
+    let stats = lab.engine.stats();
+    assert_eq!((stats.gate_expired, stats.sessions_ungated), (0, 0));
+}
+
+#[test]
+fn a_captured_handshake_ack_tells_who_speaks_first() {
+    let mut lab = Lab::new();
+    lab.engine.first_words.fill(FirstWord::Unknown);
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"");
+    client.send(&mut lab, 0, b"get\n");
+    lab.run_ms(2);
+    assert_eq!(lab.only().received, b"get\n");
+}
+
+#[test]
+fn a_closed_loop_faster_than_the_target_is_not_lost_only_late() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines(10));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..1000 {
+        client.send(&mut lab, 10, b"next\n");
+        lab.run_until(lab.now.0 + 100_000);
+    }
+    client.fin(&mut lab, 10);
+    lab.run_ms(2000);
+    assert_eq!(lab.only().received.len(), 5000);
+    lab.assert_nothing_lost();
+    assert!(lab.engine.stats().lag.max() < Duration::from_millis(500), "{:?}", lab.engine.stats().lag.max());
+}
