@@ -45,7 +45,8 @@ impl RealServer {
         Self::start("nginx", host, port, directory, command)
     }
 
-    /// Apache with the event module; log and documents like [`nginx`](Self::nginx) (Apache's own default: 100).
+    /// Apache with the event module, in one process, as one that is given up for want of work closes its connections
+    /// between two requests; log and documents like [`nginx`](Self::nginx) (Apache's own default: 100).
     pub fn apache(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
@@ -56,7 +57,8 @@ impl RealServer {
              LoadModule dir_module /usr/lib/apache2/modules/mod_dir.so\n\
              User www-data\nGroup www-data\nListen {port}\nListenBacklog 4096\nDocumentRoot {root}/www\n\
              <Directory {root}/www>\n  Require all granted\n</Directory>\n\
-             StartServers 1\nServerLimit 4\nThreadsPerChild 64\nMaxRequestWorkers 256\n\
+             ServerLimit 1\nStartServers 1\nThreadLimit 256\nThreadsPerChild 256\nMaxRequestWorkers 256\n\
+             MinSpareThreads 1\nMaxSpareThreads 256\n\
              KeepAlive On\nMaxKeepAliveRequests {keep_alive}\nKeepAliveTimeout 60\n\
              LogFormat \"%m %U%q %>s\" short\nCustomLog {root}/access.log short\n"
         );

@@ -62,8 +62,10 @@ fn nginx_to_apache(options: MirrorOptions, amount: &Amount) {
         let limit = Limit::Requests(amount.downloads);
         succeeded(get("/big.bin", Load::keep_alive(server, 4, limit)).run(&lab.client));
     }
-    let live = nginx.access_log().unwrap();
-    assert_eq!(live.len() as u64, 2 * (amount.keep_alive + amount.connections + amount.downloads));
+    // A server writes its line after the answer has left.
+    let asked = 2 * (amount.keep_alive + amount.connections + amount.downloads) as usize;
+    let live = nginx.wait_for_access_log(asked, TRAIL).unwrap();
+    assert_eq!(live.len(), asked);
     let replayed = apache.wait_for_access_log(live.len(), TRAIL).unwrap();
     let outcome = mirror.stop().unwrap();
     let different = difference(&live, &replayed);
@@ -178,7 +180,7 @@ fn keep_alive_limits_of_the_servers_may_differ() {
     let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
     let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Requests(10_000));
     succeeded(Load { method: Method::Get("/index.html".into()), ..load }.run(&lab.client));
-    let mut live = nginx.access_log().unwrap();
+    let mut live = nginx.wait_for_access_log(10_000, TRAIL).unwrap();
     let mut replayed = apache.wait_for_access_log(live.len(), TRAIL).unwrap();
     let outcome = mirror.stop().unwrap();
     // A request whose answer was cut off by the end of its connection is asked again.

@@ -21,11 +21,13 @@ fn a_debug_line_of_each_program_is_seen() {
         let mirror = Mirror::start(&lab, options).unwrap();
         let load = Load::per_request(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(5));
         load.run(&lab.client).unwrap();
-        for (program, what) in
-            [(mirror.tcpcopy(), "capture"), (mirror.intercept(), "learn"), (mirror.intercept(), "swallow")]
-        {
-            let from_kernel = |line: &str| line.contains("DEBUG") && line.contains("ebpf") && line.contains(what);
-            program.wait_log(Duration::from_secs(10), from_kernel).unwrap();
+        for (program, what) in [
+            (mirror.tcpcopy(), "captured the SYN"),
+            (mirror.intercept(), "learned the session"),
+            (mirror.intercept(), "swallowed the SYN+ACK"),
+        ] {
+            let is_it = |line: &str| line.contains("DEBUG") && line.contains(what);
+            program.wait_log(Duration::from_secs(10), is_it).unwrap();
         }
         mirror.stop().unwrap();
     }
