@@ -217,6 +217,9 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             assert!(interceptor.counters().unwrap().get(TargetCounter::Swallowed) >= 2);
             let mut logger = interceptor.logger().expect("debug is on");
             assert!(interceptor.logger().is_none());
+            let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let lines = poll(&mut [PollFd::new(&logger, PollFlags::IN)], Some(&timeout)).unwrap();
+            assert_eq!(lines, 1, "the program has said that it swallowed the SYN+ACK");
             logger.flush();
 
             interceptor.attach_learn("lo").unwrap();
