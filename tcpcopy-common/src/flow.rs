@@ -5,7 +5,9 @@ use bytemuck::{Pod, Zeroable};
 /// An IPv6 address, or an IPv4 address in its IPv4-mapped form (RFC 4291, section 2.5.5.2), in network order.
 ///
 /// A packet on the wire never carries the mapped form (RFC 4291 forbids it there), so the prefix tells the version.
-#[repr(transparent)]
+///
+/// Aligned, because the programs' processor has no other way to load a number from octets than one by one.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct IpAddress(pub [u8; 16]);
 
@@ -23,6 +25,12 @@ impl IpAddress {
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
         self.0[..10] == [0; 10] && self.0[10] == 0xff && self.0[11] == 0xff
+    }
+
+    /// The octets as numbers in the order of this host, for hashing.
+    #[inline(always)]
+    fn words(&self) -> [u32; 4] {
+        bytemuck::cast(self.0)
     }
 
     /// The last four octets: the IPv4 address when [`is_v4`](Self::is_v4).
@@ -56,11 +64,12 @@ impl Flow {
         // FNV-1a over 32-bit words with a final avalanche (the MurmurHash3 finaliser): cheap enough for every packet,
         // and good enough to spread clients that differ in one bit of one port.
         let mut h: u32 = 0x811c_9dc5;
+        let (client, server) = (self.client.words(), self.server.words());
         let mut i = 0;
-        while i < 16 {
-            h = (h ^ word(&self.client.0, i)).wrapping_mul(0x0100_0193);
-            h = (h ^ word(&self.server.0, i)).wrapping_mul(0x0100_0193);
-            i += 4;
+        while i < 4 {
+            h = (h ^ client[i]).wrapping_mul(0x0100_0193);
+            h = (h ^ server[i]).wrapping_mul(0x0100_0193);
+            i += 1;
         }
         let ports =
             u32::from_ne_bytes([self.client_port[0], self.client_port[1], self.server_port[0], self.server_port[1]]);
@@ -78,11 +87,6 @@ impl Flow {
         // The high bits of a multiplication instead of a division (Lemire's reduction).
         ((self.hash() as u64 * if workers == 0 { 1 } else { workers } as u64) >> 32) as u32
     }
-}
-
-#[inline(always)]
-fn word(bytes: &[u8; 16], at: usize) -> u32 {
-    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 /// Conversions that need `core::net`; not used by the eBPF programs.

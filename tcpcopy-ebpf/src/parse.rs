@@ -178,6 +178,12 @@ struct Ipv6Addresses {
     destination: [u8; 16],
 }
 
+/// [`IpAddress::from_v4`], made of words instead of octets: a quarter of the instructions.
+#[inline(always)]
+fn mapped(address: [u8; 4]) -> IpAddress {
+    IpAddress(bytemuck::cast([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(address)]))
+}
+
 /// Source and destination address.
 pub struct Addresses {
     pub source: IpAddress,
@@ -193,7 +199,7 @@ impl Ip {
             Ok(Addresses { source: IpAddress(source), destination: IpAddress(destination) })
         } else {
             let Ipv4Addresses { source, destination } = packet.read(self.header as u32 + 12)?;
-            Ok(Addresses { source: IpAddress::from_v4(source), destination: IpAddress::from_v4(destination) })
+            Ok(Addresses { source: mapped(source), destination: mapped(destination) })
         }
     }
 

@@ -22,6 +22,10 @@ struct Fixture {
 
 impl Fixture {
     fn new(hook: Hook, workers: u32) -> Self {
+        Self::with_ring(hook, workers, 1 << 20)
+    }
+
+    fn with_ring(hook: Hook, workers: u32, ring_bytes: u32) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
         let (capture, readers) = Capture::load(&CaptureSetup {
@@ -33,7 +37,7 @@ impl Fixture {
             ],
             exclude: &["10.0.0.9:80".parse().unwrap()],
             workers,
-            ring_bytes: 1 << 20,
+            ring_bytes,
             interfaces: &["lo".to_owned()],
             hook,
             debug: false,
@@ -182,6 +186,113 @@ fn what_is_not_copied_has_a_reason() {
         let mut fixture = Fixture::new(hook, 1);
         for (what, reason, packet) in &table {
             fixture.expect_none(&format!("{what}, {hook:?}"), packet, *reason);
+        }
+    }
+}
+
+#[test]
+fn a_reader_is_woken_only_when_it_sleeps() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(Hook::Tc, 1);
+    let segment = packet(CLIENT4, "10.0.0.3:80");
+    let readable = |reader: &RingReader| {
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(reader, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&now)).unwrap() == 1
+    };
+    fixture.run(&segment.bytes());
+    assert!(!fixture.readers[0].prepare_sleep(), "there is a record");
+    assert_eq!(fixture.readers[0].drain(10, |_| {}), 1);
+    assert_eq!(fixture.count(Wakeups), 0);
+
+    assert!(fixture.readers[0].prepare_sleep());
+    assert!(!readable(&fixture.readers[0]));
+    fixture.run(&segment.bytes());
+    assert!(readable(&fixture.readers[0]));
+    assert_eq!(fixture.count(Wakeups), 1);
+    fixture.run(&segment.bytes());
+    assert_eq!(fixture.count(Wakeups), 1, "the flag is the program's to clear");
+
+    fixture.readers[0].awake();
+    assert_eq!(fixture.readers[0].drain(1, |_| {}), 1, "the budget");
+    assert_eq!(fixture.readers[0].drain(10, |_| {}), 1, "the discarded record of the wake-up does not count");
+    fixture.expect_none("unmatched", &packet(CLIENT4, "10.0.0.3:81"), None);
+    assert!(fixture.readers[0].prepare_sleep());
+    fixture.readers[0].awake();
+    fixture.run(&segment.bytes());
+    assert_eq!(fixture.count(Wakeups), 1);
+}
+
+#[test]
+fn a_small_ring_goes_round_and_a_full_one_loses_copies_with_a_count() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::with_ring(Hook::Tc, 1, 4096);
+    let segment = |seq, flags| Packet { seq, flags, payload: vec![seq as u8; 1000], ..packet(CLIENT4, "10.0.0.3:80") };
+    for seq in 0..50 {
+        fixture.expect_copy("round", &segment(seq, 0x18), 1);
+    }
+    // Three records of 1600 octets do not fit.
+    for seq in 0..3 {
+        fixture.run(&segment(seq, 0x13).bytes());
+    }
+    assert_eq!((fixture.count(RingFull), fixture.count(RingFullBytes), fixture.count(RingFullControl)), (1, 1000, 2));
+    assert_eq!(fixture.readers[0].drain(10, |_| {}), 2);
+    fixture.expect_copy("room again", &segment(9, 0x18), 1);
+}
+
+#[test]
+fn each_flow_has_its_worker() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(Hook::Tc, 3);
+    let mut used = [0; 3];
+    for port in 40_000..40_050 {
+        let packet = packet(&format!("192.0.2.7:{port}"), "10.0.0.3:80");
+        fixture.run(&packet.bytes());
+        let worker = packet.flow().worker(3) as usize;
+        assert_eq!(fixture.readers[worker].drain(10, |_| {}), 1, "port {port}");
+        used[worker] += 1;
+    }
+    assert!(used.iter().all(|&n| n > 0), "{used:?}");
+    assert_eq!(fixture.count(NoRing), 0);
+}
+
+/// Prints what the programs cost per packet: `cargo test --release -p tcpcopy --lib cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_capturing() {
+    // As many as a ring holds that stays in the cache.
+    const RUNS: u32 = 150;
+    let segment = |payload: usize, port: u16| Packet {
+        payload: vec![0; payload],
+        options: vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0],
+        ..packet(CLIENT4, &format!("10.0.0.3:{port}"))
+    };
+    let table = [
+        ("not IP", vec![0; 64]),
+        ("unmatched, 512 octets", segment(512, 81).bytes()),
+        ("pure ACK", Packet { flags: 0x10, ..segment(0, 80) }.bytes()),
+        ("matched, 64 octets", segment(64, 80).bytes()),
+        ("matched, 512 octets", segment(512, 80).bytes()),
+        ("matched, 1448 octets", segment(1448, 80).bytes()),
+    ];
+    for (hook, program) in [(Hook::Tc, "capture_tc"), (Hook::Xdp, "capture_xdp")] {
+        for (what, packet) in &table {
+            let mut fixture = Fixture::with_ring(hook, 1, 1 << 18);
+            let best = (0..200)
+                .map(|_| {
+                    let cost = super::cost(fixture.capture.object(), program, packet, RUNS);
+                    fixture.readers[0].drain(usize::MAX, |_| {});
+                    cost
+                })
+                .min();
+            assert_eq!(fixture.count(RingFull), 0);
+            eprintln!("{program}, {what}: {best:?}");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::bpf::{InterceptSetup, Interceptor, RingReader, TcAttach};
 
-const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
+pub(super) const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
 const ISN: u32 = 0xdead_beef;
 const SYN: u8 = 0x02;
 
@@ -74,6 +74,10 @@ impl Fixture {
 /// A SYN with a valid mark.
 pub(super) fn marked_syn(client: &str, instance: u32, isn: u32) -> Packet {
     let server = if client.starts_with('[') { "[2001:db8::3]:80" } else { "10.0.0.3:80" };
+    marked_syn_to(client, server, instance, isn)
+}
+
+pub(super) fn marked_syn_to(client: &str, server: &str, instance: u32, isn: u32) -> Packet {
     let packet = packet(client, server);
     let mark = Mark::new(&KEY, instance, &packet.flow(), isn.to_be_bytes());
     let options = [&[2, 4, 5, 0xb4, 1, 1][..], bytes_of(&mark), &[3, 3, 7, 0, 0, 0]].concat();
