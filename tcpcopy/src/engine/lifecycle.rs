@@ -41,11 +41,12 @@ impl Engine {
     /// Begins a session for a connection that has none.
     pub(super) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
+        let used = connection.used;
         let (target, wanted) = self.destination(&connection.live, connection.rule)?;
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
-        let opening = ports::opening(self.seed, now, &flow, None);
+        let opening = ports::opening(self.seed, now, &flow, used);
         let mut session = Session::new(now, target, flow, opening, origin);
         session.ports_tried = attempt;
         self.by_target.insert(flow, id);
@@ -155,6 +156,7 @@ impl Engine {
             }
         };
         connection.stream.release(&mut self.pool, session.sent());
+        connection.used = Some(session.used());
         if session.fin_sent() {
             connection.fin = Flag::Settled;
         }

@@ -95,6 +95,7 @@ impl Engine {
             queued: false,
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
+            used: None,
             replay: Replay::Parked(Reason::BeforeJoin),
         });
         self.by_live.insert(segment.flow, id);

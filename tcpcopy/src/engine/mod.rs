@@ -44,7 +44,7 @@ use self::{
     buffer::Pool,
     gate::FirstWord,
     seq::LiveSeq,
-    session::{Context, Farewell, Last, Outcome, Plan, Poll, Session},
+    session::{Context, Farewell, Last, Opening, Outcome, Plan, Poll, Session},
     stream::Stream,
     table::{FlowMap, Id, Slab},
     timers::Timers,
@@ -99,6 +99,8 @@ struct Connection {
     queued: bool,
     syn: Flag,
     fin: Flag,
+    /// What the session before had come to: the next one begins above.
+    used: Option<Opening>,
     replay: Replay,
 }
 

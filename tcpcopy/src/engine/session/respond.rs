@@ -32,8 +32,13 @@ impl Session {
             State::Connecting { transmitted: true, .. } => self.handle_while_connecting(r, cx),
             State::Open(_) => self.handle_while_open(r, stream, cx),
             State::Connecting { transmitted: false, .. } | State::Resting => {
+                // From a connection that is over for us: a late SYN, or a RST that was lost.
                 cx.stats.stale_responses += 1;
-                Outcome::Continue
+                if r.flags & (ACK | RST) == ACK {
+                    Outcome::HalfOpen(ReplaySeq::from_be(r.ack))
+                } else {
+                    Outcome::Continue
+                }
             }
         }
     }

@@ -283,3 +283,28 @@ fn the_rest_of_a_request_does_not_go_to_another_connection() {
     assert_eq!(lab.target.conns.values().next().unwrap().received, b"next\n");
     lab.assert_done();
 }
+
+#[test]
+fn a_late_syn_does_not_leave_a_connection_at_the_target() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| reset_at(2));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    let syn = lab.sent[0].clone();
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    // The target resets on its own; nothing is owed, so the session rests.
+    let flow = syn.flow;
+    let work = super::target::Later::Do(flow, syn.seq, Act::Reset(0));
+    for response in lab.target.later(lab.now, work).0 {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    let late = lab.target.handle(lab.now, syn).0;
+    for response in late {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    lab.settle();
+    lab.run_ms(5);
+    assert!(lab.target.conns.is_empty());
+    assert_eq!(lab.engine.stats().sessions.active, 1);
+}

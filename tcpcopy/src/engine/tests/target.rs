@@ -84,8 +84,10 @@ pub(super) struct Target {
     pub refuse_syns: (u32, u8),
     pub largest_packet: usize,
     pub syns: Vec<(Flow, u32)>,
-    /// Segments with a timestamp of an earlier connection.
+    /// Segments that belong to an earlier connection by their timestamp or, SYNs, their number.
     pub late: usize,
+    /// Segments that did not fit the window, and were dropped.
+    pub beyond_window: usize,
     iss: u32,
 }
 
@@ -105,6 +107,7 @@ impl Target {
             largest_packet: 0,
             syns: Vec::new(),
             late: 0,
+            beyond_window: 0,
             iss: u32::MAX - 50,
         }
     }
@@ -197,15 +200,16 @@ impl Target {
                 self.conns.insert(p.flow, old);
                 return;
             }
-            if !(old.closed && old.fin_received) {
-                // Half-open (RFC 9293, section 3.5.1).
+            let time_wait = old.closed && old.fin_received;
+            let newer = p.seq.wrapping_sub(old.rcv_nxt) as i32 > 0
+                && p.options.timestamps.is_some_and(|(tsval, _)| tsval.wrapping_sub(old.echo) as i32 > 0);
+            if !(time_wait && newer) {
+                // Half-open (RFC 9293, section 3.5.1), or a SYN that is not above the connection in TIME-WAIT (RFC 6191).
+                self.late += usize::from(time_wait);
                 out.push(self.header(p.flow, Some(&old), old.snd_nxt, 0, ACK));
                 self.conns.insert(p.flow, old);
                 return;
             }
-            // TIME-WAIT, RFC 6191.
-            assert!(p.seq.wrapping_sub(old.rcv_nxt) as i32 > 0, "the new ISN lies above the old connection");
-            assert!(p.options.timestamps.unwrap().0.wrapping_sub(old.echo) as i32 > 0, "so does the timestamp");
             self.past.push((p.flow, old));
         }
         self.iss = self.iss.wrapping_add(1_000_003);
@@ -273,7 +277,12 @@ impl Target {
         } else {
             if let Some(window) = self.window {
                 let end = behind + p.payload.len() as i32;
-                assert!(end <= window as i32, "beyond the window: {end} > {window}");
+                if end > window as i32 {
+                    self.beyond_window += 1;
+                    out.push(self.header(p.flow, Some(&conn), conn.snd_nxt, 0, ACK));
+                    self.conns.insert(p.flow, conn);
+                    return;
+                }
             }
             let offset = p.seq;
             conn.early.insert(offset, (p.payload, fin));
