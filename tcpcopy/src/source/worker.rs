@@ -212,8 +212,8 @@ impl Worker {
                     }
                 }
                 Frame::Stats(stats) => *current = stats,
-                // The link has queued the answer.
-                Frame::Ping { .. } => {}
+                // The link has queued the answer; after a farewell it reports the end.
+                Frame::Ping { .. } | Frame::Bye => {}
                 other => log::debug!("unexpected frame from intercept: {other:?}"),
             });
             let outcome = outcome.and_then(|n| {
