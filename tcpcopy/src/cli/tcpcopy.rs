@@ -98,7 +98,7 @@ pub struct CopyArgs {
 /// `--hook`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum HookArg {
-    /// TC ingress, or native XDP on drivers known to attach it without a reset
+    /// The one that disturbs no live traffic: TC ingress
     Auto,
     /// TC ingress, at the head of the chain
     Tc,
