@@ -120,3 +120,32 @@ fn two_sources_whose_clients_share_address_and_port_do_not_mix() {
     assert!(outcome.intercept.count("collision") >= 2, "each family's second session collides\n{}", outcome.table);
     outcome.assert_no_leak();
 }
+
+/// A service that is asked by way of loopback, as behind a proxy on the same host: `-i lo`, and `-H` for the client's address.
+#[test]
+fn a_service_on_loopback_is_mirrored() {
+    let _guard = laboratory!();
+    for family in Family::BOTH {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let loopback: SocketAddr = match family {
+            Family::V4 => ([127, 0, 0, 1], LIVE_PORT).into(),
+            Family::V6 => (std::net::Ipv6Addr::LOCALHOST, LIVE_PORT).into(),
+        };
+        let options = MirrorOptions {
+            interfaces: vec!["lo"],
+            rules: Some(format!("{loopback}-{}", lab.target.socket(family, TARGET_PORT))),
+            tcpcopy: vec!["-H".into(), lab.client.address(family).to_string()],
+            ..MirrorOptions::default()
+        };
+        let mirror = Mirror::start(&lab, options).unwrap();
+        let report = Load::keep_alive(loopback, 8, Limit::Requests(500)).run(&lab.source).unwrap();
+        assert_eq!(report.failed.first(), None);
+        let live: BTreeSet<u64> = report.answered.into_iter().collect();
+        let replayed = arrived(&target, live.len());
+        let outcome = mirror.stop().unwrap();
+        assert_eq!(live.difference(&replayed).count(), 0, "{family:?}\n{}\n{}", outcome.table, outcome.logs);
+        outcome.assert_no_leak();
+    }
+}
