@@ -243,6 +243,8 @@ impl Session {
             if acked > self.request {
                 self.answered = true;
                 self.fruitless = 0;
+            } else if self.request < self.sent && acked > self.origin {
+                self.gate.opened_early();
             }
             let greeting = acked == 0 && self.origin == 0 && cx.now.since(open.since) < GREETING;
             if greeting {
