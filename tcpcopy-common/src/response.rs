@@ -100,6 +100,8 @@ pub struct WireStats {
     pub swallowed: u64,
     /// Their payload octets.
     pub swallowed_bytes: u64,
+    /// Reports lost because the ring was full (the response is swallowed all the same).
+    pub reports_lost: u64,
 }
 
 impl core::ops::AddAssign for WireStats {
@@ -110,5 +112,6 @@ impl core::ops::AddAssign for WireStats {
         self.fins += more.fins;
         self.swallowed += more.swallowed;
         self.swallowed_bytes += more.swallowed_bytes;
+        self.reports_lost += more.reports_lost;
     }
 }

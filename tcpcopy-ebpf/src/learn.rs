@@ -177,5 +177,5 @@ fn count_segment(session: &Session, ip: &Ip, tcp: &TcpHeader) {
 
 #[inline(always)]
 fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
-    ring::report(|| ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() }, |_| {});
+    ring::report(instance, || ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() }, |_| {});
 }

@@ -87,9 +87,10 @@ fn put<const SIZE: usize>(
 }
 
 /// Reports a response or an event of a session to `intercept`: what `make` makes, with the time of now, and what `complete`
-/// adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack.
+/// adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted
+/// with its `instance`.
 #[inline(always)]
-pub fn report(make: impl FnOnce() -> ResponseHeader, complete: impl FnOnce(&mut ResponseHeader)) {
+pub fn report(instance: u32, make: impl FnOnce() -> ResponseHeader, complete: impl FnOnce(&mut ResponseHeader)) {
     let ring = maps::reports();
     match ring.reserve(0) {
         Some(mut record) => {
@@ -99,10 +100,20 @@ pub fn report(make: impl FnOnce() -> ResponseHeader, complete: impl FnOnce(&mut 
             complete(report);
             record.submit(NO_WAKEUP);
         }
-        None => TargetCounter::ReportLost.count(),
+        None => report_lost(instance),
     }
     if wake_sleeper(ring, 0) {
         TargetCounter::Wakeups.count();
+    }
+}
+
+/// Counts a report that cannot be made.
+#[inline(always)]
+pub fn report_lost(instance: u32) {
+    TargetCounter::ReportLost.count();
+    if let Some(stats) = maps::wire_stats(instance) {
+        // SAFETY: the entry belongs to this CPU, on which programs of this type do not interrupt each other.
+        unsafe { (*stats).reports_lost += 1 };
     }
 }
 

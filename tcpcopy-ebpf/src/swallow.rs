@@ -58,7 +58,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
             remember(&flow, &session, ip, &TcpHeader::zeroed());
         }
         count_response(&session, 0);
-        TargetCounter::ReportLost.count();
+        ring::report_lost(session.instance);
         return Some(());
     };
     let header_len = tcp.length();
@@ -74,6 +74,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     let mut options = Options::NONE;
     options.read(packet, ip.payload() + TcpHeader::LENGTH, header_len.saturating_sub(TcpHeader::LENGTH));
     ring::report(
+        session.instance,
         || ResponseHeader {
             flags: tcp.flags & !withheld(ip),
             payload_len,
@@ -138,6 +139,7 @@ fn swallow_later_fragment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     TargetCounter::SwallowedFragments.count();
     TargetCounter::SwallowedBytes.add(ip.payload_len as u64);
     ring::report(
+        first.instance,
         || ResponseHeader {
             seq: u32::from_be_bytes(first.seq).wrapping_add(ip.fragment.offset).to_be_bytes(),
             flags: first.flags & !withheld(ip),
@@ -181,6 +183,7 @@ fn swallow_icmp(packet: &impl Packet, ip: &Ip, kinds: &[u8]) -> Option<()> {
     let session = maps::session(&flow)?;
     TargetCounter::SwallowedIcmp.count();
     ring::report(
+        session.instance,
         || ResponseHeader { flow, instance: session.instance, kind: kind::ICMP_ERROR, ..ResponseHeader::zeroed() },
         |_| {},
     );

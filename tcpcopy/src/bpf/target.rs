@@ -49,7 +49,8 @@ pub struct InterceptSetup {
 /// The programs of the target, loaded. Dropping this detaches them: then responses reach the network again.
 pub struct Interceptor {
     // Dropped before the object: first detach, then give up maps and programs.
-    hooks: StdHashMap<String, Hooks>,
+    /// By the index of the interface: a name may pass to another one.
+    hooks: StdHashMap<u32, Hooks>,
     object: Object,
     tcx: bool,
     max_sessions: usize,
@@ -122,14 +123,14 @@ impl Interceptor {
         self.attach(interface, &programs, TcAttachType::Egress, |hooks| &mut hooks.swallow)
     }
 
-    /// Detaches from `interface`, or forgets it when it is gone.
-    pub fn detach(&mut self, interface: &str) {
-        self.hooks.remove(interface);
+    /// Detaches from the interface of this index, or forgets it when it is gone.
+    pub fn detach(&mut self, ifindex: u32) {
+        self.hooks.remove(&ifindex);
     }
 
-    /// The interfaces with a program of ours.
-    pub fn attached(&self) -> impl Iterator<Item = &str> {
-        self.hooks.keys().map(String::as_str)
+    /// The indices of the interfaces with a program of ours.
+    pub fn attached(&self) -> impl Iterator<Item = u32> {
+        self.hooks.keys().copied()
     }
 
     fn attach(
@@ -139,11 +140,11 @@ impl Interceptor {
         direction: TcAttachType,
         slot: fn(&mut Hooks) -> &mut Option<SchedClassifierLink>,
     ) -> Result<(), BpfError> {
-        let hooks = self.hooks.entry(name.to_owned()).or_default();
+        let interface = &interface::by_name(name)?;
+        let hooks = self.hooks.entry(interface.index).or_default();
         if slot(hooks).is_some() {
             return Ok(());
         }
-        let interface = &interface::by_name(name)?;
         let program_name = programs.of(interface);
         let program = self.object.program::<SchedClassifier>(program_name)?;
         let link = if self.tcx {

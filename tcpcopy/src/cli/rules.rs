@@ -42,7 +42,7 @@ pub fn parse_rules(list: &str) -> Result<Vec<Rule>, RuleError> {
         }
         rules.push(rule);
     }
-    if let Some(rule) = rules.iter().find(|r| rules.iter().any(|s| s.captures(r.target) && r.address.is_some())) {
+    if let Some(rule) = rules.iter().find(|r| rules.iter().any(|s| s.captures(r.target))) {
         return Err(RuleError {
             entry: list.to_owned(),
             reason: format!("the target {} is itself captured, so the replay would be copied again", rule.target),
@@ -80,6 +80,12 @@ impl FromStr for Rule {
         let target = SocketAddr::new(target_address, parse_port(target_port).map_err(|e| fail(&e))?);
         if target_address.is_unspecified() || target_address.is_multicast() {
             return Err(fail("the target is not the address of a host"));
+        }
+        if target_address.is_loopback() {
+            return Err(fail("the target is a loopback address, which no other host has"));
+        }
+        if matches!(target_address, IpAddr::V6(a) if a.is_unicast_link_local()) {
+            return Err(fail("the target is a link-local address, which does not tell the link"));
         }
         if address.is_some_and(|a| a.is_ipv4() != target_address.is_ipv4()) {
             return Err(fail(
@@ -151,6 +157,9 @@ mod tests {
             ("80-10.0.0.3:80,80-10.0.0.4:80", "already copied to 10.0.0.3:80"),
             ("80-10.0.0.3:80,80-10.0.0.3:80", "twice"),
             ("10.0.0.2:80-10.0.0.3:80,10.0.0.3:80-10.0.0.2:80", "copied again"),
+            ("80-10.0.0.2:80,10.0.0.2:80-10.0.0.3:80", "copied again"),
+            ("80-127.0.0.1:8080", "loopback"),
+            ("80-[fe80::1]:80", "link-local"),
         ] {
             let error = parse_rules(rule).unwrap_err().to_string();
             assert!(error.contains(part), "{rule:?}: {error}");

@@ -184,6 +184,9 @@ impl CopyArgs {
                         "-H {text}: the target would drop packets from this address; name one that it can route to"
                     )));
                 }
+                if !rules.iter().any(|r| r.target.is_ipv4() == address.is_ipv4()) {
+                    return Err(UsageError::Other(format!("-H {text}: no target of -x is of this IP version")));
+                }
                 Some(address)
             }
         };
@@ -273,6 +276,7 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.4,10.0.0.5", "same addresses as -x"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo", "-H ADDRESS"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo -H 127.0.0.2", "would drop"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo -H fd00::9", "of this IP version"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i a -i a", "there twice"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -w 0", "0"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -w 65", "65"),

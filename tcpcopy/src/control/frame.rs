@@ -63,8 +63,6 @@ pub enum Frame<'a> {
 pub struct Stats {
     /// Segments at the target's ingress and egress.
     pub wire: WireStats,
-    /// Responses swallowed but not reported because the target's ring was full.
-    pub reports_lost: u64,
     /// Responses reported by the kernel but not sent to this client because the channel was too slow.
     pub responses_dropped: u64,
 }
@@ -72,7 +70,6 @@ pub struct Stats {
 impl std::ops::AddAssign for Stats {
     fn add_assign(&mut self, more: Self) {
         self.wire += more.wire;
-        self.reports_lost += more.reports_lost;
         self.responses_dropped += more.responses_dropped;
     }
 }
@@ -253,8 +250,8 @@ impl<'a> Frame<'a> {
                     out.extend_from_slice(bytemuck::bytes_of(&wire_order(record)));
                 }
             }
-            Self::Stats(Stats { wire, reports_lost, responses_dropped }) => {
-                let WireStats { segments, payload_bytes, syns, fins, swallowed, swallowed_bytes } = wire;
+            Self::Stats(Stats { wire, responses_dropped }) => {
+                let WireStats { segments, payload_bytes, syns, fins, swallowed, swallowed_bytes, reports_lost } = wire;
                 for number in
                     [segments, payload_bytes, syns, fins, swallowed, swallowed_bytes, reports_lost, responses_dropped]
                 {
@@ -356,8 +353,8 @@ impl<'a> Reader<'a> {
                 fins: self.u64()?,
                 swallowed: self.u64()?,
                 swallowed_bytes: self.u64()?,
+                reports_lost: self.u64()?,
             },
-            reports_lost: self.u64()?,
             responses_dropped: self.u64()?,
         }))
     }
@@ -412,8 +409,8 @@ mod tests {
                         fins: n[3],
                         swallowed: n[4],
                         swallowed_bytes: n[5],
+                        reports_lost: n[6],
                     },
-                    reports_lost: n[6],
                     responses_dropped: n[7],
                 }),
                 5 => Frame::Ping { nonce: n[0] },

@@ -317,7 +317,7 @@ mod tests {
             let batch = records(0, MAX_RESPONSES);
             let sent = [
                 Frame::Responses(Responses::new(&batch)),
-                Frame::Stats(Stats { reports_lost: 3, ..Stats::default() }),
+                Frame::Stats(Stats { responses_dropped: 3, ..Stats::default() }),
                 Frame::Responses(Responses::new(&batch[..1])),
                 Frame::Bye,
             ];

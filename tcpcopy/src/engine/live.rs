@@ -116,6 +116,8 @@ impl Engine {
         let ack = (segment.flags & ACK != 0).then_some(LiveAck::new(segment.ack));
         if segment.flags & RST != 0 {
             connection.stream.abort(ack);
+            // What a RST carries is an explanation (RFC 9293, section 3.5.3), not data.
+            self.stats.bytes.refuse(Reason::Nonsense, segment.payload.len() as u64);
             return self.reconsider(now, id);
         }
         if segment.payload.is_empty() && segment.flags & (SYN | FIN) == 0 {

@@ -105,6 +105,8 @@ impl Channels {
         let security = self.security.clone();
         let mut hello = self.hello(worker, target);
         async move {
+            // What only a change of configuration can mend is worth a line, but not one for each attempt.
+            let mut told = false;
             let mut backoff = Backoff::new(u64::from(worker) << 16 | u64::from(target.0));
             loop {
                 tokio::time::sleep(backoff.next_delay()).await;
@@ -121,7 +123,11 @@ impl Channels {
                         log::info!("intercept {address} does not know our sessions any more; starting afresh");
                         hello.resume = None;
                     }
-                    Err(error) => log::debug!("worker {worker}: intercept {address}: {error}"),
+                    Err(error) if error.is_permanent() && !told => {
+                        log::warn!("worker {worker}: {error}");
+                        told = true;
+                    }
+                    Err(error) => log::debug!("worker {worker}: {error}"),
                 }
             }
         }

@@ -91,8 +91,10 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = progress.tick() => {
-                let summary = Summary::new(&workers.snapshots(), capture.counters()?, began.elapsed());
-                log::info!("{}", summary.one_line());
+                match capture.counters() {
+                    Ok(counters) => log::info!("{}", Summary::new(&workers.snapshots(), counters, began.elapsed()).one_line()),
+                    Err(e) => log::warn!("{e}"),
+                }
             }
         }
     }
@@ -222,6 +224,8 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
         let targets = settings.rules.iter().map(|r| r.target.ip()).filter(|a| a.is_ipv4() == ipv4);
         targets.map(|a| injector.path_mtu(a)).min().unwrap_or(1500).saturating_sub(headers)
     };
+    // The caps are the program's, shared out among its workers.
+    let defaults = Config::default();
     Config {
         rules: settings
             .rules
@@ -233,6 +237,8 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
         loopback_client: settings.loopback_client,
         mss_v4: mss(true, 40),
         mss_v6: mss(false, 60),
-        ..Config::default()
+        max_memory: defaults.max_memory / settings.workers as usize,
+        max_sessions: defaults.max_sessions / settings.workers as usize,
+        ..defaults
     }
 }

@@ -56,7 +56,7 @@ impl Summary {
     pub(super) fn one_line(&self) -> String {
         let e = &self.engine;
         format!(
-            "sessions: {} seen, {} active, {} aborted; octets: {} captured, {} sent, {} accepted, {} discarded; lag p99 {:?}",
+            "sessions: {} seen, {} active, {} aborted; octets: {} captured, {} sent, {} accepted, {} discarded, {} lost to full rings; lag p99 {:?}",
             e.sessions.seen,
             e.sessions.active,
             e.sessions.aborted.total(),
@@ -64,6 +64,7 @@ impl Summary {
             e.bytes.sent,
             e.accepted_bytes,
             e.bytes.discarded.total(),
+            self.programs.get(CaptureCounter::RingFullBytes),
             e.lag.percentile(99.0)
         )
     }
@@ -72,6 +73,20 @@ impl Summary {
     pub(super) fn verify(&self) {
         if let Err(e) = self.engine.check() {
             log::error!("{e}");
+        }
+        let (e, programs) = (&self.engine, &self.programs);
+        let segments = e.live_segments + self.bad_records + self.no_target;
+        let octets = e.bytes.captured + e.duplicate_bytes + self.no_target_bytes;
+        for (what, kernel, user) in [
+            ("segments", programs.get(CaptureCounter::Captured), segments),
+            ("octets", programs.get(CaptureCounter::CapturedBytes), octets),
+        ] {
+            // The octets of a record that contradicts itself are not known.
+            if kernel != user && self.bad_records == 0 {
+                log::error!(
+                    "the kernel captured {kernel} {what}, but {user} were handled: this is a bug in tcpcopy, please report it"
+                );
+            }
         }
     }
 
@@ -145,7 +160,7 @@ impl Summary {
             .section(
                 "not_reported",
                 nonzero([
-                    ("ring_full", self.targets.reports_lost),
+                    ("ring_full", self.targets.wire.reports_lost),
                     ("channel_too_slow", self.targets.responses_dropped),
                 ]),
             )

@@ -30,6 +30,8 @@ const RECORDS_PER_TURN: usize = 256;
 const OCTETS_PER_TURN: usize = 256 << 10;
 /// What a packet costs beside its payload, in octets of payload: measured, packets of 100 and of 1400 octets cost the same.
 const OCTETS_PER_PACKET: usize = 1400;
+/// When a full interface is tried again.
+const RETRY: Duration = Duration::from_millis(1);
 /// How often a worker publishes what it has counted.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping worker waits for the last figures of an intercept.
@@ -248,7 +250,8 @@ impl Worker {
     }
 
     fn sleep(&mut self, now: Nanos) {
-        let bound = Duration::from_millis(u64::from(MAX_SLEEP_MS));
+        // Packets that the interface had no room for are tried again soon.
+        let bound = if self.injector.pending() > 0 { RETRY } else { Duration::from_millis(u64::from(MAX_SLEEP_MS)) };
         let timeout = self.engine.poll_timeout().map_or(bound, |at| at.since(now).min(bound));
         if timeout.is_zero() || !self.ring.prepare_sleep() {
             return;

@@ -24,12 +24,13 @@ use self::{
     reporter::Reporter,
 };
 use crate::{
-    bpf::{InterceptSetup, Interceptor},
+    bpf::{BpfError, InterceptSetup, Interceptor},
     cli::{daemon::Readiness, intercept::Settings},
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
     net::{
-        interface::{Interface, LinkChange, LinkMonitor, interfaces},
+        NetError,
+        interface::{self, Interface, LinkChange, LinkMonitor, interfaces},
         sockdiag::SockDiag,
     },
     summary::Report,
@@ -47,6 +48,16 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
 
     // Known before anything depends on it: at the end replayed connections are destroyed.
     SockDiag::open()?.preflight()?;
+    // Watching starts before the first look, so that no interface slips through between.
+    let mut monitor = watch(LinkMonitor::open()?)?;
+    let present = interfaces()?;
+    for name in &settings.interfaces {
+        anyhow::ensure!(
+            !interface::named(&present, name)?.loopback,
+            "-i {name}: the kernel answers clients on a loopback interface by that interface, where responses are not \
+             swallowed; replay from another host, or through a veth pair"
+        );
+    }
 
     let (mut interceptor, ring) = Interceptor::load(&InterceptSetup {
         attach: settings.attach,
@@ -55,12 +66,12 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         debug: log::log_enabled!(log::Level::Debug),
     })?;
     let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;
-    // Watching starts before the first look, so that no interface slips through between.
-    let mut monitor = watch(LinkMonitor::open()?)?;
-    for interface in interfaces()?.iter().filter(|i| !i.loopback) {
-        interceptor
-            .attach_swallow(&interface.name)
-            .with_context(|| format!("cannot swallow responses on {}", interface.name))?;
+    for interface in present.iter().filter(|i| !i.loopback) {
+        match interceptor.attach_swallow(&interface.name) {
+            // It went while we looked; the monitor knows.
+            Ok(()) | Err(BpfError::Net(NetError::NoInterface { .. })) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot swallow responses on {}", interface.name)),
+        }
     }
     for name in &settings.interfaces {
         interceptor.attach_learn(name).with_context(|| format!("cannot learn sessions on {name} (-i)"))?;
@@ -84,18 +95,12 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     readiness.announce()?;
 
     let began = Instant::now();
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            changed = monitor.readable_mut() => {
-                let mut changed = changed.context("cannot watch the interfaces")?;
-                let changes = changed.get_inner_mut().changes().context("cannot watch the interfaces")?;
-                changed.clear_ready();
-                follow_interfaces(&changes, &mut lock(&interceptor));
-            }
-        }
-    }
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        // Without it a new interface could leak: better to end, in good order.
+        e = follow_interfaces(&mut monitor, &interceptor) => Err(e).context("cannot watch the interfaces any more"),
+    };
     log::info!("stopping");
     serving.abort();
     // First the channels, so that tcpcopy sends no more; then the keys, so that no more sessions are learned; then the
@@ -108,7 +113,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let counters = lock(&interceptor).counters()?;
     let summary = summary::summarise(&counters, &instances.total(), &reports, &refused, began.elapsed());
     drop(logger);
-    Ok(summary)
+    ended.map(|()| summary)
 }
 
 fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
@@ -116,20 +121,34 @@ fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
     unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
 }
 
-/// Hooks interfaces that appear, so that no answer leaves by one of them.
-fn follow_interfaces(changes: &[LinkChange], interceptor: &mut Interceptor) {
+/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails.
+async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &Mutex<Interceptor>) -> std::io::Error {
+    loop {
+        let changes = match monitor.readable_mut().await {
+            Ok(mut ready) => {
+                let changes = ready.get_inner_mut().changes();
+                ready.clear_ready();
+                changes
+            }
+            Err(e) => Err(e),
+        };
+        match changes {
+            Ok(changes) => apply(&changes, &mut lock(interceptor)),
+            Err(e) => return e,
+        }
+    }
+}
+
+fn apply(changes: &[LinkChange], interceptor: &mut Interceptor) {
     for change in changes {
         match change {
             LinkChange::Present(interface) => swallow_on(interceptor, interface),
-            LinkChange::Removed { name, .. } => interceptor.detach(name),
+            LinkChange::Removed { index, .. } => interceptor.detach(*index),
             LinkChange::Missed => match interfaces() {
                 Ok(present) => {
-                    let gone: Vec<String> = interceptor
-                        .attached()
-                        .filter(|name| present.iter().all(|i| i.name != *name))
-                        .map(str::to_owned)
-                        .collect();
-                    gone.iter().for_each(|name| interceptor.detach(name));
+                    let gone: Vec<u32> =
+                        interceptor.attached().filter(|index| present.iter().all(|i| i.index != *index)).collect();
+                    gone.into_iter().for_each(|index| interceptor.detach(index));
                     present.iter().for_each(|interface| swallow_on(interceptor, interface));
                 }
                 Err(e) => log::error!("cannot list the interfaces: {e}; responses may leave by a new one"),
@@ -140,11 +159,13 @@ fn follow_interfaces(changes: &[LinkChange], interceptor: &mut Interceptor) {
 
 /// Idempotent: an interface is announced again whenever something about it changes.
 fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) {
-    if interface.loopback || interceptor.attached().any(|name| name == interface.name) {
+    if interface.loopback || interceptor.attached().any(|index| index == interface.index) {
         return;
     }
     match interceptor.attach_swallow(&interface.name) {
         Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
+        // It was there for a moment only.
+        Err(BpfError::Net(NetError::NoInterface { .. })) => {}
         Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
     }
 }

@@ -26,9 +26,10 @@ use crate::{
 
 /// How often the reaper looks.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long the replayed client of a session without a socket must have been silent. Longer than the longest back-off
-/// of the replay engine's retransmissions.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long the replayed client of a session without a socket must have been silent. More than twice the longest back-off
+/// of the replay engine's retransmissions (60 s), and than the usual keep-alive time-outs of servers whose sockets are in
+/// another network namespace, where they cannot be seen.
+const LINGER: Duration = Duration::from_secs(130);
 /// How often sockets are destroyed again at the end before we give up.
 const FINAL_ROUNDS: u32 = 100;
 /// Between two of these rounds.

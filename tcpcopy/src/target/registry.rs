@@ -57,6 +57,13 @@ impl Instances {
         }
     }
 
+    /// The channel of `instance` is up.
+    pub fn found(&self, instance: u32) {
+        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+            instance.lost = None;
+        }
+    }
+
     /// The owner of `instance` said that it has ended: nothing is waited for.
     pub fn ended(&self, instance: u32) {
         if let Some(instance) = lock(&self.known).get_mut(&instance) {
@@ -64,8 +71,8 @@ impl Instances {
         }
     }
 
-    /// Forgets the instances that nobody has taken up again, and names them: their SYNs are no longer accepted.
-    pub fn expire(&self) -> Vec<u32> {
+    /// Forgets the instances that nobody has taken up again: their SYNs are no longer accepted.
+    pub fn expire(&self) {
         let mut known = lock(&self.known);
         let expired: Vec<u32> = known
             .iter()
@@ -76,7 +83,6 @@ impl Instances {
             known.remove(id);
             self.forget(*id);
         }
-        expired
     }
 
     /// Forgets every instance: no SYN is accepted any more.
@@ -135,7 +141,7 @@ impl Registry for Instances {
                             "intercept was restarted, or the channel was down for too long",
                         )
                     })?;
-                instance.lost = None;
+                // The report thread calls it found, once it has the new channel in the place of the old.
                 (resume.instance, instance.key, instance.token)
             }
             None => {

@@ -76,6 +76,7 @@ impl Reporter {
                 match self.inbox.next() {
                     Ok(None) => break,
                     Ok(Some(Order::LinkUp(instance, link))) => {
+                        self.instances.found(instance);
                         let owner = Owner { link, batch: Vec::with_capacity(MAX_RESPONSES), dropped: 0 };
                         self.owners.insert(instance, owner);
                     }
@@ -192,7 +193,7 @@ impl Reporter {
             Err(e) => return log::warn!("cannot read what was seen of instance {id:08x}: {e}"),
         };
         let Some(owner) = self.owners.get(&id) else { return };
-        let stats = Stats { wire, reports_lost: 0, responses_dropped: owner.dropped };
+        let stats = Stats { wire, responses_dropped: owner.dropped };
         self.with_link(id, |link| {
             // A slow peer gets the next ones: the figures are totals.
             let _ = link.send(&Frame::Stats(stats))?;

@@ -224,7 +224,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             logger.flush();
 
             interceptor.attach_learn("lo").unwrap();
-            interceptor.detach("lo");
+            interceptor.detach(crate::net::interface::by_name("lo").unwrap().index);
             assert_eq!(attached("lo"), "");
             // Now it leaves, and the client gets its connection.
             let start = Instant::now();
