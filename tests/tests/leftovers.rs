@@ -110,21 +110,3 @@ fn the_clsact_fallback_leaves_nothing_behind_after_the_next_start() {
         intercept_leaves_nothing("clsact", death);
     }
 }
-
-/// The permanent neighbour that `intercept` may add for an absent client is of its own making too.
-#[test]
-fn neighbours_that_intercept_added_are_removed() {
-    let _guard = laboratory!();
-    let lab = Lab::shaped(lab::Shape::AbsentClient).unwrap();
-    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
-    let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let options = MirrorOptions { interfaces: vec!["eth1"], ..MirrorOptions::default() };
-    let mut mirror = Mirror::prepare(&lab, options).unwrap();
-    let before = network_state(&lab.target).unwrap();
-    mirror.start_intercept().unwrap();
-    mirror.start_tcpcopy().unwrap();
-    serve(&lab);
-    let objects = BpfObjects::of(mirror.intercept().pid()).unwrap();
-    mirror.intercept.take().unwrap().stop().unwrap();
-    assert_gone(&objects, &lab.target, &before, "intercept with an absent client");
-}

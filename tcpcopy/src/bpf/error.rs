@@ -5,6 +5,8 @@ use std::{error::Error, io};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use rustix::io::Errno;
 
+use crate::net::NetError;
+
 /// An eBPF program, map or ring could not be set up or used.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -14,12 +16,6 @@ pub enum BpfError {
          CAP_PERFMON; a container may need them granted too"
     )]
     Permission,
-    /// No interface of that name in this network namespace.
-    #[error("there is no network interface `{name}` in this network namespace; `ip link` lists those that there are")]
-    UnknownInterface {
-        /// As given.
-        name: String,
-    },
     /// One of the interfaces carries the packets of the other, so that each would be captured twice.
     #[error("`{upper}` is stacked on `{lower}`, so that every packet would be captured twice: name only one of them")]
     Stacked {
@@ -135,14 +131,9 @@ pub enum BpfError {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Interfaces, qdiscs or filters could not be asked for.
-    #[error("asking the kernel for its {what} over netlink failed")]
-    Netlink {
-        /// What was asked for.
-        what: &'static str,
-        /// The kernel's answer.
-        source: io::Error,
-    },
+    /// The kernel could not be asked about its interfaces.
+    #[error(transparent)]
+    Net(#[from] NetError),
 }
 
 impl BpfError {

@@ -9,10 +9,10 @@
 
 mod counters;
 mod error;
-mod interface;
 mod object;
 pub mod ring;
 pub mod source;
+mod stacking;
 mod sys;
 pub mod target;
 mod tc;

@@ -19,10 +19,13 @@ use tcpcopy_common::{
 
 use super::{
     BpfError, CounterValues, ProgramLogger, RingReader,
-    interface::{self, Interface},
     object::{Object, map},
     ring::{Flags, ring_size},
-    sys, tc,
+    stacking, sys, tc,
+};
+use crate::net::{
+    NetError,
+    interface::{self, Interface, interfaces},
 };
 
 /// Where on a packet's way in it is copied.
@@ -188,16 +191,16 @@ impl Capture {
 
 /// Decides which program goes to which interface.
 fn plan(names: &[String], hook: Hook) -> Result<Vec<Plan>, BpfError> {
-    let all = interface::all()?;
-    let chosen = names.iter().map(|name| interface::by_name(&all, name)).collect::<Result<Vec<_>, _>>()?;
-    interface::refuse_stacked(&all, &chosen)?;
+    let all = interfaces()?;
+    let chosen = names.iter().map(|name| interface::named(&all, name)).collect::<Result<Vec<_>, _>>()?;
+    stacking::refuse(&all, &chosen)?;
     chosen
         .into_iter()
         .map(|interface| {
             let program = match hook {
-                Hook::Auto | Hook::Tc if interface.ethernet => CaptureProgram::Tc(CAPTURE_TC),
+                Hook::Auto | Hook::Tc if interface.has_ethernet_header() => CaptureProgram::Tc(CAPTURE_TC),
                 Hook::Auto | Hook::Tc => CaptureProgram::Tc(CAPTURE_TC_L3),
-                Hook::Xdp | Hook::XdpGeneric if !interface.ethernet => {
+                Hook::Xdp | Hook::XdpGeneric if !interface.has_ethernet_header() => {
                     return Err(BpfError::XdpNotEthernet { interface: interface.name.clone() });
                 }
                 Hook::Xdp => CaptureProgram::Xdp { flags: sys::XDP_FLAGS_DRV_MODE, mode: "native", hook: "xdp native" },
@@ -263,7 +266,7 @@ fn attach_xdp(
             Some(Errno::PERM) => BpfError::Permission,
             Some(Errno::RANGE) => BpfError::XdpMtu { interface },
             Some(Errno::BUSY | Errno::EXIST) => BpfError::XdpBusy { interface },
-            Some(Errno::NODEV) => BpfError::UnknownInterface { name: interface },
+            Some(Errno::NODEV) => NetError::NoInterface { name: interface }.into(),
             _ => BpfError::XdpRefused { interface, mode, source },
         }
     })

@@ -16,11 +16,11 @@ use tcpcopy_common::{
 
 use super::{
     BpfError, CounterValues, ProgramLogger, RingReader,
-    interface::{self, Interface},
     object::{Object, map},
     ring::{Flags, ring_size},
     sys, tc,
 };
+use crate::net::interface::{self, Interface};
 
 /// How the programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ struct Programs {
 
 impl Programs {
     const fn of(&self, interface: &Interface) -> &'static str {
-        if interface.ethernet { self.ethernet } else { self.l3 }
+        if interface.has_ethernet_header() { self.ethernet } else { self.l3 }
     }
 }
 
@@ -108,7 +108,7 @@ impl Interceptor {
     /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
     ///
     /// # Errors
-    /// [`BpfError::UnknownInterface`], [`BpfError::Permission`] or [`BpfError::Attach`].
+    /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
     pub fn attach_learn(&mut self, interface: &str) -> Result<(), BpfError> {
         self.attach(interface, &LEARN, TcAttachType::Ingress, |hooks| &mut hooks.learn)
     }
@@ -116,7 +116,7 @@ impl Interceptor {
     /// Starts to swallow responses that go out by `interface`. Again for the same interface is a no-op.
     ///
     /// # Errors
-    /// [`BpfError::UnknownInterface`], [`BpfError::Permission`] or [`BpfError::Attach`].
+    /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
     pub fn attach_swallow(&mut self, interface: &str) -> Result<(), BpfError> {
         let programs = if self.tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         self.attach(interface, &programs, TcAttachType::Egress, |hooks| &mut hooks.swallow)
@@ -143,8 +143,7 @@ impl Interceptor {
         if slot(hooks).is_some() {
             return Ok(());
         }
-        let all = interface::all()?;
-        let interface = interface::by_name(&all, name)?;
+        let interface = &interface::by_name(name)?;
         let program_name = programs.of(interface);
         let program = self.object.program::<SchedClassifier>(program_name)?;
         let link = if self.tcx {

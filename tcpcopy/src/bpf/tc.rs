@@ -3,23 +3,18 @@
 //! A TCX link dies with the process. A filter and its qdisc do not: they are removed in `Drop`, and what a killed process
 //! left behind is removed when the same program is attached again.
 
-use std::io;
-
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError},
 };
-use netlink_packet_core::NLM_F_DUMP;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcHandle, TcMessage},
 };
 use rustix::io::Errno;
 
-use super::{
-    BpfError,
-    interface::{self, Interface},
-};
+use super::BpfError;
+use crate::net::{NetError, interface::Interface, netlink::Netlink};
 
 /// Attaches `program` at the head of the chain: a program of others that ends the chain cannot hide packets from it.
 pub(super) fn attach_tcx(
@@ -54,7 +49,7 @@ fn attach(
             ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EPERM) => {
                 BpfError::Permission
             }
-            ProgramError::TcError(TcError::IoError(_)) => BpfError::UnknownInterface { name: interface.to_owned() },
+            ProgramError::TcError(TcError::IoError(_)) => NetError::NoInterface { name: interface.to_owned() }.into(),
             error => BpfError::attach(name, interface, &error),
         }
     })
@@ -91,11 +86,13 @@ impl Qdisc {
         Ok(Self { ifindex: interface.index, ours })
     }
 
-    fn is_empty(&self) -> io::Result<bool> {
+    fn is_empty(&self) -> Result<bool, NetError> {
         for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
             let mut message = self.message();
             message.header.parent.minor = minor;
-            if !interface::request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?.is_empty() {
+            let query = RouteNetlinkMessage::GetTrafficFilter(message);
+            let filters: Vec<RouteNetlinkMessage> = Netlink::route()?.dump(query, "list the filters")?;
+            if !filters.is_empty() {
                 return Ok(false);
             }
         }
@@ -117,13 +114,15 @@ impl Drop for Qdisc {
         }
         let removed = self.is_empty().and_then(|empty| {
             if empty {
-                interface::request(RouteNetlinkMessage::DelQueueDiscipline(self.message()), 0)?;
+                let delete = RouteNetlinkMessage::DelQueueDiscipline(self.message());
+                let action = || "remove our clsact qdisc".to_owned();
+                Netlink::route()?.change(delete, 0).map_err(|source| NetError::Refused { action: action(), source })?;
             }
             Ok(())
         });
         match removed {
             // The interface is gone, and the qdisc with it.
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => {}
+            Err(NetError::Refused { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => log::warn!("the clsact qdisc of interface {} could not be removed: {error}", self.ifindex),
             Ok(()) => {}
         }

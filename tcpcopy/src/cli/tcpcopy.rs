@@ -84,7 +84,7 @@ pub struct CopyArgs {
     #[arg(short = 'w', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
     workers: u32,
     /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G
-    #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = parse_ring_size)]
+    #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = parse_ring_size)]
     ring_size: u32,
     /// Seconds after which a replayed connection is given up that neither client nor target has used
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -98,7 +98,7 @@ pub struct CopyArgs {
 /// `--hook`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum HookArg {
-    /// TC ingress, or native XDP on drivers known to attach it without a reset
+    /// The one that disturbs no live traffic: TC ingress
     Auto,
     /// TC ingress, at the head of the chain
     Tc,

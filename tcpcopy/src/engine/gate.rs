@@ -41,11 +41,13 @@ pub(super) struct Gate {
     answer: Answer,
     waiting_since: Option<Nanos>,
     strikes: u8,
+    /// An answer went on after the gate had opened for the next request: there is no more hurry.
+    patient: bool,
 }
 
 impl Gate {
     pub const fn new() -> Self {
-        Self { answer: Answer::Nothing, waiting_since: None, strikes: 0 }
+        Self { answer: Answer::Nothing, waiting_since: None, strikes: 0, patient: false }
     }
 
     /// The gate of a new target connection of the same session.
@@ -64,6 +66,12 @@ impl Gate {
         self.answer = if ends { Answer::Complete(now) } else { Answer::Begun };
     }
 
+    /// The target went on with an answer after the segment that was to wait for it had been sent. If that happens when it
+    /// closes, the rest of the one answer is taken for an answer to the next request.
+    pub const fn opened_early(&mut self) {
+        self.patient = true;
+    }
+
     /// Whether the gate has been given up.
     pub const fn is_off(&self) -> bool {
         self.strikes >= GATE_STRIKES
@@ -78,7 +86,7 @@ impl Gate {
         let bound = since.after(limit);
         let until = match self.answer {
             Answer::Complete(at) => {
-                let late = now.since(captured) > LATE;
+                let late = !self.patient && now.since(captured) > LATE;
                 at.after(if late { config.gate_quiet / HURRY } else { config.gate_quiet }).min(bound)
             }
             Answer::Nothing | Answer::Begun => bound,
@@ -159,6 +167,16 @@ mod tests {
         let mut gate = Gate::new();
         gate.answered(Nanos(100 * MS), true);
         assert!(granted(gate.ask(Nanos(100 * MS + 62_500), Nanos(0), LIMIT, &config())));
+    }
+
+    #[test]
+    fn a_late_replay_that_has_cut_into_an_answer_waits_its_time() {
+        let mut gate = Gate::new();
+        gate.opened_early();
+        gate.reconnect();
+        gate.answered(Nanos(100 * MS), true);
+        assert!(!granted(gate.ask(Nanos(100 * MS + 499_999), Nanos(0), LIMIT, &config())));
+        assert!(granted(gate.ask(Nanos(100 * MS + 500_000), Nanos(0), LIMIT, &config())));
     }
 
     #[test]

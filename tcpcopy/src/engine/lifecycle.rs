@@ -62,6 +62,9 @@ impl Engine {
 
     /// Carries out what a session asked for.
     pub(super) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
+        if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get(id) {
+            self.stats.requests_unanswered += u64::from(session.leaves_unanswered(outcome, stream));
+        }
         match outcome {
             Outcome::Continue => {}
             Outcome::Finished(farewell) => {

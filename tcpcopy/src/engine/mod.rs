@@ -17,6 +17,9 @@
 //! target) several target connections in turn. A connection without a session is *parked*: what it sends is discarded, and
 //! counted, until a request begins at which a session can join.
 
+// What sans-IO means here: clippy.toml at the top of the workspace has the list.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod buffer;
 mod config;
 mod gate;

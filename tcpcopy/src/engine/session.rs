@@ -373,26 +373,35 @@ impl Session {
             State::Connecting { .. } => Outcome::Continue,
             State::Open(Open { closed: Some((_, acked)), .. }) => self.after_fin(*acked, stream, config),
             State::Open(_) => Outcome::Continue,
-            State::Resting if stream.end() > self.sent => match self.resume_at(stream, config) {
-                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
-                None => Outcome::Aborted(Reason::TargetClosed, Farewell::Nothing),
-            },
-            State::Resting if stream.fin().is_some() || stream.reset().is_some() => {
-                Outcome::Finished(Farewell::Nothing)
+            State::Resting => {
+                if let Some(from) = self.carry_on_at(stream, config) {
+                    Outcome::Reconnect(from, Farewell::Nothing)
+                } else if stream.end() > self.sent {
+                    Outcome::Aborted(Reason::TargetClosed, Farewell::Nothing)
+                } else if stream.fin().is_some() || stream.reset().is_some() {
+                    Outcome::Finished(Farewell::Nothing)
+                } else {
+                    Outcome::Continue
+                }
             }
-            State::Resting => Outcome::Continue,
         }
     }
 
     /// The target closed its direction, having acknowledged what lies before `acked`. It may still read, so only what it
     /// cannot answer any more is moved to another connection.
+    ///
+    /// A request that the target acknowledged before it closed may have reached an application that had closed already,
+    /// or its answer may be the close (`quit`). What the live server did decides.
     fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
-        let repeat = if acked < self.sent { self.repeat_from(stream, config) } else { None };
-        let resume = if stream.end() > self.sent { self.resume_at(stream, config) } else { None };
-        if let Some(from) = repeat.or(resume) {
-            return Outcome::Reconnect(from, Farewell::Reset);
+        let read_to_the_end = self.fin_sent && stream.fin().is_some_and(|fin| acked > fin.offset);
+        if read_to_the_end {
+            return Outcome::Continue;
         }
-        Outcome::Continue
+        let crossed = if acked < self.sent { self.repeat_from(stream, config) } else { None };
+        match crossed.or_else(|| self.carry_on_at(stream, config)) {
+            Some(from) => Outcome::Reconnect(from, Farewell::Reset),
+            None => Outcome::Continue,
+        }
     }
 
     /// The target connection is gone.
@@ -436,6 +445,35 @@ impl Session {
         let begins = stream.mark(self.next_mark).is_some_and(|m| m.offset == self.sent)
             && (stream.begins_request(self.next_mark) || self.sent == 0);
         (config.rejoin && begins && self.fruitless < MOST_FRUITLESS).then_some(self.sent)
+    }
+
+    /// Where another connection carries on, if the live client's behaviour asks for one: at the newest request, which the
+    /// live server has answered and the target has not, or at what was never sent.
+    fn carry_on_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
+        let repeat = if self.is_answered_live(stream) { self.repeat_from(stream, config) } else { None };
+        let resume = || if stream.end() > self.sent { self.resume_at(stream, config) } else { None };
+        repeat.or_else(resume)
+    }
+
+    /// Whether the live client shows that it has read an answer to the last octets that we sent.
+    fn is_answered_live(&self, stream: &Stream) -> bool {
+        let Some(read) = self.read else { return false };
+        let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);
+        let end = stream.fin().or(stream.reset()).and_then(|ending| ending.ack);
+        // A single number may be the live server's FIN.
+        next.is_some_and(|ack| ack.is_after(read)) || end.is_some_and(|ack| ack.is_after(read.plus(1)))
+    }
+
+    /// Whether a request of the present target connection stays without an answer for good, if this becomes of the
+    /// session. An aborted one is counted as that.
+    pub fn leaves_unanswered(&self, outcome: Outcome, stream: &Stream) -> bool {
+        let silent = !self.answered && self.request < self.sent;
+        let crossed = matches!(self.state, State::Open(Open { closed: Some((_, acked)), .. }) if acked < self.sent);
+        match outcome {
+            Outcome::Reconnect(from, _) => from > self.request && (silent || crossed),
+            Outcome::Finished(_) => silent && self.is_answered_live(stream),
+            _ => false,
+        }
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.

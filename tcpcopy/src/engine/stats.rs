@@ -218,6 +218,9 @@ plain_counters! {
     joined,
     /// Sessions continued on another target connection after an early close by the target.
     reconnects,
+    /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
+    /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
+    requests_unanswered,
     /// Segments (before re-segmentation) first sent with payload.
     sent_segments,
     /// Segments (before re-segmentation), SYNs and FINs included, sent again.

@@ -45,11 +45,17 @@ pub struct Interface {
     /// The bridge, bond or VRF that it is a port of, by index: a packet that it receives is received by that one too.
     pub master: Option<u32>,
     /// The interface that it is stacked on, as a VLAN is on its parent, by index: a packet that it receives was received
-    /// by that one first. Not the peer of a veth.
+    /// by that one first. Not the peer of a veth, nor what a tunnel goes through.
     pub lower: Option<u32>,
 }
 
 impl Interface {
+    /// Whether its packets start with an Ethernet header; if not, they start with the IP header.
+    #[must_use]
+    pub const fn has_ethernet_header(&self) -> bool {
+        matches!(self.link_type, ETHERNET | libc::ARPHRD_LOOPBACK)
+    }
+
     fn from_message(message: &LinkMessage) -> Option<Self> {
         let flags = message.header.flags;
         let mut interface = Self {
@@ -66,6 +72,7 @@ impl Interface {
             lower: None,
         };
         let mut elsewhere = false;
+        let mut shares_packets = false;
         for attribute in &message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => interface.name.clone_from(name),
@@ -75,6 +82,7 @@ impl Interface {
                 LinkAttribute::Link(index) => interface.lower = Some(*index),
                 LinkAttribute::LinkNetNsId(_) => elsewhere = true,
                 LinkAttribute::LinkInfo(infos) => {
+                    shares_packets = infos.iter().any(shares_lower_packets);
                     interface.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
                         _ => None,
@@ -83,10 +91,16 @@ impl Interface {
                 _ => {}
             }
         }
-        let paired = interface.kind.as_deref() == Some(InfoKind::Veth.to_string().as_str());
-        interface.lower = interface.lower.filter(|&i| i != 0 && i != interface.index && !elsewhere && !paired);
+        // IFLA_LINK also names the peer of a veth and the device below a tunnel, which see different packets.
+        interface.lower = interface.lower.filter(|&i| i != 0 && shares_packets && !elsewhere);
         (!interface.name.is_empty()).then_some(interface)
     }
+}
+
+/// Whether this kind of device hands on the very packets of the device that it is made on.
+fn shares_lower_packets(info: &LinkInfo) -> bool {
+    use InfoKind::{Dsa, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan};
+    matches!(info, LinkInfo::Kind(Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec | Dsa))
 }
 
 /// All interfaces of this network namespace.
@@ -113,10 +127,15 @@ pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetError> {
 /// # Errors
 /// [`NetError::NoInterface`] when there is none.
 pub fn by_name(name: &str) -> Result<Interface, NetError> {
-    interfaces()?
-        .into_iter()
-        .find(|interface| interface.name == name)
-        .ok_or_else(|| NetError::NoInterface { name: name.into() })
+    named(&interfaces()?, name).cloned()
+}
+
+/// The interface called `name` among `all`.
+///
+/// # Errors
+/// [`NetError::NoInterface`] when there is none.
+pub fn named<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface, NetError> {
+    all.iter().find(|interface| interface.name == name).ok_or_else(|| NetError::NoInterface { name: name.into() })
 }
 
 /// The interface with `index`.
@@ -241,6 +260,7 @@ mod tests {
             let v1 = by_name("v1").unwrap();
             assert_eq!((v1.up, v1.master), (true, Some(by_name("br0").unwrap().index)));
             let lo = by_index(1).unwrap();
+            assert!(lo.has_ethernet_header());
             assert!(lo.loopback && !lo.resolves && lo.link_type == libc::ARPHRD_LOOPBACK);
             assert!(matches!(by_name("nope"), Err(NetError::NoInterface { .. })));
             assert!(matches!(by_index(4711), Err(NetError::NoInterface { .. })));

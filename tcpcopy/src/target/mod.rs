@@ -98,11 +98,13 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     }
     log::info!("stopping");
     serving.abort();
-    // Sockets first, then the last reports, then the programs: nothing may answer after they are gone.
-    stop_reaper.send(());
-    join(reaper, "reaper")?;
+    // First the channels, so that tcpcopy sends no more; then the keys, so that no more sessions are learned; then the
+    // sockets; and the programs last, when nothing is left that could answer.
     instances.stop_reporting();
     let reports = join(reporter, "reporter")?;
+    instances.forget_all();
+    stop_reaper.send(());
+    join(reaper, "reaper")?;
     let counters = lock(&interceptor).counters()?;
     let summary = summary::summarise(&counters, &instances.total(), &reports, &refused, began.elapsed());
     drop(logger);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::{flow::Flow, response::Session};
+use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
 
 use super::registry::{Instances, lock};
 use crate::{
@@ -29,11 +29,12 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long the replayed client of a session without a socket must have been silent. Longer than the longest back-off
 /// of the replay engine's retransmissions.
 const LINGER: Duration = Duration::from_secs(60);
-/// How often sockets are destroyed again at the end before we give up: a connection request may become a socket
-/// between two looks.
-const FINAL_ROUNDS: u32 = 20;
+/// How often sockets are destroyed again at the end before we give up.
+const FINAL_ROUNDS: u32 = 100;
 /// Between two of these rounds.
 const FINAL_PAUSE: Duration = Duration::from_millis(20);
+/// After so many rounds in which there was nothing to destroy and nothing to swallow, all is over.
+const FINAL_QUIET: u32 = 3;
 
 /// The reaper's state.
 pub struct Reaper {
@@ -131,7 +132,12 @@ impl Reaper {
     }
 
     /// Destroys the sockets of all replayed sessions, so that none answers after our programs are detached.
+    ///
+    /// The channels are closed, so the sources send no more; but what they have sent may still be under way, become a
+    /// socket, or be answered with a RST. So this goes on until there are no sockets and nothing was swallowed for a while.
     fn destroy_all(&self) {
+        let mut swallowed = self.swallowed();
+        let mut quiet = 0;
         for _ in 0..FINAL_ROUNDS {
             let sessions = self.sessions();
             if sessions.is_empty() {
@@ -143,14 +149,20 @@ impl Reaper {
                 Err(e) => return log::error!("cannot list the sockets of replayed connections: {e}"),
             };
             let left: Vec<&Flow> = sessions.iter().map(|(f, _)| f).filter(|f| sockets.contains(f)).collect();
-            if left.is_empty() {
+            let before = std::mem::replace(&mut swallowed, self.swallowed());
+            quiet = if left.is_empty() && swallowed == before { quiet + 1 } else { 0 };
+            if quiet == FINAL_QUIET {
                 return;
             }
             log::debug!("destroying {} replayed connections", left.len());
             left.into_iter().for_each(|flow| destroy(&mut sock_diag, flow));
-            crate::mailbox::wait_readable(&self.inbox, FINAL_PAUSE);
+            std::thread::sleep(FINAL_PAUSE);
         }
         log::warn!("some replayed connections could not be destroyed; their answers may reach clients");
+    }
+
+    fn swallowed(&self) -> u64 {
+        lock(&self.interceptor).counters().map_or(0, |c| c.get(TargetCounter::Swallowed))
     }
 }
 

@@ -74,15 +74,26 @@ impl Instances {
             .collect();
         for id in &expired {
             known.remove(id);
-            let mut interceptor = lock(&self.interceptor);
-            if let Ok(seen) = interceptor.wire_stats(*id) {
-                *lock(&self.past) += seen;
-            }
-            if let Err(e) = interceptor.remove_instance(*id) {
-                log::warn!("cannot forget instance {id:08x}: {e}");
-            }
+            self.forget(*id);
         }
         expired
+    }
+
+    /// Forgets every instance: no SYN is accepted any more.
+    pub fn forget_all(&self) {
+        for (id, _) in lock(&self.known).drain() {
+            self.forget(id);
+        }
+    }
+
+    fn forget(&self, id: u32) {
+        let mut interceptor = lock(&self.interceptor);
+        if let Ok(seen) = interceptor.wire_stats(id) {
+            *lock(&self.past) += seen;
+        }
+        if let Err(e) = interceptor.remove_instance(id) {
+            log::warn!("cannot forget instance {id:08x}: {e}");
+        }
     }
 
     /// Whether sessions of `instance` are still somebody's.

@@ -25,6 +25,7 @@ use crate::{
         Attachment, BpfError, Capture, CaptureRule, CaptureSetup, Hook, InterceptSetup, Interceptor, RingReader,
         TcAttach,
     },
+    net::NetError,
     segment::LiveSegment,
 };
 
@@ -191,7 +192,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             let (mut interceptor, mut reader) = Interceptor::load(&setup).unwrap();
             interceptor.attach_swallow("lo").unwrap();
             interceptor.attach_swallow("lo").unwrap();
-            assert!(matches!(interceptor.attach_learn("nonesuch0"), Err(BpfError::UnknownInterface { .. })));
+            assert!(matches!(interceptor.attach_learn("nonesuch0"), Err(BpfError::Net(NetError::NoInterface { .. }))));
             // The session is opened by hand: `learn` is not attached, so that the ordinary SYN below does not end it.
             let listener = TcpListener::bind("127.0.0.1:80").unwrap();
             let client: SocketAddr = "127.0.0.1:40000".parse().unwrap();
@@ -327,7 +328,7 @@ fn interfaces_that_cannot_be_captured_on_are_refused_with_the_reason() {
         ip("link set v1 up");
         let refused = |interfaces: &[&str], hook| capture(interfaces, hook).err().expect("refused").to_string();
         assert!(refused(&["v0", "br0"], Hook::Auto).contains("`br0` is stacked on `v0`"));
-        assert!(refused(&["v2"], Hook::Auto).contains("no network interface `v2`"));
+        assert!(refused(&["v2"], Hook::Auto).contains("no interface v2"));
         assert!(refused(&["tun0"], Hook::Xdp).contains("no Ethernet header"));
         assert!(refused(&["lo"], Hook::Xdp).contains("refused XDP in native mode"));
         let first = capture(&["v1"], Hook::XdpGeneric).unwrap();

@@ -163,10 +163,11 @@ impl Session {
 
         let State::Open(open) = &self.state else { return Outcome::Continue };
         if let Some((_, at_fin)) = open.closed {
-            if self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset) {
-                return Outcome::Finished(Farewell::Acknowledge);
-            }
-            return self.after_fin(at_fin, stream, cx.config);
+            let done = self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset);
+            return match self.after_fin(at_fin, stream, cx.config) {
+                Outcome::Continue if done => Outcome::Finished(Farewell::Acknowledge),
+                outcome => outcome,
+            };
         }
         Outcome::Continue
     }
@@ -246,6 +247,8 @@ impl Session {
             if acked > self.request {
                 self.answered = true;
                 self.fruitless = 0;
+            } else if self.request < self.sent && acked > self.origin {
+                self.gate.opened_early();
             }
             let greeting = acked == 0 && self.origin == 0 && cx.now.since(open.since) < GREETING;
             if greeting {

@@ -301,7 +301,6 @@ impl Session {
         } else {
             self.fin_sent = true;
             cx.stats.fins.send(1);
-            self.note_read(fin.ack);
         }
         self.retransmit_at.get_or_insert(cx.now.after(self.rto.current()));
         Some(self.plan(offset, 0, 0, FIN))
@@ -311,8 +310,10 @@ impl Session {
     fn live_reset_is_due(&mut self, stream: &Stream, cx: &mut Context<'_>) -> bool {
         let Some(reset) = stream.reset() else { return false };
         let State::Open(open) = &self.state else { return false };
-        let end = stream.fin().map_or(stream.end(), |fin| fin.offset + 1);
-        open.una >= end && (!self.is_reply(reset.ack, cx) || self.permitted(cx.now, cx))
+        let (end, read) = stream.fin().map_or((stream.end(), None), |fin| (fin.offset + 1, fin.ack));
+        // The FIN has already waited for what it replies to.
+        let is_news = reset.ack.zip(read).is_none_or(|(ack, read)| ack.is_after(read));
+        open.una >= end && (!(is_news && self.is_reply(reset.ack, cx)) || self.permitted(cx.now, cx))
     }
 }
 

@@ -28,28 +28,31 @@ fn a_target_with_a_keep_alive_limit_gets_every_request_once() {
     assert_eq!((stats.sessions.seen, stats.reconnects, stats.bytes.sent), (1, 4, 69));
 }
 
+/// Answers so many lines, and closes this many nanoseconds after the last: long enough for the next line to be taken by the
+/// target's kernel, which acknowledges it in the FIN.
+fn close_late(most: usize, after: u64) -> App {
+    let mut lines = 0;
+    Box::new(move |input| {
+        let Some((all, seen)) = input else { return Vec::new() };
+        let mut acts = Vec::new();
+        for _ in all[seen..].iter().filter(|&&b| b == b'\n') {
+            lines += 1;
+            if lines <= most {
+                acts.push(Act::Write(0, 10));
+            }
+            if lines == most {
+                acts.push(Act::Close(after));
+            }
+        }
+        acts
+    })
+}
+
 #[test]
 fn a_request_that_crossed_the_target_s_fin_is_sent_again_elsewhere() {
     let mut lab = Lab::new();
     // Closes long enough after its second answer for the third request to be under way.
-    lab.target.new_app = Box::new(|n| {
-        let mut lines = 0;
-        let most = if n == 0 { 2 } else { 99 };
-        Box::new(move |input| {
-            let Some((all, seen)) = input else { return Vec::new() };
-            let mut acts = Vec::new();
-            for _ in all[seen..].iter().filter(|&&b| b == b'\n') {
-                lines += 1;
-                if lines <= most {
-                    acts.push(Act::Write(0, 10));
-                }
-                if lines == most {
-                    acts.push(Act::Close(630_000));
-                }
-            }
-            acts
-        })
-    });
+    lab.target.new_app = Box::new(|n| close_late(if n == 0 { 2 } else { 99 }, 630_000));
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     for n in 0..4 {
@@ -63,6 +66,100 @@ fn a_request_that_crossed_the_target_s_fin_is_sent_again_elsewhere() {
     lab.assert_nothing_lost();
     let stats = lab.engine.stats();
     assert_eq!((stats.reconnects, stats.bytes.sent, stats.retransmitted_bytes), (1, 8, 2));
+}
+
+#[test]
+fn a_request_that_the_target_acknowledged_and_closed_upon_is_sent_again_elsewhere() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|n| close_late(if n == 0 { 2 } else { 99 }, 700_000));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for n in 0..4 {
+        client.send(&mut lab, 10, format!("{n}\n").as_bytes());
+    }
+    client.fin(&mut lab, 10);
+    lab.run_ms(2000);
+    assert_eq!(lab.target.past[0].1.received, b"0\n1\n2\n", "the third request arrived before the target closed");
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"2\n3\n");
+    lab.assert_nothing_lost();
+    let stats = lab.engine.stats();
+    assert_eq!((stats.reconnects, stats.retransmitted_bytes, stats.requests_unanswered), (1, 2, 0));
+}
+
+/// The live client goes on in time, after a rest, or ends: it has read an answer that the target owes.
+#[test]
+fn the_last_request_before_a_close_is_sent_again_when_the_live_client_has_read_its_answer() {
+    for (pause, ends) in [(0, true), (3, true), (3, false), (30_000, true), (30_000, false)] {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(|n| close_late(if n == 0 { 1 } else { 99 }, 700_000));
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        client.send(&mut lab, 0, b"one\n");
+        client.send(&mut lab, 10, b"two\n");
+        lab.run_ms(pause);
+        if !ends {
+            client.send(&mut lab, 10, b"three\n");
+            lab.run_ms(10);
+        }
+        client.fin(&mut lab, 10);
+        lab.run_ms(2000);
+        assert_eq!(lab.target.past[0].1.received, b"one\ntwo\n");
+        let after: &[u8] = if ends { b"two\n" } else { b"two\nthree\n" };
+        assert_eq!(lab.target.conns.values().next().unwrap().received, after, "after {pause} ms");
+        lab.assert_nothing_lost();
+        let stats = lab.engine.stats();
+        assert_eq!((stats.reconnects, stats.requests_unanswered), (1, 0));
+    }
+}
+
+#[test]
+fn a_request_that_is_answered_by_the_close_is_not_sent_again() {
+    for pause in [0, 3, 30_000] {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(|_| {
+            Box::new(|input| match input {
+                Some((b"quit\n", 0)) => vec![Act::Close(0)],
+                _ => Vec::new(),
+            })
+        });
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        client.send(&mut lab, 0, b"quit\n");
+        lab.run_ms(pause);
+        // It has read nothing but the live server's FIN.
+        client.fin(&mut lab, 1);
+        lab.run_ms(2500);
+        assert_eq!(lab.lines(), ["quit\n"], "after {pause} ms");
+        lab.assert_done();
+        let stats = lab.engine.stats();
+        assert_eq!((stats.reconnects, stats.requests_unanswered, stats.sessions.finished), (0, 0, 1));
+    }
+}
+
+#[test]
+fn an_unanswered_request_that_cannot_be_sent_again_is_counted() {
+    let mut lab = Lab::new();
+    // More than is kept of what the target has acknowledged.
+    let long = [vec![b'x'; 300 << 10], b"\n".to_vec()].concat();
+    let whole = long.len();
+    lab.target.new_app = Box::new(move |n| match n {
+        0 => Box::new(move |input| match input {
+            Some((all, seen)) if all.len() == whole && seen < whole => vec![Act::Close(100_000)],
+            _ => Vec::new(),
+        }),
+        _ => lines(10),
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &long);
+    lab.run_ms(50);
+    client.send(&mut lab, 10, b"next\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"next\n");
+    lab.assert_nothing_lost();
+    assert_eq!(lab.engine.stats().requests_unanswered, 1);
 }
 
 #[test]

@@ -56,6 +56,28 @@ fn an_answer_in_pieces_is_waited_for() {
 }
 
 #[test]
+fn a_late_replay_does_not_cut_into_answers_in_pieces_again_and_again() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| {
+        Box::new(|input| {
+            let Some((all, seen)) = input else { return Vec::new() };
+            let lines = all[seen..].iter().filter(|&&b| b == b'\n');
+            lines.flat_map(|_| (0..3).map(|i| Act::Write(i * 100_000, 10))).collect()
+        })
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..30 {
+        client.send(&mut lab, 30, b"next\n");
+    }
+    lab.run_ms(15);
+    // 100 us for the way, 200 us for the pieces, 500 us of quiet: in a hurry it would be 162 us.
+    assert!(lab.only().received.len() <= 20 * 5, "{} requests", lab.only().received.len() / 5);
+    lab.run_ms(15);
+    assert_eq!(lab.only().received.len(), 30 * 5);
+}
+
+#[test]
 fn pipelined_requests_are_not_held() {
     let mut lab = Lab::new();
     lab.target.new_app = Box::new(|_| slow(40, 10));
