@@ -1,6 +1,6 @@
 //! Live clients and servers, as the capture sees them: the segments of one connection, from its script.
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use tcpcopy::{segment::LiveSegment, time::Nanos};
 use tcpcopy_common::{
@@ -11,6 +11,7 @@ use tcpcopy_common::{
 use crate::{
     random::Random,
     scenario::{Connection, Cut, Ending, Pause, Scenario, Write},
+    wire,
 };
 
 /// A request begins with the number of its connection, its own number, and its length in three octets.
@@ -23,8 +24,6 @@ pub const START: Nanos = Nanos(1_000_000_000_000);
 pub struct Captured {
     pub time: Nanos,
     pub connection: usize,
-    /// Whether all of it had been captured before.
-    pub repeats: bool,
     /// Offset in the stream of the first octet.
     pub offset: usize,
     pub flow: Flow,
@@ -50,6 +49,18 @@ impl Captured {
             options: if self.flags & SYN != 0 { &OPTIONS } else { &[] },
             payload: &self.payload,
         }
+    }
+}
+
+impl fmt::Display for Captured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (port, flags) = (u16::from_be_bytes(self.flow.client_port), wire::letters(self.flags));
+        let Self { connection, offset, ack, payload, .. } = self;
+        write!(
+            f,
+            "captured connection {connection} port {port} {flags} offset {offset} ack {ack} length {}",
+            payload.len()
+        )
     }
 }
 
@@ -184,8 +195,8 @@ impl<'a> Player<'a> {
         let syn = flags & SYN != 0;
         let seq = self.connection.isn.wrapping_add(u32::from(!syn)).wrapping_add(offset as u32);
         let rule = self.connection.service as u16 + if self.connection.v6 { 2 } else { 0 };
-        let (connection, flow, repeats) = (self.index, self.flow, false);
-        self.segments.push(Captured { time, connection, repeats, offset, flow, rule, seq, ack, flags, payload });
+        let (connection, flow) = (self.index, self.flow);
+        self.segments.push(Captured { time, connection, offset, flow, rule, seq, ack, flags, payload });
         self.received = self.received.max(time);
     }
 
@@ -298,17 +309,23 @@ impl<'a> Player<'a> {
             let to = offset + self.random.within(1..=length as u64) as usize;
             let time = time.after(self.random.micros(1_000..=300_000));
             self.capture(time, ACK, from, self.live.stream[from..to].to_vec());
-            if let Some(repetition) = self.segments.last_mut() {
-                repetition.repeats = true;
-            }
         }
     }
 
-    /// Nothing is sent again after the FIN: by then the session may be over, and nobody could tell what it belongs to.
+    /// No octets are sent again once all of them and the FIN have been captured: by then the session may be over, and
+    /// nobody could tell what they belong to.
     fn hurry_repetitions(&mut self) {
-        let fin = self.segments.iter().filter(|s| s.flags & FIN != 0).map(|s| s.time).min();
-        for repetition in self.segments.iter_mut().filter(|s| s.flags & FIN == 0 && s.repeats) {
-            repetition.time = fin.map_or(repetition.time, |fin| repetition.time.min(fin));
+        self.segments.sort_by_key(|segment| segment.time);
+        let mut missing = vec![true; self.live.stream.len()];
+        let mut fin = false;
+        let complete = self.segments.iter().find(|segment| {
+            missing[segment.offset..segment.offset + segment.payload.len()].fill(false);
+            fin |= segment.flags & FIN != 0;
+            fin && !missing.contains(&true)
+        });
+        let Some(at) = complete.map(|segment| segment.time) else { return };
+        for late in self.segments.iter_mut().filter(|s| s.flags & FIN == 0) {
+            late.time = late.time.min(at);
         }
     }
 

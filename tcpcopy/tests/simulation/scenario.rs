@@ -27,6 +27,16 @@ pub enum Part {
     Limits,
 }
 
+impl Part {
+    /// The connection that this is a lesser part of.
+    pub const fn connection(self) -> Option<u8> {
+        match self {
+            Self::Write(c, _) | Self::Leg(c) => Some(c),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -15,7 +15,7 @@ use crate::{
 /// # Errors
 /// What went wrong.
 pub fn attempt(seed: u64, without: &BTreeSet<Part>) -> Result<world::Outcome, String> {
-    let run = || world::run(&Scenario::new(seed, without));
+    let run = || world::run(&Scenario::new(seed, without), false);
     panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
         let text = cause.downcast_ref::<String>().cloned();
         Err(text.or_else(|| cause.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default())
@@ -31,7 +31,8 @@ pub fn shrink(seed: u64, without: &BTreeSet<Part>) -> BTreeSet<Part> {
     loop {
         let before = left_out.len();
         for part in Scenario::new(seed, &left_out).parts() {
-            if left_out.insert(part) && attempt(seed, &left_out).is_ok() {
+            let gone = part.connection().is_some_and(|c| left_out.contains(&Part::Connection(c)));
+            if !gone && left_out.insert(part) && attempt(seed, &left_out).is_ok() {
                 left_out.remove(&part);
             }
         }

@@ -113,3 +113,25 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
     }
     report
 }
+
+/// A transmission in a line.
+pub fn shown(transmit: &Transmit<'_>) -> String {
+    let Transmit { flow, seq, ack, flags, payload, .. } = transmit;
+    let port = u16::from_be_bytes(flow.client_port);
+    format!("port {port} {} seq {seq} ack {ack} length {}", letters(*flags), payload.len())
+}
+
+/// A report in a line, with the requests that the segment answers.
+pub fn described(report: &ResponseHeader, answers: &[(u8, u8)]) -> String {
+    let port = u16::from_be_bytes(report.flow.client_port);
+    let (seq, ack) = (u32::from_be_bytes(report.seq), u32::from_be_bytes(report.ack));
+    let (flags, window) = (letters(report.flags), u16::from_be_bytes(report.window));
+    let answers: String = answers.iter().map(|(c, n)| format!(" answers c{c} request {n}")).collect();
+    format!("port {port} {flags} seq {seq} ack {ack} length {} window {window}{answers}", report.payload_len)
+}
+
+/// Control bits, as tcpdump shows them.
+pub fn letters(flags: u8) -> String {
+    let all = [(SYN, 'S'), (FIN, 'F'), (RST, 'R'), (PSH, 'P'), (ACK, '.')];
+    all.iter().filter(|(bit, _)| flags & bit != 0).map(|&(_, letter)| letter).collect()
+}

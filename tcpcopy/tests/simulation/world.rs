@@ -58,13 +58,15 @@ struct World<'a> {
     /// The sessions that the programs at the target know, with their ISNs.
     sessions: HashMap<Flow, u32>,
     limit: usize,
+    /// Whether to tell what happens.
+    trace: bool,
 }
 
-/// Runs a scenario.
+/// Runs a scenario; `trace`: tells on standard error what happens.
 ///
 /// # Errors
 /// What went wrong, and when.
-pub fn run(scenario: &Scenario) -> Result<Outcome, String> {
+pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
     let (lives, captured) = live::play(scenario);
     let octets: usize = captured.iter().map(|segment| segment.payload.len()).sum();
     let end = captured.last().map_or(START, |segment| segment.time).0 + AFTERMATH;
@@ -81,6 +83,7 @@ pub fn run(scenario: &Scenario) -> Result<Outcome, String> {
         events: BTreeMap::new(),
         order: 0,
         sessions: HashMap::new(),
+        trace,
     };
     world.engine.handle_channel_up(START, TARGET, Credentials { instance: INSTANCE, key: KEY });
     for segment in captured {
@@ -145,9 +148,16 @@ impl World<'_> {
         Ok(true)
     }
 
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.trace {
+            eprintln!("{:11.6} {}", self.now.since(START).as_secs_f64(), what());
+        }
+    }
+
     fn happen(&mut self, event: Event) {
         match event {
             Event::Captured(segment) => {
+                self.tell(|| segment.to_string());
                 self.oracle.captured(&segment);
                 self.engine.handle_live(self.now, &segment.segment());
             }
@@ -156,6 +166,7 @@ impl World<'_> {
                 self.respond(responses);
             }
             Event::ToEngine(response) => {
+                self.tell(|| format!("report   {}", wire::described(&response.report, &response.answers)));
                 self.oracle.told(&response.answers);
                 self.engine.handle_response(self.now, TARGET, &response.report);
             }
@@ -166,6 +177,9 @@ impl World<'_> {
     fn settle(&mut self) -> Result<(), String> {
         let mut transmissions = 0;
         while let Some(transmit) = self.engine.poll_transmit(self.now) {
+            if self.trace {
+                eprintln!("{:11.6} send     {}", self.now.since(START).as_secs_f64(), wire::shown(&transmit));
+            }
             self.oracle.sends(&transmit)?;
             if transmit.flags & SYN != 0 {
                 let mark = transmit.options.syn.ok_or("a SYN without options")?.mark;
