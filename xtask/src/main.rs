@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod fuzz;
 mod lint;
 mod packages;
 mod run;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Arguments),
     /// Run every test: unit, property and end-to-end.
     Test(test::Arguments),
+    /// Run the replay engine against simulated clients, paths and targets: one seed, one run.
+    Fuzz(fuzz::Arguments),
     /// Mirror live traffic between namespaces of this machine and show what arrived.
     Demo(demo::Arguments),
     /// Check formatting and lints, of the eBPF programs too.
@@ -54,6 +57,7 @@ fn run() -> anyhow::Result<()> {
         Command::Build => build::release(),
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Lint => lint::run(),
     }

@@ -24,6 +24,8 @@ pub(super) struct Received {
 /// Receiving half of a replayed connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Receiver {
+    /// The target's initial sequence number.
+    irs: TargetSeq,
     next: TargetSeq,
     /// Beyond `next`: first octet and the one after the last, sorted, disjoint.
     ranges: [(TargetSeq, TargetSeq); RANGES],
@@ -35,7 +37,7 @@ pub(super) struct Receiver {
 impl Receiver {
     /// Expects the octet after the target's SYN.
     pub fn new(irs: TargetSeq) -> Self {
-        Self { next: irs.plus(1), ranges: Default::default(), used: 0, fin: None, finished: false }
+        Self { irs, next: irs.plus(1), ranges: Default::default(), used: 0, fin: None, finished: false }
     }
 
     /// The next sequence number expected: what we acknowledge.
@@ -52,6 +54,13 @@ impl Receiver {
     pub const fn is_plausible(&self, seq: TargetSeq) -> bool {
         let distance = seq.distance(self.next);
         -PLAUSIBLE < distance && distance < PLAUSIBLE
+    }
+
+    /// Whether a RST that acknowledges nothing can belong to this connection: it answers a segment of ours, so its number is
+    /// one that we acknowledged, or lies in our window. The target also answers what we sent on an earlier connection.
+    pub fn is_plausible_reset(&self, seq: TargetSeq) -> bool {
+        let window = u32::from(WINDOW) << WINDOW_SCALE;
+        seq.is_after(self.irs) && !seq.is_after(self.next.plus(window))
     }
 
     /// Takes a segment's place in the stream in.
@@ -158,6 +167,14 @@ mod tests {
         assert!(r.receive(at(9), 0, false).acknowledge);
         assert!(!r.receive(at(10), 0, false).acknowledge);
         assert!(!r.receive(at(11), 0, false).acknowledge, "the ACK of an ACK, when a report was lost");
+    }
+
+    #[test]
+    fn a_reset_of_an_earlier_connection_is_told_by_its_number() {
+        let mut r = receiver();
+        r.receive(at(0), 100, false);
+        assert!([0, 50, 100, 1 << 20].into_iter().all(|offset| r.is_plausible_reset(at(offset))));
+        assert!([u32::MAX, 1 << 24, 1 << 29].into_iter().all(|offset| !r.is_plausible_reset(at(offset))));
     }
 
     proptest! {

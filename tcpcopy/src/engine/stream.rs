@@ -132,7 +132,7 @@ impl Stream {
         let begin = self.offset_of(seq);
         let finish = begin + payload.len() as i64;
         let last = self.fin.map_or(i64::MAX, |fin| fin.offset as i64);
-        let nonsense = (finish - last.max(begin)).max(0);
+        let nonsense = self.fin.map_or(0, |_| (finish - last.max(begin)).max(0));
         let finish = finish.min(last);
         let from = begin.max(self.end as i64);
         if finish <= from {
@@ -456,6 +456,16 @@ mod tests {
         assert_eq!(rig.all(), b"abcd");
         assert!(rig.stream.fin().is_some() && rig.stream.hole_since().is_none());
         assert_eq!(rig.put(9, b"z"), Inserted { nonsense: 1, ..Inserted::default() });
+    }
+
+    #[test]
+    fn octets_from_before_the_capture_began_are_repetitions() {
+        let mut rig = Rig::new(7);
+        rig.stream = Stream::new(None);
+        assert_eq!(rig.put(100, b"x").unique, 1);
+        assert_eq!(rig.put(50, b"abc"), Inserted { duplicate: 3, ..Inserted::default() });
+        assert_eq!(rig.put(99, b"wx"), Inserted { duplicate: 2, ..Inserted::default() });
+        assert_eq!(rig.all(), b"x");
     }
 
     #[test]

@@ -131,7 +131,11 @@ impl Session {
         let State::Open(open) = &mut self.state else { return Outcome::Continue };
         let seq = TargetSeq::from_be(r.seq);
         let acked = if r.flags & ACK == 0 { None } else { open.offset_of(ReplaySeq::from_be(r.ack), first, origin) };
-        let plausible = open.receiver.is_plausible(seq) && (acked.is_some() || r.flags & (ACK | RST) == RST);
+        let plausible = if r.flags & (ACK | RST) == RST {
+            open.receiver.is_plausible_reset(seq)
+        } else {
+            open.receiver.is_plausible(seq) && acked.is_some()
+        };
         if !plausible {
             cx.stats.stale_responses += 1;
             return Outcome::Continue;

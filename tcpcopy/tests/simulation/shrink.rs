@@ -1,0 +1,45 @@
+//! What a failure needs: everything else is left out, as long as it still fails.
+
+use std::{
+    collections::BTreeSet,
+    panic::{self, AssertUnwindSafe},
+};
+
+use crate::{
+    scenario::{Part, Scenario},
+    world,
+};
+
+/// Runs a scenario; a panic is an error like any other.
+///
+/// # Errors
+/// What went wrong.
+pub fn attempt(seed: u64, without: &BTreeSet<Part>) -> Result<world::Outcome, String> {
+    let run = || world::run(&Scenario::new(seed, without), false);
+    panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
+        let text = cause.downcast_ref::<String>().cloned();
+        Err(text.or_else(|| cause.downcast_ref::<&str>().map(|t| (*t).to_owned())).unwrap_or_default())
+    })
+}
+
+/// The parts without which a failing seed still fails.
+pub fn shrink(seed: u64, without: &BTreeSet<Part>) -> BTreeSet<Part> {
+    let mut left_out = without.clone();
+    let hook = panic::take_hook();
+    // Each attempt may panic, and only the last one matters.
+    panic::set_hook(Box::new(|_| {}));
+    loop {
+        let before = left_out.len();
+        for part in Scenario::new(seed, &left_out).parts() {
+            let gone = part.connection().is_some_and(|c| left_out.contains(&Part::Connection(c)));
+            if !gone && left_out.insert(part) && attempt(seed, &left_out).is_ok() {
+                left_out.remove(&part);
+            }
+        }
+        if left_out.len() == before {
+            break;
+        }
+    }
+    panic::set_hook(hook);
+    left_out
+}
