@@ -35,6 +35,19 @@ const MAX_FRAGMENTED: usize = 1024;
 #[unsafe(no_mangle)]
 static CAPTURE_WORKERS: Global<u32> = Global::new(1);
 
+/// By what connections are chosen, see [`criterion`](tcpcopy_common::capture::criterion). A constant to the verifier, which
+/// removes what is not asked for.
+#[unsafe(no_mangle)]
+static CAPTURE_CRITERIA: Global<u32> = Global::new(0);
+
+/// Which lottery decides on the sample.
+#[unsafe(no_mangle)]
+static SAMPLE_SEED: Global<u32> = Global::new(0);
+
+/// Connections that have drawn less are in the sample. Not a constant: it may grow.
+#[btf_map]
+static SAMPLE_THRESHOLD: Array<u64, 1> = Array::new();
+
 /// By destination port, in host order.
 #[btf_map]
 static PORTS: Array<Rule, 65536> = Array::new();
@@ -75,6 +88,22 @@ static TARGET_COUNTERS: PerCpuArray<u64, { TargetCounter::COUNT as usize }> = Pe
 #[inline(always)]
 pub fn workers() -> u32 {
     CAPTURE_WORKERS.load()
+}
+
+/// By what connections are chosen.
+#[inline(always)]
+pub fn criteria() -> u32 {
+    CAPTURE_CRITERIA.load()
+}
+
+/// Whether a connection is in the sample.
+#[inline(always)]
+pub fn sampled(flow: &Flow) -> bool {
+    let threshold = SAMPLE_THRESHOLD.get(0).map_or(0, |threshold| {
+        // SAFETY: the reference is valid. User space writes the aligned word at any time: either of the values will do.
+        unsafe { (&raw const *threshold).read_volatile() }
+    });
+    (flow.draw(SAMPLE_SEED.load()) as u64) < threshold
 }
 
 /// The rule for a destination port, in host order.

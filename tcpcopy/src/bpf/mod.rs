@@ -12,6 +12,7 @@ mod error;
 mod interface;
 mod object;
 pub mod ring;
+pub mod selection;
 pub mod source;
 mod sys;
 pub mod target;
@@ -27,6 +28,7 @@ use tokio::{
 pub use counters::{Counter, CounterValues};
 pub use error::BpfError;
 pub use ring::RingReader;
+pub use selection::{Sampling, Share};
 pub use source::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use target::{InterceptSetup, Interceptor, TcAttach};
 

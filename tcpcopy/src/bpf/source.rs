@@ -12,7 +12,7 @@ use aya::{
 };
 use rustix::io::Errno;
 use tcpcopy_common::{
-    capture::{MAX_WORKERS, Rule, RuleKey},
+    capture::{MAX_WORKERS, Rule, RuleKey, criterion},
     counters::CaptureCounter,
     flow::IpAddress,
 };
@@ -22,6 +22,7 @@ use super::{
     interface::{self, Interface},
     object::{Object, map},
     ring::{Flags, ring_size},
+    selection::{Sampling, Share},
     sys, tc,
 };
 
@@ -57,6 +58,8 @@ pub struct CaptureSetup<'a> {
     pub rules: &'a [CaptureRule],
     /// Services not to capture, although a rule matches them.
     pub exclude: &'a [SocketAddr],
+    /// Which part of the connections; all of them when `None`.
+    pub sampling: Option<Sampling>,
     /// How many workers, and so rings: 1 to [`MAX_WORKERS`].
     pub workers: u32,
     /// The size of each ring, in bytes; rounded up to a power of two of pages.
@@ -121,16 +124,23 @@ impl Capture {
         }
         let rules = Rules::new(setup.rules, setup.exclude)?;
         let plan = plan(setup.interfaces, setup.hook)?;
+        let criteria = if setup.sampling.is_some() { criterion::SAMPLE } else { 0 };
+        let seed = setup.sampling.map_or(0, |sampling| sampling.seed);
 
         let mut object = Object::load(setup.debug, |loader| {
             loader
                 .override_global("CAPTURE_WORKERS", &setup.workers, true)
+                .override_global("CAPTURE_CRITERIA", &criteria, true)
+                .override_global("SAMPLE_SEED", &seed, true)
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
                 // The target's maps stay empty here.
                 .map_max_entries(map::FRAGMENTS, 1)
                 .map_max_entries(map::REPORTS, ring_size(0));
         })?;
         rules.write(&mut object)?;
+        if let Some(sampling) = setup.sampling {
+            sampling.share.write(&mut object)?;
+        }
         let readers = make_rings(&mut object, setup.workers, ring_size(setup.ring_bytes))?;
         for plan in &plan {
             load_program(&mut object, plan.program)?;
@@ -165,6 +175,15 @@ impl Capture {
     /// Detaches: nothing is captured any more, and what is in the rings stays there to be read.
     pub fn detach(&mut self) {
         self.links.clear();
+    }
+
+    /// Changes the share of connections that is copied, if there is sampling at all. A connection that was copied stays
+    /// so when the share grows; of one that was not, the rest is copied from then on when the share has reached it.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_share(&mut self, share: Share) -> Result<(), BpfError> {
+        share.write(&mut self.object)
     }
 
     /// What the programs have counted so far.

@@ -9,6 +9,7 @@ pub mod logging;
 pub mod pidfile;
 pub mod program;
 pub mod rules;
+pub mod selection;
 mod size;
 pub mod tcpcopy;
 

@@ -12,6 +12,7 @@ use tcpcopy_common::capture::MAX_WORKERS;
 use super::{
     AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
     rules::{Rule, parse_address, parse_port, parse_rules},
+    selection::{Selection, SelectionArgs},
     size::parse_ring_size,
 };
 use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend};
@@ -90,6 +91,8 @@ pub struct CopyArgs {
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     session_timeout: u64,
     #[command(flatten)]
+    selection: SelectionArgs,
+    #[command(flatten)]
     security: SecurityArgs,
     #[command(flatten)]
     process: ProcessArgs,
@@ -142,6 +145,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// When an unused session is given up.
     pub session_timeout: Duration,
+    /// Which connections are copied.
+    pub selection: Selection,
 }
 
 impl CopyArgs {
@@ -219,6 +224,7 @@ impl CopyArgs {
             workers: self.workers,
             ring_bytes: self.ring_size,
             session_timeout: Duration::from_secs(self.session_timeout),
+            selection: self.selection.validate(),
         })
     }
 }
@@ -280,6 +286,8 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --hook netfilter", "xdp-generic"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --psk-file f --insecure", "cannot be used with"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -d", "--log-file"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 0", "1..=100"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 101", "1..=100"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -n 2", "-n"),
         ] {
             let error = settings(args).unwrap_err();

@@ -23,7 +23,7 @@ use self::{
     worker::{Notice, Order, RuleTable, Snapshot, Worker},
 };
 use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, RingReader},
+    bpf::{Capture, CaptureRule, CaptureSetup, RingReader, Sampling, Share},
     cli::{daemon::Readiness, tcpcopy::Settings},
     control::{Security, random_bytes},
     engine::{Config, Engine, RuleTarget, TargetId},
@@ -51,6 +51,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (mut capture, rings) = Capture::load(&CaptureSetup {
         rules: &plan.capture,
         exclude: &plan.targets,
+        sampling: sampling(&settings)?,
         workers: settings.workers,
         ring_bytes: settings.ring_bytes,
         interfaces: &plan.interfaces,
@@ -214,6 +215,13 @@ impl Drop for Workers {
             let _ = thread.join();
         }
     }
+}
+
+/// The lottery that the connections take part in, unless all of them are copied.
+fn sampling(settings: &Settings) -> anyhow::Result<Option<Sampling>> {
+    let share = Share::percent(settings.selection.percentage);
+    let seed = || anyhow::Ok(u32::from_ne_bytes(random_bytes()?));
+    if share == Share::WHOLE { Ok(None) } else { Ok(Some(Sampling { seed: seed()?, share })) }
 }
 
 fn engine_config(settings: &Settings, injector: &Injector) -> Config {

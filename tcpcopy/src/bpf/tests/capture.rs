@@ -6,7 +6,7 @@ use super::{
     privileged, run_tc, run_xdp,
 };
 use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader},
+    bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader, Sampling, Share},
     segment::LiveSegment,
 };
 
@@ -26,9 +26,14 @@ impl Fixture {
     }
 
     fn with_ring(hook: Hook, workers: u32, ring_bytes: u32) -> Self {
+        Self::with_setup(|setup| CaptureSetup { workers, ring_bytes, hook, ..setup })
+    }
+
+    fn with_setup(change: impl FnOnce(CaptureSetup<'_>) -> CaptureSetup<'_>) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
-        let (capture, readers) = Capture::load(&CaptureSetup {
+        let interfaces = ["lo".to_owned()];
+        let setup = CaptureSetup {
             rules: &[
                 rule(1, None, 80),
                 rule(2, Some("10.0.0.3"), 443),
@@ -36,14 +41,16 @@ impl Fixture {
                 rule(4, Some("10.0.0.4"), 80),
             ],
             exclude: &["10.0.0.9:80".parse().unwrap()],
-            workers,
-            ring_bytes,
-            interfaces: &["lo".to_owned()],
-            hook,
+            sampling: None,
+            workers: 1,
+            ring_bytes: 1 << 20,
+            interfaces: &interfaces,
+            hook: Hook::Tc,
             debug: false,
-        })
-        .unwrap();
-        Self { capture, readers, hook }
+        };
+        let setup = change(setup);
+        let (capture, readers) = Capture::load(&setup).unwrap();
+        Self { capture, readers, hook: setup.hook }
     }
 
     fn run(&mut self, packet: &[u8]) {
@@ -260,6 +267,42 @@ fn each_flow_has_its_worker() {
     }
     assert!(used.iter().all(|&n| n > 0), "{used:?}");
     assert_eq!(fixture.count(NoRing), 0);
+}
+
+#[test]
+fn a_sample_takes_connections_whole_and_a_growing_one_keeps_those_it_has() {
+    if !privileged() {
+        return;
+    }
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let sampling = Sampling { seed: 7, share: Share::NONE };
+        let mut fixture = Fixture::with_setup(|setup| CaptureSetup { hook, sampling: Some(sampling), ..setup });
+        let mut sampled = 0;
+        for percent in [0, 10, 60, 100] {
+            let share = Share::percent(percent);
+            fixture.capture.set_share(share).unwrap();
+            let mut now = 0;
+            for port in 40_000..40_200 {
+                let syn =
+                    Packet { flags: 0x02, payload: vec![], ..packet(&format!("192.0.2.7:{port}"), "10.0.0.3:80") };
+                let data = Packet { flags: 0x18, payload: b"x".to_vec(), ..syn.clone() };
+                let what = format!("{percent} %, port {port}, {hook:?}");
+                if share.includes(syn.flow().draw(7)) {
+                    now += 1;
+                    fixture.expect_copy(&what, &syn, 1);
+                    fixture.expect_copy(&what, &data, 1);
+                } else {
+                    fixture.expect_none(&what, &syn, Some(NotSampled));
+                    fixture.expect_none(&what, &data, Some(NotSampled));
+                }
+            }
+            assert!((percent == 0) == (now == 0) && (percent == 100) == (now == 200) && now >= sampled, "{now}");
+            sampled = now;
+        }
+        // What no rule names is none of the sample's business.
+        fixture.capture.set_share(Share::NONE).unwrap();
+        fixture.expect_none("unmatched", &packet(CLIENT4, "10.0.0.3:81"), None);
+    }
 }
 
 /// Prints what the programs cost per packet: `cargo test --release -p tcpcopy --lib cost -- --ignored --nocapture`.
