@@ -92,6 +92,9 @@ fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
 /// Chooses among the connections that the rules match: each whole, or not at all.
 #[inline(always)]
 fn select(flow: &Flow) -> Result<(), NotCopied> {
+    if maps::criteria() & criterion::CLIENT != 0 && !maps::client_wanted(&flow.client) {
+        return Err(NotCopied::Discarded(CaptureCounter::Filtered));
+    }
     if maps::criteria() & criterion::SAMPLE != 0 && !maps::sampled(flow) {
         return Err(NotCopied::Discarded(CaptureCounter::NotSampled));
     }

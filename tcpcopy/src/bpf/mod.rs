@@ -7,6 +7,7 @@
 //!
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 
+pub mod clients;
 mod counters;
 mod error;
 mod interface;
@@ -25,6 +26,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues};
 pub use error::BpfError;
 pub use ring::RingReader;

@@ -18,7 +18,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    BpfError, CounterValues, ProgramLogger, RingReader,
+    BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
     interface::{self, Interface},
     object::{Object, map},
     ring::{Flags, ring_size},
@@ -58,6 +58,8 @@ pub struct CaptureSetup<'a> {
     pub rules: &'a [CaptureRule],
     /// Services not to capture, although a rule matches them.
     pub exclude: &'a [SocketAddr],
+    /// Which clients; all of them when `None`.
+    pub clients: Option<&'a ClientFilter>,
     /// Which part of the connections; all of them when `None`.
     pub sampling: Option<Sampling>,
     /// How many workers, and so rings: 1 to [`MAX_WORKERS`].
@@ -124,7 +126,7 @@ impl Capture {
         }
         let rules = Rules::new(setup.rules, setup.exclude)?;
         let plan = plan(setup.interfaces, setup.hook)?;
-        let criteria = if setup.sampling.is_some() { criterion::SAMPLE } else { 0 };
+        let criteria = setup.clients.map_or(0, |_| criterion::CLIENT) | setup.sampling.map_or(0, |_| criterion::SAMPLE);
         let seed = setup.sampling.map_or(0, |sampling| sampling.seed);
 
         let mut object = Object::load(setup.debug, |loader| {
@@ -133,11 +135,15 @@ impl Capture {
                 .override_global("CAPTURE_CRITERIA", &criteria, true)
                 .override_global("SAMPLE_SEED", &seed, true)
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
+                .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len))
                 // The target's maps stay empty here.
                 .map_max_entries(map::FRAGMENTS, 1)
                 .map_max_entries(map::REPORTS, ring_size(0));
         })?;
         rules.write(&mut object)?;
+        if let Some(clients) = setup.clients {
+            clients.write(&mut object)?;
+        }
         if let Some(sampling) = setup.sampling {
             sampling.share.write(&mut object)?;
         }

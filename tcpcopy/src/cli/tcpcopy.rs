@@ -224,7 +224,7 @@ impl CopyArgs {
             workers: self.workers,
             ring_bytes: self.ring_size,
             session_timeout: Duration::from_secs(self.session_timeout),
-            selection: self.selection.validate(),
+            selection: self.selection.validate()?,
         })
     }
 }
@@ -288,6 +288,9 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -d", "--log-file"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 0", "1..=100"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 101", "1..=100"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients 10.0.0.1/8", "10.0.0.0/8"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --exclude 10.0.0.0/8,", "not an IP address"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients ::1,10.0.0.1 --exclude 10.0.0.1", "both in --clients"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -n 2", "-n"),
         ] {
             let error = settings(args).unwrap_err();

@@ -51,6 +51,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (mut capture, rings) = Capture::load(&CaptureSetup {
         rules: &plan.capture,
         exclude: &plan.targets,
+        clients: settings.selection.clients.as_ref(),
         sampling: sampling(&settings)?,
         workers: settings.workers,
         ring_bytes: settings.ring_bytes,

@@ -99,7 +99,7 @@ impl Summary {
                     ("answered_bytes", Figure::Bytes(e.response_bytes)),
                 ],
             )
-            .section("not_selected", counted(&[C::NotSampled]))
+            .section("not_selected", counted(&[C::Filtered, C::NotSampled]))
             .section(
                 "not_copied",
                 counted(&[
