@@ -73,5 +73,16 @@ impl Rule {
     pub const BY_ADDRESS: u16 = 2;
 }
 
+/// By what connections are chosen among those that the rules match: bits, so that a program tests only what is asked for.
+pub mod criterion {
+    /// The client's address.
+    pub const CLIENT: u32 = 1;
+    /// The lottery of [`Flow::draw`](crate::flow::Flow::draw).
+    pub const SAMPLE: u32 = 2;
+}
+
+/// The threshold below which every number is that a connection can draw: all are sampled.
+pub const WHOLE_SAMPLE: u64 = 1 << 32;
+
 /// The most workers one process can have.
 pub const MAX_WORKERS: u32 = 64;

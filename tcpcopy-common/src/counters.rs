@@ -32,6 +32,10 @@ counters! {
         CapturedBytes = "captured_bytes",
         /// Matched segments with neither payload nor SYN, FIN or RST: not copied.
         PureAck = "pure_acks_skipped",
+        /// Packets of clients that are not wanted: not copied. (Pure ACKs are among them.)
+        Filtered = "filtered",
+        /// Packets of connections that are not in the sample: not copied. (Pure ACKs are among them.)
+        NotSampled = "not_sampled",
         /// Discarded: the worker's ring was full.
         RingFull = "ring_full",
         /// Payload octets lost with [`RingFull`](Self::RingFull).

@@ -61,7 +61,7 @@ impl Flow {
     /// the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
     #[inline(always)]
     pub fn hash(&self) -> u32 {
-        // FNV-1a over 32-bit words with a final avalanche (the MurmurHash3 finaliser): cheap enough for every packet,
+        // FNV-1a over 32-bit words with a final avalanche: cheap enough for every packet,
         // and good enough to spread clients that differ in one bit of one port.
         let mut h: u32 = 0x811c_9dc5;
         let (client, server) = (self.client.words(), self.server.words());
@@ -73,12 +73,7 @@ impl Flow {
         }
         let ports =
             u32::from_ne_bytes([self.client_port[0], self.client_port[1], self.server_port[0], self.server_port[1]]);
-        h = (h ^ ports).wrapping_mul(0x0100_0193);
-        h ^= h >> 16;
-        h = h.wrapping_mul(0x85eb_ca6b);
-        h ^= h >> 13;
-        h = h.wrapping_mul(0xc2b2_ae35);
-        h ^ (h >> 16)
+        avalanche((h ^ ports).wrapping_mul(0x0100_0193))
     }
 
     /// The worker, of `workers`, that owns this flow. `workers` of 0 counts as 1.
@@ -87,6 +82,23 @@ impl Flow {
         // The high bits of a multiplication instead of a division (Lemire's reduction).
         ((self.hash() as u64 * if workers == 0 { 1 } else { workers } as u64) >> 32) as u32
     }
+
+    /// The number that this connection has drawn in the lottery of `seed`: the connections that have drawn less than a
+    /// threshold are a sample. Mixed once more, so that a sample is spread over the workers like the whole.
+    #[inline(always)]
+    pub fn draw(&self, seed: u32) -> u32 {
+        avalanche(self.hash() ^ seed)
+    }
+}
+
+/// Lets every bit of the result depend on every bit of `h` (the MurmurHash3 finaliser).
+#[inline(always)]
+const fn avalanche(mut h: u32) -> u32 {
+    h ^= h >> 16;
+    h = h.wrapping_mul(0x85eb_ca6b);
+    h ^= h >> 13;
+    h = h.wrapping_mul(0xc2b2_ae35);
+    h ^ (h >> 16)
 }
 
 /// Conversions that need `core::net`; not used by the eBPF programs.
@@ -125,6 +137,26 @@ mod tests {
             count[flow(port).worker(4) as usize] += 1;
         }
         assert!(count.iter().all(|&n| (824..=1224).contains(&n)), "{count:?}");
+    }
+
+    #[test]
+    fn a_sample_has_the_wanted_size_and_is_spread_over_the_workers_like_the_whole() {
+        for seed in [0, 1, 0xdead_beef] {
+            let mut count = [0u32; 4];
+            for port in 0..40_000 {
+                if flow(port).draw(seed) < 1 << 30 {
+                    count[flow(port).worker(4) as usize] += 1;
+                }
+            }
+            // A quarter of 10,000 each, six standard deviations (43) at most away.
+            assert!(count.iter().all(|&n| (2240..=2760).contains(&n)), "seed {seed:#x}: {count:?}");
+        }
+    }
+
+    #[test]
+    fn seeds_draw_different_samples() {
+        let same = (0..40_000).filter(|&p| (flow(p).draw(1) < 1 << 31) == (flow(p).draw(2) < 1 << 31)).count();
+        assert!((19_400..=20_600).contains(&same), "{same}");
     }
 
     #[test]

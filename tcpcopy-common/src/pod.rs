@@ -2,7 +2,7 @@
 
 use crate::{
     capture::{Rule, RuleKey},
-    flow::Flow,
+    flow::{Flow, IpAddress},
     mark::MarkKey,
     response::{Session, WireStats},
 };
@@ -21,4 +21,4 @@ macro_rules! pod {
     };
 }
 
-pod!(Flow, MarkKey, Rule, RuleKey, Session, WireStats);
+pod!(Flow, IpAddress, MarkKey, Rule, RuleKey, Session, WireStats);

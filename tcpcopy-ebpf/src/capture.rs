@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use tcpcopy_common::{
-    capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey},
+    capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey, criterion},
     counters::CaptureCounter,
     flow::Flow,
     tcp_flags::{FIN, RST, SYN},
@@ -85,7 +85,20 @@ fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
     if rule.action & Rule::CAPTURE == 0 {
         return Err(NotCopied::Unmatched);
     }
+    select(&flow)?;
     copy_matched(packet, &ip, flow, rule.id)
+}
+
+/// Chooses among the connections that the rules match: each whole, or not at all.
+#[inline(always)]
+fn select(flow: &Flow) -> Result<(), NotCopied> {
+    if maps::criteria() & criterion::CLIENT != 0 && !maps::client_wanted(&flow.client) {
+        return Err(NotCopied::Discarded(CaptureCounter::Filtered));
+    }
+    if maps::criteria() & criterion::SAMPLE != 0 && !maps::sampled(flow) {
+        return Err(NotCopied::Discarded(CaptureCounter::NotSampled));
+    }
+    Ok(())
 }
 
 /// A fragment that is not the first tells the protocol in IPv4, but in IPv6 perhaps only the next extension header.

@@ -5,14 +5,14 @@
 use aya_ebpf::{
     Global,
     bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, lpm_trie},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
 };
 use tcpcopy_common::{
     capture::{CaptureHeader, MAX_WORKERS, Rule, RuleKey},
     counters::{CaptureCounter, TargetCounter},
-    flow::Flow,
+    flow::{Flow, IpAddress},
     mark::MarkKey,
     response::{ResponseHeader, Session, WireStats},
     wakeup::NeedWakeup,
@@ -34,6 +34,23 @@ const MAX_FRAGMENTED: usize = 1024;
 /// How many workers, and so rings, there are. A constant to the verifier.
 #[unsafe(no_mangle)]
 static CAPTURE_WORKERS: Global<u32> = Global::new(1);
+
+/// By what connections are chosen, see [`criterion`](tcpcopy_common::capture::criterion). A constant to the verifier, which
+/// removes what is not asked for.
+#[unsafe(no_mangle)]
+static CAPTURE_CRITERIA: Global<u32> = Global::new(0);
+
+/// Which lottery decides on the sample.
+#[unsafe(no_mangle)]
+static SAMPLE_SEED: Global<u32> = Global::new(0);
+
+/// Connections that have drawn less are in the sample. Not a constant: it may grow.
+#[btf_map]
+static SAMPLE_THRESHOLD: Array<u64, 1> = Array::new();
+
+/// By ranges of client addresses: whether they are wanted. The ranges include all addresses.
+#[btf_map]
+static CLIENTS: LpmTrie<IpAddress, u32, PLACEHOLDER> = LpmTrie::new();
 
 /// By destination port, in host order.
 #[btf_map]
@@ -75,6 +92,29 @@ static TARGET_COUNTERS: PerCpuArray<u64, { TargetCounter::COUNT as usize }> = Pe
 #[inline(always)]
 pub fn workers() -> u32 {
     CAPTURE_WORKERS.load()
+}
+
+/// By what connections are chosen.
+#[inline(always)]
+pub fn criteria() -> u32 {
+    CAPTURE_CRITERIA.load()
+}
+
+/// Whether the smallest range that a client's address is in is one of those wanted.
+#[inline(always)]
+pub fn client_wanted(client: &IpAddress) -> bool {
+    let key = lpm_trie::Key::new(u8::BITS * size_of::<IpAddress>() as u32, *client);
+    CLIENTS.get(&key).is_some_and(|wanted| *wanted != 0)
+}
+
+/// Whether a connection is in the sample.
+#[inline(always)]
+pub fn sampled(flow: &Flow) -> bool {
+    let threshold = SAMPLE_THRESHOLD.get(0).map_or(0, |threshold| {
+        // SAFETY: the reference is valid. User space writes the aligned word at any time: either of the values will do.
+        unsafe { (&raw const *threshold).read_volatile() }
+    });
+    (flow.draw(SAMPLE_SEED.load()) as u64) < threshold
 }
 
 /// The rule for a destination port, in host order.

@@ -7,10 +7,12 @@
 //!
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 
+pub mod clients;
 mod counters;
 mod error;
 mod object;
 pub mod ring;
+pub mod selection;
 pub mod source;
 mod stacking;
 mod sys;
@@ -24,9 +26,11 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues};
 pub use error::BpfError;
 pub use ring::RingReader;
+pub use selection::{Sampling, Share};
 pub use source::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use target::{InterceptSetup, Interceptor, TcAttach};
 

@@ -21,6 +21,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tc
 /// The names of maps in the object.
 pub(super) mod map {
     pub(in crate::bpf) const PORTS: &str = "PORTS";
+    pub(in crate::bpf) const CLIENTS: &str = "CLIENTS";
+    pub(in crate::bpf) const SAMPLE_THRESHOLD: &str = "SAMPLE_THRESHOLD";
     pub(in crate::bpf) const ADDRESSES: &str = "ADDRESSES";
     pub(in crate::bpf) const CAPTURE_RINGS: &str = "CAPTURE_RINGS";
     pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";

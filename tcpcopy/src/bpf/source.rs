@@ -12,15 +12,16 @@ use aya::{
 };
 use rustix::io::Errno;
 use tcpcopy_common::{
-    capture::{MAX_WORKERS, Rule, RuleKey},
+    capture::{MAX_WORKERS, Rule, RuleKey, criterion},
     counters::CaptureCounter,
     flow::IpAddress,
 };
 
 use super::{
-    BpfError, CounterValues, ProgramLogger, RingReader,
+    BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
     object::{Object, map},
     ring::{Flags, ring_size},
+    selection::{Sampling, Share},
     stacking, sys, tc,
 };
 use crate::net::{
@@ -60,6 +61,10 @@ pub struct CaptureSetup<'a> {
     pub rules: &'a [CaptureRule],
     /// Services not to capture, although a rule matches them.
     pub exclude: &'a [SocketAddr],
+    /// Which clients; all of them when `None`.
+    pub clients: Option<&'a ClientFilter>,
+    /// Which part of the connections; all of them when `None`.
+    pub sampling: Option<Sampling>,
     /// How many workers, and so rings: 1 to [`MAX_WORKERS`].
     pub workers: u32,
     /// The size of each ring, in bytes; rounded up to a power of two of pages.
@@ -124,16 +129,27 @@ impl Capture {
         }
         let rules = Rules::new(setup.rules, setup.exclude)?;
         let plan = plan(setup.interfaces, setup.hook)?;
+        let criteria = setup.clients.map_or(0, |_| criterion::CLIENT) | setup.sampling.map_or(0, |_| criterion::SAMPLE);
+        let seed = setup.sampling.map_or(0, |sampling| sampling.seed);
 
         let mut object = Object::load(setup.debug, |loader| {
             loader
                 .override_global("CAPTURE_WORKERS", &setup.workers, true)
+                .override_global("CAPTURE_CRITERIA", &criteria, true)
+                .override_global("SAMPLE_SEED", &seed, true)
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
+                .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len))
                 // The target's maps stay empty here.
                 .map_max_entries(map::FRAGMENTS, 1)
                 .map_max_entries(map::REPORTS, ring_size(0));
         })?;
         rules.write(&mut object)?;
+        if let Some(clients) = setup.clients {
+            clients.write(&mut object)?;
+        }
+        if let Some(sampling) = setup.sampling {
+            sampling.share.write(&mut object)?;
+        }
         let readers = make_rings(&mut object, setup.workers, ring_size(setup.ring_bytes))?;
         for plan in &plan {
             load_program(&mut object, plan.program)?;
@@ -168,6 +184,15 @@ impl Capture {
     /// Detaches: nothing is captured any more, and what is in the rings stays there to be read.
     pub fn detach(&mut self) {
         self.links.clear();
+    }
+
+    /// Changes the share of connections that is copied, if there is sampling at all. A connection that was copied stays
+    /// so when the share grows; of one that was not, the rest is copied from then on when the share has reached it.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_share(&mut self, share: Share) -> Result<(), BpfError> {
+        share.write(&mut self.object)
     }
 
     /// What the programs have counted so far.

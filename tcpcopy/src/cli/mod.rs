@@ -8,7 +8,10 @@ pub mod intercept;
 pub mod logging;
 pub mod pidfile;
 pub mod program;
+pub mod replay;
+pub mod retired;
 pub mod rules;
+pub mod selection;
 mod size;
 pub mod tcpcopy;
 
@@ -41,6 +44,14 @@ pub enum UsageError {
          swallows its responses; give -s the same addresses as -x"
     )]
     NoServerFor(std::net::IpAddr),
+    /// A letter of tcpcopy 1.0 that means nothing here.
+    #[error("-{letter} of tcpcopy 1.0: {reason}")]
+    Retired {
+        /// Which.
+        letter: &'static str,
+        /// Why, and what to use instead.
+        reason: &'static str,
+    },
     /// Any other contradiction.
     #[error("{0}")]
     Other(String),

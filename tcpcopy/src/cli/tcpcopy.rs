@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -11,7 +10,10 @@ use tcpcopy_common::capture::MAX_WORKERS;
 
 use super::{
     AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
+    replay::{Replay, ReplayArgs},
+    retired::RetiredArgs,
     rules::{Rule, parse_address, parse_port, parse_rules},
+    selection::{Selection, SelectionArgs},
     size::parse_ring_size,
 };
 use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend};
@@ -86,9 +88,12 @@ pub struct CopyArgs {
     /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = parse_ring_size)]
     ring_size: u32,
-    /// Seconds after which a replayed connection is given up that neither client nor target has used
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    session_timeout: u64,
+    #[command(flatten)]
+    selection: SelectionArgs,
+    #[command(flatten)]
+    replay: ReplayArgs,
+    #[command(flatten)]
+    retired: RetiredArgs,
     #[command(flatten)]
     security: SecurityArgs,
     #[command(flatten)]
@@ -140,8 +145,10 @@ pub struct Settings {
     pub workers: u32,
     /// Octets of one worker's ring.
     pub ring_bytes: u32,
-    /// When an unused session is given up.
-    pub session_timeout: Duration,
+    /// Which connections are copied.
+    pub selection: Selection,
+    /// How they are replayed.
+    pub replay: Replay,
 }
 
 impl CopyArgs {
@@ -162,6 +169,7 @@ impl CopyArgs {
     /// # Errors
     /// [`UsageError`] names the option and what is wrong with it.
     pub fn validate(&self) -> Result<Settings, UsageError> {
+        self.retired.validate()?;
         let rules = parse_rules(self.rules.as_deref().unwrap_or_default())?;
         let intercepts = parse_servers(self.servers.as_deref().unwrap_or_default(), self.port)?;
         let intercept_of = rules
@@ -221,7 +229,8 @@ impl CopyArgs {
             loopback_client,
             workers: self.workers,
             ring_bytes: self.ring_size,
-            session_timeout: Duration::from_secs(self.session_timeout),
+            selection: self.selection.validate()?,
+            replay: self.replay.validate(self.workers)?,
         })
     }
 }
@@ -249,6 +258,8 @@ fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, Usage
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn settings(args: &str) -> Result<Settings, String> {
@@ -263,6 +274,60 @@ mod tests {
         assert_eq!(s.intercepts, ["10.0.0.4:36524".parse().unwrap(), "10.0.0.3:99".parse().unwrap()]);
         assert_eq!(s.intercept_of, [1, 0]);
         assert_eq!(settings("-x 80-10.0.0.3:80 -s [fd00::3]:9").unwrap().intercept_of, [0]);
+    }
+
+    #[test]
+    fn retired_letters_are_refused_with_their_replacement() {
+        for (args, part) in [
+            ("-o eth1", "--inject"),
+            ("-F port", "--clients"),
+            ("-B 64", "--ring-size"),
+            ("-S 1500", "copied whole"),
+            ("-U 16", "-m"),
+            ("-U", "-m"),
+            ("-C 4", "-w"),
+            ("-R 50", "not there yet"),
+            ("-n 2", "not there yet"),
+            ("-c 10.0.0.x", "-H"),
+            ("-f 3", "collide"),
+        ] {
+            let error = settings(&format!("-x 80-10.0.0.3:80 -s 10.0.0.3 {args}")).unwrap_err();
+            assert!(error.starts_with(&args[..2]) && error.contains(part), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_letters_of_the_replay_have_the_defaults_that_the_help_names() {
+        let replay = settings("-x 80-10.0.0.3:80 -s 10.0.0.3").unwrap().replay;
+        assert_eq!(
+            replay,
+            Replay {
+                complete_only: false,
+                wait: true,
+                session_timeout: Duration::from_secs(120),
+                keepalive_timeout: Duration::from_secs(240),
+                worker_memory: 512 << 20,
+                mtu: None,
+                mss: None,
+            }
+        );
+        let given = "-x 80-10.0.0.3:80 -s 10.0.0.3 -O -W -L -t 7 -k 9 -m 64 -w 4 -M 1400 -D 1000";
+        assert_eq!(
+            settings(given).unwrap().replay,
+            Replay {
+                complete_only: true,
+                wait: false,
+                session_timeout: Duration::from_secs(7),
+                keepalive_timeout: Duration::from_secs(9),
+                worker_memory: 16 << 20,
+                mtu: Some(1400),
+                mss: Some(1000),
+            }
+        );
+        assert_eq!(
+            settings(&format!("{given} -t 600").replace("-t 7 -k 9 ", "")).unwrap().replay.keepalive_timeout.as_secs(),
+            720
+        );
     }
 
     #[test]
@@ -284,7 +349,15 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --hook netfilter", "xdp-generic"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --psk-file f --insecure", "cannot be used with"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -d", "--log-file"),
-            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -n 2", "-n"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 0", "1..=100"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 101", "1..=100"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients 10.0.0.1/8", "10.0.0.0/8"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --exclude 10.0.0.0/8,", "not an IP address"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients ::1,10.0.0.1 --exclude 10.0.0.1", "both in --clients"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -m 2 -w 3", "fewer workers"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -M 575", "575"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -D 87", "87"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -k 0", "0"),
         ] {
             let error = settings(args).unwrap_err();
             assert!(error.contains(part), "{args:?}: {error}");

@@ -36,6 +36,8 @@ pub struct Config {
     pub rules: Vec<RuleTarget>,
     /// A session without a captured segment and without progress at the target for so long is reset and counted.
     pub session_timeout: Duration,
+    /// The same for a session that has sent everything, as long as its live connection is open: keep-alive between requests.
+    pub keepalive_timeout: Duration,
     /// Stands in for a live client's address in 127/8 or `::1`, which no other host can answer.
     pub loopback_client: Option<IpAddr>,
     /// Replay only connections whose SYN was captured.
@@ -72,6 +74,7 @@ impl Default for Config {
         Self {
             rules: Vec::new(),
             session_timeout: Duration::from_secs(120),
+            keepalive_timeout: Duration::from_secs(240),
             loopback_client: None,
             complete_only: false,
             gate: true,

@@ -270,11 +270,15 @@ impl Engine {
     }
 
     fn idle_deadline(&self, connection: &Connection) -> Nanos {
-        let last = match &connection.replay {
-            Replay::Active(session) => connection.heard.max(session.progress()),
-            Replay::Parked(_) => connection.heard,
+        let Replay::Active(session) = &connection.replay else {
+            return connection.heard.after(self.config.session_timeout);
         };
-        last.after(self.config.session_timeout)
+        let stream = &connection.stream;
+        let open = stream.fin().is_none() && stream.reset().is_none();
+        // A session that has not sent a request yet is not one between two requests.
+        let keepalive = open && session.sent() > 0 && session.sent() == stream.end();
+        let timeout = if keepalive { self.config.keepalive_timeout } else { self.config.session_timeout };
+        connection.heard.max(session.progress()).after(timeout)
     }
 
     pub(super) fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {

@@ -23,8 +23,8 @@ use self::{
     worker::{Notice, Order, RuleTable, Snapshot, Worker},
 };
 use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, RingReader},
-    cli::{daemon::Readiness, tcpcopy::Settings},
+    bpf::{Capture, CaptureRule, CaptureSetup, RingReader, Sampling, Share},
+    cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
     engine::{Config, Engine, RuleTarget, TargetId},
     inject::{Injector, Paths},
@@ -51,6 +51,8 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (mut capture, rings) = Capture::load(&CaptureSetup {
         rules: &plan.capture,
         exclude: &plan.targets,
+        clients: settings.selection.clients.as_ref(),
+        sampling: sampling(&settings)?,
         workers: settings.workers,
         ring_bytes: settings.ring_bytes,
         interfaces: &plan.interfaces,
@@ -218,11 +220,20 @@ impl Drop for Workers {
     }
 }
 
+/// The lottery that the connections take part in, unless all of them are copied.
+fn sampling(settings: &Settings) -> anyhow::Result<Option<Sampling>> {
+    let share = Share::percent(settings.selection.percentage);
+    let seed = || anyhow::Ok(u32::from_ne_bytes(random_bytes()?));
+    if share == Share::WHOLE { Ok(None) } else { Ok(Some(Sampling { seed: seed()?, share })) }
+}
+
 fn engine_config(settings: &Settings, injector: &Injector) -> Config {
+    let replay = &settings.replay;
     // IP and TCP headers without options (RFC 9293, section 3.7.1). A path that cannot be known yet is an Ethernet.
     let mss = |ipv4: bool, headers: u16| {
         let targets = settings.rules.iter().map(|r| r.target.ip()).filter(|a| a.is_ipv4() == ipv4);
-        targets.map(|a| injector.path_mtu(a)).min().unwrap_or(1500).saturating_sub(headers)
+        let path = targets.map(|a| injector.path_mtu(a)).min().unwrap_or(1500);
+        segment_size(replay, path, headers)
     };
     // The caps are the program's, shared out among its workers.
     let defaults = Config::default();
@@ -233,12 +244,49 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
             .zip(&settings.intercept_of)
             .map(|(rule, &intercept)| RuleTarget { target: TargetId(intercept as u16), address: rule.target })
             .collect(),
-        session_timeout: settings.session_timeout,
+        session_timeout: replay.session_timeout,
+        keepalive_timeout: replay.keepalive_timeout,
+        complete_only: replay.complete_only,
+        gate: replay.wait,
+        max_memory: replay.worker_memory,
         loopback_client: settings.loopback_client,
         mss_v4: mss(true, 40),
         mss_v6: mss(false, 60),
-        max_memory: defaults.max_memory / settings.workers as usize,
         max_sessions: defaults.max_sessions / settings.workers as usize,
         ..defaults
+    }
+}
+
+/// The maximum segment size on a path with this MTU, for so many octets of headers.
+fn segment_size(replay: &Replay, path_mtu: u16, headers: u16) -> u16 {
+    let mtu = replay.mtu.unwrap_or(u16::MAX).min(path_mtu);
+    mtu.saturating_sub(headers).min(replay.mss.unwrap_or(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_option_makes_segments_larger_than_the_path_carries() {
+        let replay = |mtu, mss| Replay {
+            complete_only: false,
+            wait: true,
+            session_timeout: Duration::ZERO,
+            keepalive_timeout: Duration::ZERO,
+            worker_memory: 0,
+            mtu,
+            mss,
+        };
+        for (mtu, mss, size) in [
+            (None, None, 1460),
+            (Some(1400), None, 1360),
+            (Some(9000), None, 1460),
+            (None, Some(1000), 1000),
+            (None, Some(9000), 1460),
+            (Some(1400), Some(1400), 1360),
+        ] {
+            assert_eq!(segment_size(&replay(mtu, mss), 1500, 40), size, "-M {mtu:?} -D {mss:?}");
+        }
     }
 }

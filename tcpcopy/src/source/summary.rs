@@ -95,7 +95,7 @@ impl Summary {
         use CaptureCounter as C;
         let e = &self.engine;
         let program = |c: C| (c.label(), Figure::Count(self.programs.get(c)));
-        let lost =
+        let counted =
             |rows: &[C]| rows.iter().map(|&c| program(c)).filter(|(_, f)| *f != Figure::Count(0)).collect::<Vec<_>>();
         Report::default()
             .section("run", [("duration", Figure::Seconds(self.ran_for.as_secs_f64()))])
@@ -114,9 +114,10 @@ impl Summary {
                     ("answered_bytes", Figure::Bytes(e.response_bytes)),
                 ],
             )
+            .section("not_selected", counted(&[C::Filtered, C::NotSampled]))
             .section(
                 "not_copied",
-                lost(&[
+                counted(&[
                     C::RingFull,
                     C::RingFullBytes,
                     C::RingFullControl,

@@ -58,6 +58,8 @@ fn capture(interfaces: &[&str], hook: Hook) -> Result<(Capture, Vec<RingReader>,
     let (mut capture, readers) = Capture::load(&CaptureSetup {
         rules: &[CaptureRule { id: 0, address: None, port: 80 }],
         exclude: &[],
+        clients: None,
+        sampling: None,
         workers: 1,
         ring_bytes: 64 << 20,
         interfaces: &interfaces,

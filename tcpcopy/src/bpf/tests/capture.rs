@@ -6,7 +6,7 @@ use super::{
     privileged, run_tc, run_xdp,
 };
 use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader},
+    bpf::{Capture, CaptureRule, CaptureSetup, ClientFilter, Hook, Network, RingReader, Sampling, Share},
     segment::LiveSegment,
 };
 
@@ -26,6 +26,20 @@ impl Fixture {
     }
 
     fn with_ring(hook: Hook, workers: u32, ring_bytes: u32) -> Self {
+        Self::with(hook, workers, ring_bytes, None, None)
+    }
+
+    fn with_selection(hook: Hook, clients: Option<&ClientFilter>, sampling: Option<Sampling>) -> Self {
+        Self::with(hook, 1, 1 << 20, clients, sampling)
+    }
+
+    fn with(
+        hook: Hook,
+        workers: u32,
+        ring_bytes: u32,
+        clients: Option<&ClientFilter>,
+        sampling: Option<Sampling>,
+    ) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
         let (capture, readers) = Capture::load(&CaptureSetup {
@@ -36,6 +50,8 @@ impl Fixture {
                 rule(4, Some("10.0.0.4"), 80),
             ],
             exclude: &["10.0.0.9:80".parse().unwrap()],
+            clients,
+            sampling,
             workers,
             ring_bytes,
             interfaces: &["lo".to_owned()],
@@ -260,6 +276,81 @@ fn each_flow_has_its_worker() {
     }
     assert!(used.iter().all(|&n| n > 0), "{used:?}");
     assert_eq!(fixture.count(NoRing), 0);
+}
+
+#[test]
+fn a_sample_takes_connections_whole_and_a_growing_one_keeps_those_it_has() {
+    if !privileged() {
+        return;
+    }
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let sampling = Sampling { seed: 7, share: Share::NONE };
+        let mut fixture = Fixture::with_selection(hook, None, Some(sampling));
+        let mut sampled = 0;
+        for percent in [0, 10, 60, 100] {
+            let share = Share::percent(percent);
+            fixture.capture.set_share(share).unwrap();
+            let mut now = 0;
+            for port in 40_000..40_200 {
+                let syn =
+                    Packet { flags: 0x02, payload: vec![], ..packet(&format!("192.0.2.7:{port}"), "10.0.0.3:80") };
+                let data = Packet { flags: 0x18, payload: b"x".to_vec(), ..syn.clone() };
+                let what = format!("{percent} %, port {port}, {hook:?}");
+                if share.includes(syn.flow().draw(7)) {
+                    now += 1;
+                    fixture.expect_copy(&what, &syn, 1);
+                    fixture.expect_copy(&what, &data, 1);
+                } else {
+                    fixture.expect_none(&what, &syn, Some(NotSampled));
+                    fixture.expect_none(&what, &data, Some(NotSampled));
+                }
+            }
+            assert!((percent == 0) == (now == 0) && (percent == 100) == (now == 200) && now >= sampled, "{now}");
+            sampled = now;
+        }
+        // What no rule names is none of the sample's business.
+        fixture.capture.set_share(Share::NONE).unwrap();
+        fixture.expect_none("unmatched", &packet(CLIENT4, "10.0.0.3:81"), None);
+    }
+}
+
+#[test]
+fn the_smallest_range_decides_whether_a_client_is_copied() {
+    if !privileged() {
+        return;
+    }
+    let ranges = |list: &str| list.split_whitespace().map(|range| range.parse().unwrap()).collect::<Vec<Network>>();
+    // What is asked for, what is excluded, who is copied, who is not.
+    let table = [
+        (
+            "10.0.0.0/8 fd00::/8",
+            "10.1.0.0/16 fd00:1::/32",
+            "10.2.0.1 fd00:2::1",
+            "10.1.0.1 11.0.0.1 fd00:1::1 2001:db8::1",
+        ),
+        ("10.1.2.0/24", "10.0.0.0/8", "10.1.2.9", "10.1.3.9 192.0.2.1 fd00::1"),
+        ("", "10.0.0.0/8 2001:db8::7", "11.0.0.1 2001:db8::8", "10.9.9.9 2001:db8::7"),
+        ("::/0", "", "::1 2001:db8::7", "10.0.0.1"),
+        ("0.0.0.0/0", "", "10.0.0.1", "::1 2001:db8::7"),
+        ("", "::/0", "10.0.0.1", "::1 2001:db8::7"),
+    ];
+    for (row, (only, except, copied, not_copied)) in table.into_iter().enumerate() {
+        let filter = ClientFilter::new(&ranges(only), &ranges(except)).unwrap().unwrap();
+        let hook = if row % 2 == 0 { Hook::Tc } else { Hook::Xdp };
+        let mut fixture = Fixture::with_selection(hook, Some(&filter), None);
+        let from = |client: &str| match client.contains(':') {
+            true => (packet(&format!("[{client}]:40000"), "[2001:db8::3]:443"), 3),
+            false => (packet(&format!("{client}:40000"), "10.0.0.3:80"), 1),
+        };
+        for client in copied.split(' ') {
+            let (packet, rule) = from(client);
+            fixture.expect_copy(&format!("{client}, --clients {only} --exclude {except}"), &packet, rule);
+        }
+        for client in not_copied.split(' ') {
+            let what = format!("{client}, --clients {only} --exclude {except}");
+            fixture.expect_none(&what, &from(client).0, Some(Filtered));
+        }
+    }
 }
 
 /// Prints what the programs cost per packet: `cargo test --release -p tcpcopy --lib cost -- --ignored --nocapture`.

@@ -108,7 +108,10 @@ fn responses_to_sessions_are_reported_and_swallowed() {
         }
         assert_eq!((fixture.count(Swallowed), fixture.count(SwallowedBytes)), (swallowed, swallowed_bytes));
         let stats = fixture.interceptor.wire_stats(1).unwrap();
-        assert_eq!(stats, WireStats { segments: 2, syns: 2, swallowed, swallowed_bytes, reports_lost: 1, ..WireStats::default() });
+        assert_eq!(
+            stats,
+            WireStats { segments: 2, syns: 2, swallowed, swallowed_bytes, reports_lost: 1, ..WireStats::default() }
+        );
     }
 }
 

@@ -141,12 +141,12 @@ fn a_session_reset_for_idleness_joins_at_the_next_request() {
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     client.send(&mut lab, 0, b"one\n");
-    lab.run_ms(130_000);
+    lab.run_ms(250_000);
     assert!(lab.only().reset);
     client.send(&mut lab, 50, b"two\n");
     lab.run_ms(5);
     assert_eq!(lab.lines(), ["one\n", "two\n"]);
-    lab.run_ms(300_000);
+    lab.run_ms(400_000);
     lab.assert_done();
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 2);
 }

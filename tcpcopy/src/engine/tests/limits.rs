@@ -62,6 +62,42 @@ fn another_instance_means_that_the_target_has_forgotten_everything() {
 }
 
 #[test]
+fn a_session_between_two_requests_may_be_idle_for_longer() {
+    let seconds = std::time::Duration::from_secs;
+    let timeouts = Config { session_timeout: seconds(10), keepalive_timeout: seconds(50), ..config() };
+    let timed_out = |lab: &Lab| lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout);
+    let mut lab = Lab::with(timeouts.clone());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(49_000);
+    assert_eq!(timed_out(&lab), 0);
+    client.send(&mut lab, 50, b"two\n");
+    lab.run_ms(49_000);
+    assert_eq!((timed_out(&lab), lab.only().received.as_slice()), (0, &b"one\ntwo\n"[..]));
+    lab.run_ms(2_000);
+    assert_eq!(timed_out(&lab), 1);
+
+    // No request yet.
+    let mut lab = Lab::with(timeouts.clone());
+    Client::new(40_001).syn(&mut lab);
+    lab.run_ms(9_000);
+    assert_eq!(timed_out(&lab), 0);
+    lab.run_ms(2_000);
+    assert_eq!(timed_out(&lab), 1);
+
+    // Something is still to be sent.
+    let mut lab = Lab::with(timeouts);
+    lab.target.new_app = Box::new(|_| silent());
+    lab.target.window = Some(0);
+    let mut client = Client::new(40_002);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &[1; 5000]);
+    lab.run_ms(15_000);
+    assert_eq!(timed_out(&lab), 1);
+}
+
+#[test]
 fn a_collision_is_retried_on_another_port() {
     let mut lab = Lab::new();
     lab.target.refuse_syns = (3, kind::COLLISION);

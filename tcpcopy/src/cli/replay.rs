@@ -1,0 +1,82 @@
+//! How connections are replayed: waiting, time-outs, sizes. The letters are those of tcpcopy 1.0.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::UsageError;
+
+/// As in tcpcopy 1.0: by how much the time-out of idle sessions exceeds that of others, s.
+const KEEPALIVE_GRACE: u64 = 120;
+
+/// The arguments of the replay, as typed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Replay")]
+pub struct ReplayArgs {
+    /// Replay only connections that were captured from their SYN on; join none at a later request
+    #[arg(short = 'O', long)]
+    complete_only: bool,
+    /// Send a request without waiting until the target has answered the one before
+    #[arg(short = 'W', long)]
+    no_wait: bool,
+    /// Seconds after which a replayed connection is given up that neither client nor target has used
+    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    session_timeout: u64,
+    /// The same for keep-alive connections between two requests: all was sent, the client is still there [default: 120 more
+    /// than -t]
+    #[arg(short = 'k', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=864_000))]
+    keepalive_timeout: Option<u64>,
+    /// Megabytes that all workers together may take for what waits to be replayed, besides their rings; what comes on top is
+    /// not replayed, and counted
+    #[arg(short = 'm', long, value_name = "MEGABYTES", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    max_memory: u32,
+    /// Octets of the largest IP packet sent to a target [default: what the route carries, which is also the most]
+    #[arg(short = 'M', long, value_name = "OCTETS", value_parser = clap::value_parser!(u16).range(576..))]
+    mtu: Option<u16>,
+    /// Octets of payload of the largest TCP segment, sent and asked for [default: what fits the MTU, which is also the most]
+    #[arg(short = 'D', long, value_name = "OCTETS", value_parser = clap::value_parser!(u16).range(88..))]
+    mss: Option<u16>,
+    /// No effect, for scripts of tcpcopy 1.0: going on without intercept, and dialling it again, is always so
+    #[arg(short = 'L', long)]
+    lonely: bool,
+}
+
+/// The arguments of the replay, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Whether only connections are replayed that were captured from their SYN on.
+    pub complete_only: bool,
+    /// Whether a request waits until the target has answered the one before.
+    pub wait: bool,
+    /// When an unused session is given up.
+    pub session_timeout: Duration,
+    /// When an unused session is given up that has sent all and whose client is still there.
+    pub keepalive_timeout: Duration,
+    /// Octets that one worker may take for what waits to be replayed.
+    pub worker_memory: usize,
+    /// The largest IP packet, if it is not what the route carries.
+    pub mtu: Option<u16>,
+    /// The largest payload of a segment, if it is not what fits the MTU.
+    pub mss: Option<u16>,
+}
+
+impl ReplayArgs {
+    pub(super) fn validate(&self, workers: u32) -> Result<Replay, UsageError> {
+        if self.max_memory < workers {
+            return Err(UsageError::Other(format!(
+                "-m {}: each of the {workers} workers needs a megabyte at least; give more, or fewer workers with -w",
+                self.max_memory
+            )));
+        }
+        let keepalive = self.keepalive_timeout.unwrap_or(self.session_timeout + KEEPALIVE_GRACE);
+        Ok(Replay {
+            complete_only: self.complete_only,
+            wait: !self.no_wait,
+            session_timeout: Duration::from_secs(self.session_timeout),
+            keepalive_timeout: Duration::from_secs(keepalive),
+            worker_memory: ((self.max_memory as usize) << 20) / workers.max(1) as usize,
+            mtu: self.mtu,
+            mss: self.mss,
+        })
+    }
+}

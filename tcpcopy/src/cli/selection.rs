@@ -1,0 +1,38 @@
+//! Which live connections are copied: by client, and by lot.
+
+use clap::Args;
+
+use super::UsageError;
+use crate::bpf::{ClientFilter, Network};
+
+/// The arguments of the selection, as typed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Selection")]
+pub struct SelectionArgs {
+    /// Percentage of the connections that is copied, each of them whole or not at all: 1 to 100
+    #[arg(short = 'r', long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(1..=100))]
+    percentage: u8,
+    /// Copy only clients with these addresses; may be repeated [default: all]
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    clients: Vec<Network>,
+    /// Do not copy clients with these addresses; the longest prefix in --clients and --exclude decides
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
+    exclude: Vec<Network>,
+}
+
+/// The arguments of the selection, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// 1 to 100.
+    pub percentage: u8,
+    /// Which clients; all of them when `None`.
+    pub clients: Option<ClientFilter>,
+}
+
+impl SelectionArgs {
+    pub(super) fn validate(&self) -> Result<Selection, UsageError> {
+        let clients = ClientFilter::new(&self.clients, &self.exclude)
+            .map_err(|network| UsageError::Other(format!("{network} is both in --clients and in --exclude")))?;
+        Ok(Selection { percentage: self.percentage, clients })
+    }
+}
