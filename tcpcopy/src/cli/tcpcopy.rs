@@ -277,6 +277,16 @@ mod tests {
     }
 
     #[test]
+    fn a_ramp_takes_as_long_as_in_tcpcopy_1_0_unless_it_is_told_otherwise() {
+        for (args, percentage, ramp) in
+            [("-r 20", 20, None), ("-g", 100, Some(100)), ("-g -r 20", 20, Some(100)), ("-r 20 -g 7", 20, Some(7))]
+        {
+            let selection = settings(&format!("-x 80-10.0.0.3:80 -s 10.0.0.3 {args}")).unwrap().selection;
+            assert_eq!((selection.percentage, selection.ramp), (percentage, ramp.map(Duration::from_secs)), "{args}");
+        }
+    }
+
+    #[test]
     fn retired_letters_are_refused_with_their_replacement() {
         for (args, part) in [
             ("-o eth1", "--inject"),
@@ -351,6 +361,7 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -d", "--log-file"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 0", "1..=100"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -r 101", "1..=100"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -g 0", "0"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients 10.0.0.1/8", "10.0.0.0/8"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --exclude 10.0.0.0/8,", "not an IP address"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --clients ::1,10.0.0.1 --exclude 10.0.0.1", "both in --clients"),

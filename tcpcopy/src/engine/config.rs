@@ -42,6 +42,10 @@ pub struct Config {
     pub loopback_client: Option<IpAddr>,
     /// Replay only connections whose SYN was captured.
     pub complete_only: bool,
+    /// Whether a connection may be joined although its SYN was not captured. Unlike [`complete_only`](Self::complete_only) this
+    /// leaves those alone that are known. It is off when the caller admits more and more connections: one that it did not
+    /// admit at its SYN must not get in half-way.
+    pub join_open: bool,
     /// Whether a segment waits until the target has answered what the live client had read before it sent it.
     pub gate: bool,
     /// After an answer seems complete, how long the target must be quiet before the gate opens: Linux sets PSH on every
@@ -77,6 +81,7 @@ impl Default for Config {
             keepalive_timeout: Duration::from_secs(240),
             loopback_client: None,
             complete_only: false,
+            join_open: true,
             gate: true,
             gate_quiet: Duration::from_micros(500),
             gate_limit: Duration::from_secs(2),

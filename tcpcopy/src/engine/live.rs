@@ -72,6 +72,9 @@ impl Engine {
         if self.config.complete_only || !self.config.rejoin {
             return self.refuse(segment, Reason::Incomplete);
         }
+        if !self.config.join_open {
+            return self.refuse(segment, Reason::NotAdmitted);
+        }
         if nothing {
             return self.refuse(segment, Reason::BeforeJoin);
         }

@@ -28,6 +28,8 @@ reasons! {
     BeforeJoin = "before_join",
     /// The connection's SYN was not captured, and only complete connections are replayed.
     Incomplete = "incomplete",
+    /// The connection's SYN was not captured, because connections are admitted little by little.
+    NotAdmitted = "not_admitted",
     /// No rule of that number.
     UnknownRule = "unknown_rule",
     /// Client and target are of different IP versions.

@@ -1,6 +1,7 @@
 //! The program `tcpcopy`: workers that capture, replay and inject.
 
 mod channels;
+mod ramp;
 mod summary;
 mod worker;
 
@@ -19,6 +20,7 @@ use tokio::{
 
 use self::{
     channels::Channels,
+    ramp::{Ramp, initial_share},
     summary::Summary,
     worker::{Notice, Order, RuleTable, Snapshot, Worker},
 };
@@ -88,10 +90,18 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let began = Instant::now();
     let mut progress = tokio::time::interval_at((began + PROGRESS_INTERVAL).into(), PROGRESS_INTERVAL);
     let keeping_up = tokio::spawn(channels.keep_up(notice_receiver));
+    let mut ramp = Ramp::new(&settings.selection);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            share = ramp.next() => {
+                capture.set_share(share)?;
+                if ramp.is_over() {
+                    let percentage = settings.selection.percentage;
+                    log::info!("the ramp is over: {percentage} % of the connections are copied from now on");
+                }
+            }
             _ = progress.tick() => {
                 match capture.counters() {
                     Ok(counters) => log::info!("{}", Summary::new(&workers.snapshots(), counters, began.elapsed()).one_line()),
@@ -222,9 +232,11 @@ impl Drop for Workers {
 
 /// The lottery that the connections take part in, unless all of them are copied.
 fn sampling(settings: &Settings) -> anyhow::Result<Option<Sampling>> {
-    let share = Share::percent(settings.selection.percentage);
-    let seed = || anyhow::Ok(u32::from_ne_bytes(random_bytes()?));
-    if share == Share::WHOLE { Ok(None) } else { Ok(Some(Sampling { seed: seed()?, share })) }
+    let share = initial_share(&settings.selection);
+    if share == Share::WHOLE {
+        return Ok(None);
+    }
+    Ok(Some(Sampling { seed: u32::from_ne_bytes(random_bytes()?), share }))
 }
 
 fn engine_config(settings: &Settings, injector: &Injector) -> Config {
@@ -247,6 +259,7 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
         session_timeout: replay.session_timeout,
         keepalive_timeout: replay.keepalive_timeout,
         complete_only: replay.complete_only,
+        join_open: settings.selection.ramp.is_none(),
         gate: replay.wait,
         max_memory: replay.worker_memory,
         loopback_client: settings.loopback_client,

@@ -44,6 +44,30 @@ fn an_acknowledgement_in_the_middle_of_a_request_is_no_boundary() {
 }
 
 #[test]
+fn a_connection_not_admitted_at_its_syn_stays_out_and_one_that_was_may_join_again() {
+    let mut lab = Lab::with(Config { join_open: false, ..config() });
+    let mut late = Client::new(40_000);
+    for _ in 0..3 {
+        late.send(&mut lab, 50, b"late\n");
+    }
+    late.fin(&mut lab, 50);
+    let stats = lab.engine.stats();
+    assert_eq!(
+        (stats.bytes.discarded.get(Reason::NotAdmitted), stats.fins.discarded.get(Reason::NotAdmitted)),
+        (15, 1)
+    );
+    lab.assert_done();
+    let mut client = Client::new(40_001);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(250_000);
+    assert!(lab.only().reset, "idle");
+    client.send(&mut lab, 50, b"two\n");
+    lab.run_ms(5);
+    assert_eq!(lab.lines(), ["one\n", "two\n"]);
+}
+
+#[test]
 fn complete_only_refuses_what_began_before() {
     let mut lab = Lab::with(Config { complete_only: true, ..config() });
     let mut client = Client::new(40_000);

@@ -1,0 +1,207 @@
+//! Which connections are mirrored: a sample of them, a growing sample, or those of some clients; each whole or not at all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use lab::{
+    Family, Host, Lab, Mirror, MirrorOptions, eventually,
+    http::{Limit, Load, Server},
+    laboratory,
+    mirror::{LIVE_PORT, TARGET_PORT},
+};
+
+/// How long the target may trail when the live side has finished.
+const TRAIL: Duration = Duration::from_secs(20);
+/// Requests on one connection.
+const REQUESTS: u64 = 3;
+
+/// A live connection, whose requests can be told from those of others at the target.
+struct Connection {
+    number: u64,
+    asked: u64,
+    stream: TcpStream,
+}
+
+impl Connection {
+    fn open(number: u64, server: SocketAddr) -> Self {
+        let stream = TcpStream::connect(server).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self { number, asked: 0, stream }
+    }
+
+    /// Asks and reads the answer.
+    fn ask(&mut self) {
+        let id = self.number * REQUESTS + self.asked;
+        self.asked += 1;
+        write!(self.stream, "GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nx") {
+            let mut piece = [0; 512];
+            let length = self.stream.read(&mut piece).unwrap();
+            assert!(length > 0, "the live server closed");
+            answer.extend(&piece[..length]);
+        }
+    }
+
+    /// Asks all that is left.
+    fn finish(mut self) {
+        while self.asked < REQUESTS {
+            self.ask();
+        }
+    }
+}
+
+/// By the number of the connection: how many of its requests have arrived.
+fn mirrored(target: &Server) -> BTreeMap<u64, u64> {
+    let mut requests = BTreeMap::new();
+    target.arrivals().iter().for_each(|arrival| *requests.entry(arrival.id / REQUESTS).or_default() += 1);
+    requests
+}
+
+/// Waits until each mirrored connection is whole, and returns their numbers.
+fn whole(target: &Server) -> BTreeSet<u64> {
+    let is_whole = || mirrored(target).values().all(|&requests| requests == REQUESTS);
+    assert!(eventually(TRAIL, is_whole), "not whole: {:?}", mirrored(target));
+    mirrored(target).into_keys().collect()
+}
+
+fn mirror(lab: &Lab, arguments: &str) -> Mirror {
+    let tcpcopy = arguments.split(' ').map(str::to_owned).collect();
+    Mirror::start(lab, MirrorOptions { tcpcopy, ..MirrorOptions::default() }).unwrap()
+}
+
+#[test]
+fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
+    let _guard = laboratory!();
+    const CONNECTIONS: u64 = 400;
+    for hook in ["tc", "xdp"] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mirror = mirror(&lab, &format!("-r 30 --hook {hook}"));
+        let ask = |numbers: std::ops::Range<u64>| {
+            lab.client.run(|| {
+                for number in numbers {
+                    let family = Family::BOTH[(number % 2) as usize];
+                    Connection::open(number, lab.source.socket(family, LIVE_PORT)).finish();
+                }
+            })
+        };
+        ask(0..CONNECTIONS).unwrap();
+        // The worker takes segments in their order, so when one of these has come, none of those above is still to be captured.
+        let mut last = CONNECTIONS;
+        while !mirrored(&target).keys().any(|&number| number >= CONNECTIONS) {
+            assert!(last < CONNECTIONS + 200, "of 200 connections none is mirrored");
+            ask(last..last + 1).unwrap();
+            last += 1;
+        }
+        let mirrored = whole(&target);
+        let outcome = mirror.stop().unwrap();
+        let sample = mirrored.iter().filter(|&&number| number < CONNECTIONS).count();
+        // 120 expected, with a standard deviation of 9: six of them on both sides.
+        assert!(
+            (66..=174).contains(&sample),
+            "--hook {hook}: {sample} of {CONNECTIONS} are mirrored\n{}",
+            outcome.table
+        );
+        assert_eq!(outcome.tcpcopy.count("seen"), mirrored.len() as u64, "{}", outcome.table);
+        assert_eq!(
+            outcome.tcpcopy.0["bytes"]["discarded"], 0,
+            "what is not in the sample is no loss\n{}",
+            outcome.table
+        );
+        // At least SYN, ACK, requests and FIN of each.
+        let left_out = last - mirrored.len() as u64;
+        assert!(outcome.tcpcopy.count("not_sampled") >= left_out * (3 + REQUESTS), "{}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
+
+#[test]
+fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
+    let _guard = laboratory!();
+    const EARLY: u64 = 200;
+    const LATE: u64 = 20;
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let server = lab.source.socket(Family::V4, LIVE_PORT);
+    let open = |number| {
+        let mut connection = Connection::open(number, server);
+        connection.ask();
+        connection
+    };
+    // Open before there is a tcpcopy: it stays out.
+    let before = lab.client.run(|| open(0)).unwrap();
+    let mirror = mirror(&lab, "-g 4");
+    // In the first half of the ramp, a connection every 10 ms. The sleep only sets the pace.
+    let pace = Duration::from_millis(10);
+    let mut early = lab
+        .client
+        .run(|| (1..=EARLY).map(|number| (open(number), std::thread::sleep(pace)).0).collect::<Vec<_>>())
+        .unwrap();
+    mirror.tcpcopy().wait_log(TRAIL, |line| line.contains("the ramp is over")).unwrap();
+    // Now all of them would be admitted; those that were not do not get in.
+    early.push(before);
+    lab.client
+        .run(|| {
+            early.into_iter().for_each(Connection::finish);
+            (1000..1000 + LATE).for_each(|number| open(number).finish());
+        })
+        .unwrap();
+    let all_late = || mirrored(&target).range(1000..).count() as u64 == LATE;
+    assert!(eventually(TRAIL, all_late), "after the ramp all connections are mirrored: {:?}", mirrored(&target));
+    let mirrored = whole(&target);
+    let outcome = mirror.stop().unwrap();
+    assert!(!mirrored.contains(&0), "one that was open before was joined\n{}", outcome.table);
+    // The share grows to a half, so about a quarter of them, 50; more in the second half, 37, than in the first, 12.
+    let admitted = |numbers| mirrored.range::<u64, std::ops::Range<u64>>(numbers).count();
+    let (first, second) = (admitted(1..EARLY / 2 + 1), admitted(EARLY / 2 + 1..EARLY + 1));
+    assert!((10..=150).contains(&(first + second)) && first < second, "{first}, then {second}\n{}", outcome.table);
+    // Each that stayed out has sent two requests after the ramp.
+    assert!(outcome.tcpcopy.count("not_admitted") > 0, "{}", outcome.table);
+    outcome.assert_no_leak();
+}
+
+fn ask_from(lab: &Lab, client: &str) -> BTreeSet<u64> {
+    let client: SocketAddr = client.parse().unwrap();
+    let family = if client.is_ipv4() { Family::V4 } else { Family::V6 };
+    let load = Load::per_request(lab.source.socket(family, LIVE_PORT), 2, Limit::Requests(20));
+    let report = Load { bind: Some(client), ..load }.run(&lab.client).unwrap();
+    assert_eq!(report.failed, Vec::<String>::new());
+    report.answered.into_iter().collect()
+}
+
+fn add_address(host: &Host, address: &str) {
+    host.ip(&[format!("address add {address} dev {}", host.interface)]).unwrap();
+}
+
+#[test]
+fn only_the_clients_asked_for_are_mirrored() {
+    let _guard = laboratory!();
+    for hook in ["tc", "xdp"] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        add_address(&lab.client, "10.77.0.101/24");
+        add_address(&lab.client, "fd77::101/64");
+        let arguments = format!("--clients 10.77.0.0/24,fd77::1 --exclude 10.77.0.96/28 --hook {hook}");
+        let mirror = mirror(&lab, &arguments);
+        // First those that must not arrive, so that they would be there when the others are.
+        let unwanted = &ask_from(&lab, "10.77.0.101:0") | &ask_from(&lab, "[fd77::101]:0");
+        let wanted = &ask_from(&lab, "10.77.0.1:0") | &ask_from(&lab, "[fd77::1]:0");
+        target.wait_for_requests(wanted.len(), TRAIL);
+        let outcome = mirror.stop().unwrap();
+        let arrived: BTreeSet<u64> = target.arrivals().iter().map(|arrival| arrival.id).collect();
+        assert_eq!(arrived.intersection(&unwanted).count(), 0, "--hook {hook}\n{}", outcome.table);
+        assert_eq!(arrived, wanted, "--hook {hook}\n{}", outcome.table);
+        assert!(outcome.tcpcopy.count("filtered") >= unwanted.len() as u64 * 5, "{}", outcome.table);
+        assert_eq!(outcome.tcpcopy.0["bytes"]["discarded"], 0, "who is not wanted is no loss\n{}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
