@@ -30,14 +30,16 @@ pub(super) struct Receiver {
     /// Beyond `next`: first octet and the one after the last, sorted, disjoint.
     ranges: [(TargetSeq, TargetSeq); RANGES],
     used: u8,
-    fin: Option<TargetSeq>,
+    /// Where the last piece that may end an answer ends; the number of the FIN, once that is known.
+    pushed: TargetSeq,
+    fin: bool,
     finished: bool,
 }
 
 impl Receiver {
     /// Expects the octet after the target's SYN.
     pub fn new(irs: TargetSeq) -> Self {
-        Self { irs, next: irs.plus(1), ranges: Default::default(), used: 0, fin: None, finished: false }
+        Self { irs, next: irs.plus(1), ranges: Default::default(), used: 0, pushed: irs, fin: false, finished: false }
     }
 
     /// The next sequence number expected: what we acknowledge.
@@ -63,6 +65,18 @@ impl Receiver {
         seq.is_after(self.irs) && !seq.is_after(self.next.plus(window))
     }
 
+    /// Notes that an answer may end before this number: a segment with PSH or FIN ends there.
+    pub const fn note_end(&mut self, end: TargetSeq) {
+        if !self.fin && end.is_after(self.pushed) {
+            self.pushed = end;
+        }
+    }
+
+    /// Whether an answer may be complete: nothing is missing, and what came last may have ended one.
+    pub fn is_complete(&self) -> bool {
+        self.used == 0 && (self.finished || self.next == self.pushed)
+    }
+
     /// Takes a segment's place in the stream in.
     pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
         let end = seq.plus(len);
@@ -71,15 +85,16 @@ impl Receiver {
             // it does not, although a report is missing: two ends that answer each other's bare ACKs never stop.
             return Received { new: 0, acknowledge: self.next.is_after(seq) };
         }
-        if fin && self.fin.is_none() {
-            self.fin = Some(end);
+        if fin && !self.fin {
+            self.fin = true;
+            self.pushed = end;
         }
         let mut new = 0;
         if end.is_after(self.next) {
             let from = if seq.is_after(self.next) { seq } else { self.next };
             new = self.insert(from, end);
         }
-        if !self.finished && self.fin == Some(self.next) {
+        if !self.finished && self.fin && self.next == self.pushed {
             self.next = self.next.plus(1);
             self.finished = true;
         }
@@ -167,6 +182,18 @@ mod tests {
         assert!(r.receive(at(9), 0, false).acknowledge);
         assert!(!r.receive(at(10), 0, false).acknowledge);
         assert!(!r.receive(at(11), 0, false).acknowledge, "the ACK of an ACK, when a report was lost");
+    }
+
+    #[test]
+    fn an_answer_with_a_piece_missing_is_not_complete() {
+        let mut r = receiver();
+        r.receive(at(0), 10, false);
+        assert!(!r.is_complete());
+        r.note_end(at(30));
+        r.receive(at(20), 10, true);
+        assert!(!r.is_complete());
+        r.receive(at(10), 10, false);
+        assert!(r.is_complete());
     }
 
     #[test]

@@ -88,6 +88,8 @@ struct Conn {
     handle: SocketHandle,
     service: usize,
     peer: Option<Flow>,
+    /// The initial sequence numbers of the client and of the service.
+    isn: Option<u32>,
     iss: Option<u32>,
     greeted: bool,
     received: Vec<u8>,
@@ -140,8 +142,30 @@ impl Target {
 
     /// Takes a packet in; what the target sends because of that.
     pub fn handle(&mut self, now: Nanos, packet: Vec<u8>) -> Vec<Response> {
+        let syn = wire::syn(&packet);
+        if let Some((flow, isn)) = syn {
+            self.make_way(&flow, isn);
+        }
         self.wire.incoming = Some(packet);
-        self.poll(now)
+        let responses = self.poll(now);
+        if let Some((flow, isn)) = syn
+            && let Some(conn) = self.conns.iter_mut().find(|conn| conn.peer == Some(flow))
+        {
+            conn.isn.get_or_insert(isn);
+        }
+        responses
+    }
+
+    /// A later SYN ends an old connection of the same four-tuple, in TIME-WAIT (RFC 6191) or half open. smoltcp would be
+    /// silent instead of sending the challenge that RFC 9293, section 3.10.7.4, asks for.
+    fn make_way(&mut self, flow: &Flow, isn: u32) {
+        let later = |conn: &Conn| conn.isn.is_some_and(|old| isn.wrapping_sub(old) as i32 > 0);
+        if let Some(index) = self.conns.iter().position(|conn| conn.peer == Some(*flow) && later(conn)) {
+            let mut conn = self.conns.remove(index);
+            conn.drain(self.sockets.get_mut(conn.handle));
+            self.sockets.remove(conn.handle);
+            self.past.extend(conn.received());
+        }
     }
 
     /// Does what is due.
@@ -250,6 +274,7 @@ impl Conn {
             handle,
             service,
             peer: None,
+            isn: None,
             iss: None,
             greeted: false,
             received: Vec::new(),
@@ -272,7 +297,7 @@ impl Conn {
     fn note_peer(&mut self, socket: &Socket<'_>) {
         match (socket.state(), socket.local_endpoint(), socket.remote_endpoint()) {
             // Back to LISTEN after a RST.
-            (State::Listen, ..) => self.peer = None,
+            (State::Listen, ..) => (self.peer, self.isn) = (None, None),
             (_, Some(local), Some(remote)) => self.peer = Some(flow(local, remote)),
             _ => {}
         }

@@ -114,6 +114,15 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
     report
 }
 
+/// Four-tuple and sequence number of a client's SYN.
+pub fn syn(packet: &[u8]) -> Option<(Flow, u32)> {
+    let seen = report(packet, 0);
+    let Flow { client, server, client_port, server_port } = seen.flow;
+    // The packet goes the other way.
+    let flow = Flow { client: server, server: client, client_port: server_port, server_port: client_port };
+    (seen.flags & (SYN | ACK) == SYN).then_some((flow, u32::from_be_bytes(seen.seq)))
+}
+
 /// A transmission in a line.
 pub fn shown(transmit: &Transmit<'_>) -> String {
     let Transmit { flow, seq, ack, flags, payload, .. } = transmit;

@@ -231,6 +231,9 @@ impl Session {
     fn received(&mut self, seq: TargetSeq, acked: u64, r: &ResponseHeader, cx: &mut Context<'_>) {
         let State::Open(open) = &mut self.state else { return };
         let fin = r.flags & FIN != 0;
+        if r.flags & (PSH | FIN) != 0 {
+            open.receiver.note_end(seq.plus(r.payload_len));
+        }
         let received = open.receiver.receive(seq, r.payload_len, fin);
         open.acknowledge |= received.acknowledge;
         cx.stats.response_bytes += u64::from(received.new);
@@ -240,7 +243,7 @@ impl Session {
         }
         if received.new > 0 || closes {
             self.progress = cx.now;
-            let ends = r.flags & (PSH | FIN) != 0 && open.una == open.high;
+            let ends = open.receiver.is_complete() && open.una == open.high;
             self.gate.answered(cx.now, ends);
         }
         if received.new > 0 {
