@@ -83,11 +83,18 @@ fn bpf_linker() -> anyhow::Result<()> {
             Err(error) => format!("the bpf-linker that is installed cannot link for the nightly toolchain ({error})"),
         },
     };
-    if !BPF_LINKER_LLVM.contains(&llvm) {
+    if llvm < *BPF_LINKER_LLVM.start() {
         bail!(
-            "{complaint}, and bpf-linker {BPF_LINKER} does not know LLVM {llvm} of this nightly: install an older \
-             nightly (`rustup toolchain install nightly-2026-05-20`, then `rustup toolchain link nightly …`), or a \
-             bpf-linker for LLVM {llvm} by hand"
+            "{complaint}, and bpf-linker {BPF_LINKER} cannot be built for LLVM {llvm} of this nightly, which is too old; \
+             bring it up to date, then start again:\n    \
+             rustup toolchain install nightly --profile minimal --component rust-src"
+        );
+    }
+    if llvm > *BPF_LINKER_LLVM.end() {
+        bail!(
+            "{complaint}, and bpf-linker {BPF_LINKER} cannot be built for LLVM {llvm} of this nightly, which is newer; \
+             install the newest bpf-linker, then start again:\n    \
+             cargo +nightly install bpf-linker --locked --force --no-default-features --features rust-llvm-{llvm}"
         );
     }
     step(
