@@ -1,9 +1,15 @@
 //! S3: no packet of a replayed session leaves the target for a client, whatever happens to the programs and services.
 
-use std::time::Duration;
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions, eventually,
+    Family, Host, Lab, Mirror, MirrorOptions,
+    capture::{End, Packet, Sniffer},
+    eventually,
     http::{Limit, Load, RunningLoad, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -139,4 +145,88 @@ fn without_a_channel_nothing_is_injected() {
     );
     finish(loads);
     mirror.stop().unwrap().assert_no_leak();
+}
+
+/// A client that makes a request now and then on a connection which it keeps.
+struct Visitor(TcpStream);
+
+impl Visitor {
+    fn connect(from: &Host, server: SocketAddr) -> Self {
+        let stream = from.run(|| TcpStream::connect(server)).unwrap().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self(stream)
+    }
+
+    fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().port()
+    }
+
+    fn ask(&mut self) {
+        write!(self.0, "GET /size/1?id={} HTTP/1.1\r\nHost: lab\r\n\r\n", self.port()).unwrap();
+        let (mut answer, mut piece) = (Vec::new(), [0; 1024]);
+        // Whatever the head is, the body is one octet.
+        while !answer.windows(4).any(|window| window == b"\r\n\r\n") || answer.ends_with(b"\r\n\r\n") {
+            let n = self.0.read(&mut piece).unwrap();
+            assert!(n > 0, "the live server has closed");
+            answer.extend_from_slice(&piece[..n]);
+        }
+    }
+}
+
+/// The client ports of the connections to the service under test, TIME-WAIT apart, which says nothing of itself.
+fn ports_at(target: &Host) -> Vec<u16> {
+    let listed = target.output(&format!("ss -Htan sport = :{TARGET_PORT}")).unwrap();
+    let connections = listed.lines().filter(|line| !line.starts_with("LISTEN") && !line.starts_with("TIME-WAIT"));
+    let mut ports: Vec<u16> =
+        connections.filter_map(|line| line.split_whitespace().nth(4)?.rsplit(':').next()?.parse().ok()).collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[test]
+fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let mut visitors: Vec<Visitor> = Family::BOTH
+        .into_iter()
+        .flat_map(|family| std::iter::repeat_n(family, 200))
+        .map(|family| Visitor::connect(&lab.client, lab.source.socket(family, LIVE_PORT)))
+        .collect();
+    visitors.iter_mut().for_each(Visitor::ask);
+    assert_eq!(target.wait_for_requests(400, Duration::from_secs(10)), 400);
+    let mut all: Vec<u16> = visitors.iter().map(Visitor::port).collect();
+    all.sort_unstable();
+    assert_eq!(ports_at(&lab.target), all);
+
+    mirror.intercept.take().unwrap().kill().unwrap();
+    mirror.tcpcopy().wait_log(Duration::from_secs(10), |line| line.contains("broke")).unwrap();
+    // When intercept is back, the target has lost one by itself, and some clients have gone on.
+    let lost = visitors[399].port();
+    lab.target.output(&format!("ss -K sport = :{TARGET_PORT} dport = :{lost}")).unwrap();
+    let (active, idle) = visitors.split_at_mut(100);
+    active.iter_mut().for_each(Visitor::ask);
+    let sniffer = Sniffer::start(&lab.client, &lab.target, End::Source).unwrap();
+    mirror.start_intercept().unwrap();
+    mirror.tcpcopy().wait_log(Duration::from_secs(20), |line| line.contains("is up again")).unwrap();
+
+    let idle: Vec<u16> = idle.iter().map(Visitor::port).collect();
+    let gone = || ports_at(&lab.target).iter().all(|port| !idle.contains(port));
+    assert!(eventually(Duration::from_secs(10), gone), "sockets are left: {:?}", ports_at(&lab.target));
+    // The mirror goes on, also for connections that were idle.
+    visitors.iter_mut().for_each(Visitor::ask);
+    assert_eq!(target.wait_for_requests(900, Duration::from_secs(10)), 900, "{}", mirror.tcpcopy().log());
+
+    // Sockets that were left would say goodbye to the clients.
+    drop(target);
+    drop(visitors);
+    assert!(eventually(Duration::from_secs(10), || ports_at(&lab.target).is_empty()), "{:?}", ports_at(&lab.target));
+    mirror.stop_programs().unwrap();
+    let leaked: Vec<String> = sniffer.stop().unwrap().iter().map(Packet::describe).collect();
+    assert!(leaked.is_empty(), "{} packets of the target reached a client: {leaked:#?}", leaked.len());
+    let summary = mirror.stop().unwrap().tcpcopy;
+    assert!(summary.count("leftovers") >= 300, "{summary:?}");
+    assert_eq!(summary.count("leftovers_settled"), summary.count("leftovers"), "{summary:?}");
 }

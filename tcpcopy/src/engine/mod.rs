@@ -24,6 +24,7 @@ mod buffer;
 mod config;
 mod gate;
 mod histogram;
+mod leftovers;
 mod lifecycle;
 mod live;
 mod ports;
@@ -46,6 +47,7 @@ use tcpcopy_common::{flow::Flow, tcp_flags::RST};
 use self::{
     buffer::Pool,
     gate::FirstWord,
+    leftovers::Leftovers,
     seq::LiveSeq,
     session::{Context, Farewell, Last, Opening, Outcome, Plan, Poll, Session},
     stream::Stream,
@@ -80,6 +82,8 @@ pub struct Engine {
     farewells: VecDeque<Last>,
     /// By [`TargetId`]; `None` while the channel is down.
     channels: Vec<Option<Credentials>>,
+    /// As many.
+    leftovers: Vec<Leftovers>,
     /// By rule.
     first_words: Vec<FirstWord>,
     pool: Pool,
@@ -139,6 +143,7 @@ impl Engine {
             ready: VecDeque::new(),
             farewells: VecDeque::new(),
             channels: Vec::new(),
+            leftovers: Vec::new(),
             first_words: vec![FirstWord::default(); config.rules.len()],
             pool: Pool::new(config.max_memory),
             stats: Stats::default(),
@@ -154,18 +159,23 @@ impl Engine {
     }
 
     /// The channel to a target is up: sessions may be opened there. It may come again after a reconnect; with another
-    /// instance the target has forgotten all sessions, and they are given up without another word.
+    /// instance the target's programs have forgotten all sessions. They are given up, and what is left of them at the
+    /// target is removed.
     pub fn handle_channel_up(&mut self, now: Nanos, target: TargetId, credentials: Credentials) {
         let index = usize::from(target.0);
         if self.channels.len() <= index {
             self.channels.resize(index + 1, None);
+            self.leftovers.resize_with(index + 1, Leftovers::default);
         }
         self.channels[index] = Some(credentials);
+        self.ask_for_leftovers(target);
         for id in self.sessions_of(target) {
             let Some(Connection { replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
                 continue;
             };
             if session.instance().is_some_and(|known| known != credentials.instance) {
+                let flow = session.flow;
+                self.leave_over(now, target, flow);
                 self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Farewell::Nothing));
             } else {
                 self.enqueue(id);
@@ -174,11 +184,17 @@ impl Engine {
     }
 
     /// The channel to a target is down: nothing is sent there until it is up again (rule S3).
-    pub fn handle_channel_down(&mut self, _now: Nanos, target: TargetId) {
+    pub fn handle_channel_down(&mut self, now: Nanos, target: TargetId) {
         if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
             *channel = None;
         }
-        self.farewells.retain(|last| last.target != target);
+        for last in std::mem::take(&mut self.farewells) {
+            if last.target == target {
+                self.leave_unsaid(now, &last);
+            } else {
+                self.farewells.push_back(last);
+            }
+        }
         // Their deadlines differ while the channel is down.
         for id in self.sessions_of(target) {
             self.enqueue(id);
@@ -193,6 +209,7 @@ impl Engine {
             self.handle_connection_timeout(now, id);
         }
         self.due = due;
+        self.expire_leftovers(now);
     }
 
     /// Resets every open replayed connection, and counts it as aborted by the shutdown.
@@ -206,7 +223,7 @@ impl Engine {
     /// When to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Nanos> {
-        self.timers.next()
+        [self.timers.next(), self.leftovers_deadline()].into_iter().flatten().min()
     }
 
     /// The next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the session.
@@ -218,7 +235,11 @@ impl Engine {
                     self.stats.resets_sent += u64::from(last.flags & RST != 0);
                     return Some(last.transmit());
                 }
+                self.leave_unsaid(now, &last);
                 continue;
+            }
+            if let Some(syn) = self.poll_leftovers(now) {
+                return Some(syn);
             }
             let id = self.ready.pop_front()?;
             if let Some(plan) = self.poll_connection(now, id) {

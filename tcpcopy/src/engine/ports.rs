@@ -1,9 +1,18 @@
 //! What a target connection begins with: the client port that the target sees, the initial sequence number, the timestamp.
 
-use tcpcopy_common::flow::Flow;
+use tcpcopy_common::{flow::Flow, mark::Mark};
 
-use super::{seq::ReplaySeq, session::Opening, table::keyed_hash};
-use crate::time::Nanos;
+use super::{
+    config::{Config, Credentials},
+    receiver::WINDOW_SCALE,
+    seq::ReplaySeq,
+    session::Opening,
+    table::keyed_hash,
+};
+use crate::{
+    segment::{SynOptions, TransmitOptions},
+    time::Nanos,
+};
 
 /// Client ports that are tried for one session.
 pub(super) const MOST_PORTS: u8 = 32;
@@ -40,6 +49,21 @@ pub(super) fn opening(seed: u64, now: Nanos, flow: &Flow, used: Option<Opening>)
             isn: if isn.is_after(used.isn.plus(1)) { isn } else { used.isn.plus(1 << 16) },
             tsval: if (tsval.wrapping_sub(used.tsval) as i32) > 0 { tsval } else { used.tsval.wrapping_add(1) },
         },
+    }
+}
+
+/// The options of the SYN.
+pub(super) fn syn_options(
+    config: &Config,
+    credentials: &Credentials,
+    flow: &Flow,
+    opening: Opening,
+) -> TransmitOptions {
+    let mss = if flow.server.is_v4() { config.mss_v4 } else { config.mss_v6 };
+    let mark = Mark::new(&credentials.key, credentials.instance, flow, opening.isn.to_be());
+    TransmitOptions {
+        syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),
+        timestamps: Some((opening.tsval, 0)),
     }
 }
 

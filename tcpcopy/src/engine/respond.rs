@@ -73,7 +73,9 @@ impl Engine {
     /// A segment that no session expects comes from a socket that outlived its session: a RST, which is never answered,
     /// ends it (RFC 9293, section 3.10.7.1).
     fn handle_stray(&mut self, target: TargetId, response: &ResponseHeader) {
-        self.stats.stale_responses += 1;
+        if !self.settle_leftover(target, &response.flow, response.kind) {
+            self.stats.stale_responses += 1;
+        }
         if response.kind != kind::SEGMENT || response.flags & RST != 0 {
             return;
         }

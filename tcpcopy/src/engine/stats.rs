@@ -253,6 +253,13 @@ plain_counters! {
     collisions,
     /// SYNs refused because the target's session map is full.
     session_map_full,
+    /// Connections that were left at a target, by an `intercept` that was killed or because the channel was down when their
+    /// session ended.
+    leftovers,
+    /// Those that were removed, or that proved to be in good hands.
+    leftovers_settled,
+    /// Those that nothing was heard of.
+    leftovers_given_up,
     /// Times a segment waited for an answer as long as it may.
     gate_expired,
     /// Sessions no longer gated because that happened too often.
@@ -286,6 +293,10 @@ impl Stats {
         self.fins.check("FINs")?;
         let s = &self.sessions;
         balance("sessions", s.seen, s.finished + s.active + s.aborted.total())?;
+        let settled = self.leftovers_settled + self.leftovers_given_up;
+        if settled > self.leftovers {
+            return Err(Unbalanced { what: "leftover connections", seen: self.leftovers, accounted: settled });
+        }
         if self.accepted_bytes > self.bytes.sent {
             return Err(Unbalanced { what: "accepted octets", seen: self.bytes.sent, accounted: self.accepted_bytes });
         }

@@ -1,6 +1,6 @@
 //! Keeping every worker's control channels up.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
@@ -108,8 +108,10 @@ impl Channels {
             // What only a change of configuration can mend is worth a line, but not one for each attempt.
             let mut told = false;
             let mut backoff = Backoff::new(u64::from(worker) << 16 | u64::from(target.0));
+            let mut delay = backoff.next_delay();
             loop {
-                tokio::time::sleep(backoff.next_delay()).await;
+                tokio::time::sleep(delay).await;
+                delay = backoff.next_delay();
                 match connect(address, &security, &hello).await {
                     Ok(established) => {
                         return Dialled {
@@ -122,6 +124,8 @@ impl Channels {
                     Err(error) if error.cannot_resume() => {
                         log::info!("intercept {address} does not know our sessions any more; starting afresh");
                         hello.resume = None;
+                        // It is there, and what its predecessor has left at the target should not wait.
+                        delay = Duration::ZERO;
                     }
                     Err(error) if error.is_permanent() && !told => {
                         log::warn!("worker {worker}: {error}");

@@ -1,19 +1,17 @@
 //! What to say to the target next.
 
-use tcpcopy_common::{
-    mark::Mark,
-    tcp_flags::{ACK, FIN, PSH, SYN},
-};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
 
 use super::{Context, Farewell, Open, Outcome, Session, State};
 use crate::{
     engine::{
         gate::{FirstWord, PROBE, Permit},
-        receiver::{WINDOW, WINDOW_SCALE},
+        ports,
+        receiver::WINDOW,
         seq::LiveAck,
         stream::Stream,
     },
-    segment::{SynOptions, TransmitOptions},
+    segment::TransmitOptions,
     time::Nanos,
 };
 
@@ -77,19 +75,14 @@ impl Session {
             *since = cx.now;
         }
         self.retransmit_at = Some(cx.now.after(self.rto.current()));
-        let isn = self.opening.isn;
-        let mss = if self.flow.server.is_v4() { cx.config.mss_v4 } else { cx.config.mss_v6 };
-        let mark = Mark::new(&credentials.key, credentials.instance, &self.flow, isn.to_be());
+        let options = ports::syn_options(cx.config, &credentials, &self.flow, self.opening);
         Poll::Transmit(Plan {
-            seq: isn.get(),
+            seq: self.opening.isn.get(),
             ack: 0,
             window: WINDOW,
             flags: SYN,
-            options: TransmitOptions {
-                syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),
-                timestamps: Some((self.opening.tsval, 0)),
-            },
-            segment_size: mss.max(1),
+            options,
+            segment_size: 1,
             offset: self.origin,
             len: 0,
         })

@@ -42,6 +42,8 @@ pub(super) struct Lab {
     /// Everything the engine sent, lost or not.
     pub sent: Vec<Packet>,
     pub lost: usize,
+    /// Responses of connections that the target's programs do not know as replayed: the live clients get them.
+    pub leaked: Vec<ResponseHeader>,
     events: BTreeMap<(u64, u64), Event>,
     order: u64,
     random: u64,
@@ -69,6 +71,7 @@ impl Lab {
             weather: Weather::default(),
             sent: Vec::new(),
             lost: 0,
+            leaked: Vec::new(),
             events: BTreeMap::new(),
             order: 0,
             random: 0x2545_f491_4f6c_dd1d,
@@ -131,11 +134,26 @@ impl Lab {
 
     fn respond(&mut self, (responses, later): (Vec<ResponseHeader>, Vec<(u64, Later)>)) {
         for response in responses {
+            if !self.target.sessions.contains(&response.flow) {
+                self.leaked.push(response);
+                continue;
+            }
             self.travel(|| Event::ToEngine(response));
         }
         for (at, work) in later {
             self.put(at, Event::AtTarget(work));
         }
+    }
+
+    /// The target's `intercept` is killed, and has a successor after `ms`.
+    pub fn restart_intercept(&mut self, ms: u64) {
+        self.engine.handle_channel_down(self.now, TARGET);
+        self.target.sessions.clear();
+        self.run_ms(ms);
+        self.target.instance += 1;
+        let credentials = Credentials { instance: self.target.instance, ..CREDENTIALS };
+        self.engine.handle_channel_up(self.now, TARGET, credentials);
+        self.settle();
     }
 
     /// Lets everything happen until `end`.
@@ -196,6 +214,8 @@ impl Lab {
         let stats = engine.stats();
         assert_eq!((stats.bytes.pending, stats.syns.pending, stats.fins.pending), (bytes, syns, fins), "{stats:?}");
         assert_eq!(stats.sessions.active, active);
+        let left: usize = engine.leftovers.iter().map(|at_target| at_target.len()).sum();
+        assert_eq!(stats.leftovers, stats.leftovers_settled + stats.leftovers_given_up + left as u64);
         assert!(engine.pool.allocated() <= engine.config.max_memory);
     }
 

@@ -7,6 +7,7 @@ mod close;
 mod gating;
 mod harness;
 mod join;
+mod leftovers;
 mod limits;
 mod loss;
 mod sessions;

@@ -1,7 +1,7 @@
 //! A model of the target's TCP: just enough to accept, acknowledge, answer, retransmit and close, and strict about what it
 //! is sent. Written from RFC 9293 and not from the engine.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tcpcopy_common::{
     flow::Flow,
@@ -88,6 +88,10 @@ pub(super) struct Target {
     pub late: usize,
     /// Segments that did not fit the window, and were dropped.
     pub beyond_window: usize,
+    /// The instance that the target's programs know.
+    pub instance: u32,
+    /// Four-tuples whose responses the programs swallow.
+    pub sessions: HashSet<Flow>,
     iss: u32,
 }
 
@@ -108,6 +112,8 @@ impl Target {
             syns: Vec::new(),
             late: 0,
             beyond_window: 0,
+            instance: INSTANCE,
+            sessions: HashSet::new(),
             iss: u32::MAX - 50,
         }
     }
@@ -126,7 +132,7 @@ impl Target {
             tsval: 99u32.to_be_bytes(),
             tsecr: conn.map_or(0, |c| c.echo).to_be_bytes(),
             payload_len: len,
-            instance: INSTANCE,
+            instance: self.instance,
             mss: if flags & SYN != 0 { self.mss.to_be_bytes() } else { [0; 2] },
             kind: kind::SEGMENT,
             options: if self.timestamps { option::TIMESTAMPS } else { 0 },
@@ -179,8 +185,9 @@ impl Target {
 
     fn handle_syn(&mut self, p: &Packet, out: &mut Vec<ResponseHeader>) {
         let syn = p.options.syn.expect("a SYN has options");
-        assert_eq!(syn.mark, Mark::new(&KEY, INSTANCE, &p.flow, p.seq.to_be_bytes()), "the mark proves the owner");
+        assert_eq!(syn.mark, Mark::new(&KEY, self.instance, &p.flow, p.seq.to_be_bytes()), "the mark proves the owner");
         self.syns.push((p.flow, p.seq));
+        self.sessions.insert(p.flow);
         if self.refuse_syns.0 > 0 {
             self.refuse_syns.0 -= 1;
             let mut refusal = self.header(p.flow, None, p.seq, 0, 0);
