@@ -189,7 +189,7 @@ fn a_reset_that_could_not_be_sent_is_made_up_for() {
     let mut lab = Lab::new();
     idle(&mut lab, 40_000);
     // Idle for too long, while nobody is there.
-    lab.restart_intercept(130_000);
+    lab.restart_intercept(250_000);
     lab.run_ms(5);
     assert_clean(&lab, 1);
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 1);
