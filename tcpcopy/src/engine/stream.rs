@@ -222,7 +222,14 @@ impl Stream {
         store.islands.splice(first..after, [merged]);
         if let Some(offset) = first_new {
             let place = store.marks.partition_point(|m| m.offset < offset);
-            store.marks.insert(place, mark(offset));
+            let mut new = mark(offset);
+            // A retransmission acknowledges more than the first copy did, which went before what follows it.
+            if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
+                && ack.is_after(after)
+            {
+                new.ack = Some(after);
+            }
+            store.marks.insert(place, new);
         }
         let (begin, end) = store.islands[0];
         if begin <= self.end {
@@ -456,6 +463,15 @@ mod tests {
         assert_eq!(rig.all(), b"abcd");
         assert!(rig.stream.fin().is_some() && rig.stream.hole_since().is_none());
         assert_eq!(rig.put(9, b"z"), Inserted { nonsense: 1, ..Inserted::default() });
+    }
+
+    #[test]
+    fn a_retransmission_in_the_midst_of_a_request_begins_none() {
+        let mut rig = Rig::new(7);
+        for (offset, ack) in [(0, 1), (2, 1), (1, 5)] {
+            rig.put_with(offset, b"x", facts(0, ack, true)).unwrap();
+        }
+        assert!(!(0..3).any(|n| rig.stream.begins_request(n)));
     }
 
     #[test]

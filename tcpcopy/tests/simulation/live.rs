@@ -280,13 +280,15 @@ impl<'a> Player<'a> {
             }
             self.pushed = push;
             let flags = ACK | if push { PSH } else { 0 } | if ends && fin { FIN } else { 0 };
-            self.pass_leg(flags, offset, length);
+            // After a write of one octet, a segment that acknowledges more than that looks like another request.
+            let oldest = if cut == Cut::Octets { begin } else { 0 };
+            self.pass_leg(flags, offset, length, oldest);
             offset += length;
         }
     }
 
-    /// What becomes of a segment on its way to the capture.
-    fn pass_leg(&mut self, flags: u8, offset: usize, length: usize) {
+    /// What becomes of a segment on its way to the capture. What is sent again with it begins at `oldest` or later.
+    fn pass_leg(&mut self, flags: u8, offset: usize, length: usize, oldest: usize) {
         let leg = &self.connection.leg;
         let octets = self.live.stream[offset..offset + length].to_vec();
         if self.random.chance(leg.gap) {
@@ -305,7 +307,7 @@ impl<'a> Player<'a> {
         }
         if self.random.chance(leg.again) {
             // Cut anew, from somewhere before to somewhere before the end.
-            let from = offset.saturating_sub(self.random.within(0..=3000) as usize);
+            let from = offset.saturating_sub(self.random.within(0..=3000) as usize).max(oldest);
             let to = offset + self.random.within(1..=length as u64) as usize;
             let time = time.after(self.random.micros(1_000..=300_000));
             self.capture(time, ACK, from, self.live.stream[from..to].to_vec());

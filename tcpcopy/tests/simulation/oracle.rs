@@ -162,7 +162,7 @@ impl<'a> Oracle<'a> {
         if undamaged && !self.scenario.closes_early() {
             self.everything_arrives(stats, received)?;
         }
-        self.each_request_is_answered_once(received)
+        self.each_request_is_answered_once(stats, received)
     }
 
     fn everything_arrives(&self, stats: &Stats, received: &[Received]) -> Result<(), String> {
@@ -188,12 +188,16 @@ impl<'a> Oracle<'a> {
 
     /// A client that waits for each answer loses no request to a target that answers only so many per connection and then
     /// closes in an orderly way.
-    fn each_request_is_answered_once(&self, received: &[Received]) -> Result<(), String> {
+    fn each_request_is_answered_once(&self, stats: &Stats, received: &[Received]) -> Result<(), String> {
         for live in self.lives.iter().filter(|live| live.closed_loop && !live.gap && !live.slept) {
             let orderly = match self.scenario.services[live.service].limit {
                 None => true,
-                // Where an answer ends cannot be told if it does not come in one piece.
-                Some((_, how)) => how == EarlyClose::Fin && live.largest_reply <= self.scenario.target.send_buffer,
+                // Where an answer ends cannot be told if it does not come in one piece, and a gate that has not waited to
+                // the end lets a request go that the target will not answer.
+                Some((_, how)) => {
+                    let whole = live.largest_reply <= self.scenario.target.send_buffer;
+                    how == EarlyClose::Fin && whole && stats.gate_expired == 0
+                }
             };
             if !orderly || !matches!(live.ending, Ending::Fin) {
                 continue;

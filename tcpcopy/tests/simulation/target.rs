@@ -145,6 +145,10 @@ impl Target {
         let syn = wire::syn(&packet);
         if let Some((flow, isn)) = syn {
             self.make_way(&flow, isn);
+            if self.conns.iter().any(|conn| conn.peer == Some(flow)) {
+                // A repetition. The socket would ignore it, but smoltcp might ask a listening one before that.
+                return self.poll(now);
+            }
         }
         self.wire.incoming = Some(packet);
         let responses = self.poll(now);
