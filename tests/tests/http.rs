@@ -116,6 +116,12 @@ fn nginx_to_apache_by_generic_xdp_and_packet_sockets() {
 }
 
 #[test]
+fn nginx_to_apache_by_generic_xdp_and_raw_sockets() {
+    let _guard = laboratory!();
+    nginx_to_apache(variant("xdp-generic", "raw"), &amount_of_variant());
+}
+
+#[test]
 fn nginx_to_apache_by_several_workers() {
     let _guard = laboratory!();
     let options = MirrorOptions { tcpcopy: ["-w", "3"].map(str::to_owned).to_vec(), ..MirrorOptions::default() };
