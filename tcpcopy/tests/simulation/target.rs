@@ -23,6 +23,8 @@ pub const INSTANCE: u32 = 7;
 const PORTS: [u16; 2] = [8080, 2525];
 /// A connection on which nothing happens for so long is reset by the service.
 const IDLE: Duration = Duration::from_secs(400);
+/// No packet is on its way for longer than that.
+const LONGEST_TRAVEL: Duration = Duration::from_secs(30);
 /// How long the service reads on after it has closed.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -88,8 +90,9 @@ struct Conn {
     handle: SocketHandle,
     service: usize,
     peer: Option<Flow>,
-    /// The initial sequence numbers of the client and of the service.
-    isn: Option<u32>,
+    /// The client's initial sequence number, and when its SYN came.
+    opened: Option<(u32, Nanos)>,
+    /// The service's initial sequence number.
     iss: Option<u32>,
     greeted: bool,
     received: Vec<u8>,
@@ -144,7 +147,7 @@ impl Target {
     pub fn handle(&mut self, now: Nanos, packet: Vec<u8>) -> Vec<Response> {
         let syn = wire::syn(&packet);
         if let Some((flow, isn)) = syn {
-            self.make_way(&flow, isn);
+            self.make_way(now, &flow, isn);
             if self.conns.iter().any(|conn| conn.peer == Some(flow)) {
                 // A repetition. The socket would ignore it, but smoltcp might ask a listening one before that.
                 return self.poll(now);
@@ -155,15 +158,20 @@ impl Target {
         if let Some((flow, isn)) = syn
             && let Some(conn) = self.conns.iter_mut().find(|conn| conn.peer == Some(flow))
         {
-            conn.isn.get_or_insert(isn);
+            conn.opened.get_or_insert((isn, now));
         }
         responses
     }
 
     /// A later SYN ends an old connection of the same four-tuple, in TIME-WAIT (RFC 6191) or half open. smoltcp would be
     /// silent instead of sending the challenge that RFC 9293, section 3.10.7.4, asks for.
-    fn make_way(&mut self, flow: &Flow, isn: u32) {
-        let later = |conn: &Conn| conn.isn.is_some_and(|old| isn.wrapping_sub(old) as i32 > 0);
+    fn make_way(&mut self, now: Nanos, flow: &Flow, isn: u32) {
+        // After some time it cannot be a late copy, whatever its number.
+        let later = |conn: &Conn| {
+            conn.opened.is_some_and(|(old, at)| {
+                isn.wrapping_sub(old) as i32 > 0 || isn != old && now.since(at) > LONGEST_TRAVEL
+            })
+        };
         if let Some(index) = self.conns.iter().position(|conn| conn.peer == Some(*flow) && later(conn)) {
             let mut conn = self.conns.remove(index);
             conn.drain(self.sockets.get_mut(conn.handle));
@@ -278,7 +286,7 @@ impl Conn {
             handle,
             service,
             peer: None,
-            isn: None,
+            opened: None,
             iss: None,
             greeted: false,
             received: Vec::new(),
@@ -301,7 +309,7 @@ impl Conn {
     fn note_peer(&mut self, socket: &Socket<'_>) {
         match (socket.state(), socket.local_endpoint(), socket.remote_endpoint()) {
             // Back to LISTEN after a RST.
-            (State::Listen, ..) => (self.peer, self.isn) = (None, None),
+            (State::Listen, ..) => (self.peer, self.opened) = (None, None),
             (_, Some(local), Some(remote)) => self.peer = Some(flow(local, remote)),
             _ => {}
         }
