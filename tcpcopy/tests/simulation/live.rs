@@ -334,7 +334,9 @@ impl<'a> Player<'a> {
     /// Keep-alive probes in long pauses: one octet that was sent before.
     fn probe_while_idle(&mut self, pause: Duration) {
         let sent = self.live.stream.len();
-        if pause < Duration::from_secs(30) || sent == 0 || !self.random.chance(500) {
+        let chance = self.random.chance(500);
+        // The probe would pass for a request of its own if the octet had not been captured before.
+        if pause < Duration::from_secs(30) || sent == 0 || self.connection.leg.gap > 0 || !chance {
             return;
         }
         let mut at = self.now;
