@@ -201,7 +201,6 @@ impl Stream {
         let first = store.islands.partition_point(|island| island.1 < from);
         let after = first + store.islands[first..].partition_point(|island| island.0 <= finish);
         let mut unique = 0;
-        let mut first_new = None;
         let mut at = from;
         for &(begin, end) in store.islands[first..after].iter().chain([&(finish, finish)]) {
             if at < begin {
@@ -209,7 +208,16 @@ impl Stream {
                 let piece = &octets[(at - from) as usize..(begin - from) as usize];
                 store.bytes[position..position + piece.len()].copy_from_slice(piece);
                 unique += begin - at;
-                first_new.get_or_insert(at);
+                // Each piece has a mark, lest what follows it seems to follow what lies before it.
+                let mut new = Mark { push: facts.push && begin == finish, ..mark(at) };
+                let place = store.marks.partition_point(|m| m.offset < at);
+                // A retransmission acknowledges more than the first copy did, which went before what follows it.
+                if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
+                    && ack.is_after(after)
+                {
+                    new.ack = Some(after);
+                }
+                store.marks.insert(place, new);
             }
             at = at.max(end);
             if at >= finish {
@@ -220,17 +228,6 @@ impl Stream {
             .iter()
             .fold((from, finish), |(low, high), &(begin, end)| (low.min(begin), high.max(end)));
         store.islands.splice(first..after, [merged]);
-        if let Some(offset) = first_new {
-            let place = store.marks.partition_point(|m| m.offset < offset);
-            let mut new = mark(offset);
-            // A retransmission acknowledges more than the first copy did, which went before what follows it.
-            if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
-                && ack.is_after(after)
-            {
-                new.ack = Some(after);
-            }
-            store.marks.insert(place, new);
-        }
         let (begin, end) = store.islands[0];
         if begin <= self.end {
             store.islands.remove(0);
@@ -472,6 +469,22 @@ mod tests {
             rig.put_with(offset, b"x", facts(0, ack, true)).unwrap();
         }
         assert!(!(0..3).any(|n| rig.stream.begins_request(n)));
+    }
+
+    #[test]
+    fn a_retransmission_that_fills_two_holes_hides_no_boundary() {
+        let mut rig = Rig::new(7);
+        // Two requests, of three octets each; then the second and the fourth octet come.
+        for (offset, octets, ack, push) in [(0, "a", 1, false), (2, "c", 1, true), (4, "ef", 5, true)] {
+            rig.put_with(offset, octets.as_bytes(), facts(0, ack, push)).unwrap();
+        }
+        rig.put_with(1, b"bcd", facts(0, 5, false)).unwrap();
+        let begins: Vec<_> = (0..5)
+            .filter(|&n| rig.stream.begins_request(n))
+            .filter_map(|n| rig.stream.mark(n))
+            .map(|mark| mark.offset)
+            .collect();
+        assert_eq!((rig.all(), begins), (&b"abcdef"[..], vec![3]));
     }
 
     #[test]
