@@ -80,7 +80,12 @@ fn nothing_leaks_while_intercept_is_stopped_by_a_signal() {
     answered(&loads, 10_000);
     mirror.intercept().signal(Signal::CONT).unwrap();
     assert!(finish(loads) > 12_000);
-    mirror.stop().unwrap().assert_no_leak();
+    let outcome = mirror.stop().unwrap();
+    // Both sides say how many reports the full ring has cost.
+    let lost = outcome.intercept.count("reports_lost");
+    assert!(lost > 0, "the ring was never full\n{}", outcome.table);
+    assert_eq!(outcome.tcpcopy.0["not_reported"]["ring_full"], lost, "{}", outcome.table);
+    outcome.assert_no_leak();
 }
 
 #[test]

@@ -240,6 +240,25 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
 }
 
 /// What is attached to an interface, in words; empty if nothing is.
+/// The name of an interface passes to another one when the first is renamed, or removed and made again.
+#[test]
+fn an_interface_that_takes_another_ones_name_is_hooked_too() {
+    for attach in [TcAttach::Tcx, TcAttach::Clsact] {
+        in_namespace(move || {
+            let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, debug: false };
+            let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
+            ip("link add v0 type veth peer name p0");
+            interceptor.attach_swallow("v0").unwrap();
+            ip("link set v0 name v1");
+            ip("link add v0 type veth peer name p1");
+            interceptor.attach_swallow("v0").unwrap();
+            assert_ne!(attached("v0"), "", "the new one");
+            assert_ne!(attached("v1"), "", "the renamed one");
+            assert_eq!(interceptor.attached().count(), 2);
+        });
+    }
+}
+
 fn attached(interface: &str) -> String {
     let mut found = String::new();
     for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
