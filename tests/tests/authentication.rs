@@ -128,6 +128,9 @@ fn garbage_and_unfinished_handshakes_are_refused() {
     assert_closed(again, "garbage after the silent ones");
     let (summary, log) = replay.finish();
     assert!(summary.count("garbage") >= 1, "{log}");
+    let said =
+        |reason: &str| log.lines().any(|l| l.contains("control connection from 10.77.0.1") && l.contains(reason));
+    assert!(said("does not speak tcpcopy") && said("did not finish"), "{log}");
     assert!(summary.count("timeout") + summary.count("too_many") >= 100, "{log}");
 }
 
@@ -193,4 +196,5 @@ fn a_syn_with_a_forged_mark_is_dropped_and_counted() {
     assert_eq!(answered.collect::<Vec<_>>(), Vec::<String>::new(), "a forged SYN was answered");
     let (summary, log) = replay.finish();
     assert_eq!(summary.count("syn_bad_tag") + summary.count("syn_unknown_instance"), 20, "{log}");
+    assert!(log.contains("SYNs with an invalid mark were dropped"), "{log}");
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
-use lab::{Host, Lab, Program, laboratory, mirror};
+use lab::{Host, Lab, Mirror, MirrorOptions, Program, laboratory, mirror};
 
 /// A wrong call: the program with its arguments, `KEY` standing for a good key file; its exit code; what it must say.
 type Case = (&'static str, i32, &'static str);
@@ -17,22 +17,22 @@ const COMMAND_LINES: &[Case] = &[
     ("tcpcopy -s 10.77.0.3 --psk-file KEY", USAGE, "--rules"),
     ("tcpcopy -x 80 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
     ("tcpcopy -x 80-10.77.0.3 -s 10.77.0.3 --psk-file KEY", USAGE, "[SRCIP:]PORT-TARGETIP:PORT"),
-    ("tcpcopy -x 0-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "0"),
-    ("tcpcopy -x 65536-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "65536"),
-    ("tcpcopy -x 80-10.77.0.300:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "10.77.0.300"),
+    ("tcpcopy -x 0-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "not a port"),
+    ("tcpcopy -x 65536-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "not a port"),
+    ("tcpcopy -x 80-10.77.0.300:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "not an IP address"),
     ("tcpcopy -x 80-fd77::3:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "bracket"),
-    ("tcpcopy -x 80-10.77.0.3:8080,, -s 10.77.0.3 --psk-file KEY", USAGE, "-x"),
-    ("tcpcopy -x 80-10.77.0.3:8080,80-10.77.0.4:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "80"),
+    ("tcpcopy -x 80-10.77.0.3:8080,, -s 10.77.0.3 --psk-file KEY", USAGE, "is missing"),
+    ("tcpcopy -x 80-10.77.0.3:8080,80-10.77.0.4:8080 -s 10.77.0.3 --psk-file KEY", USAGE, "already copied"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s fd77::3 --psk-file KEY", USAGE, "bracket"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3:99999 --psk-file KEY", USAGE, "99999"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -p 0 --psk-file KEY", USAGE, "0"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 0 --psk-file KEY", USAGE, "-w"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 65 --psk-file KEY", USAGE, "-w"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3:99999 --psk-file KEY", USAGE, "not a port"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -p 0 --psk-file KEY", USAGE, "1..=65535"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 0 --psk-file KEY", USAGE, "1..=64"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -w 65 --psk-file KEY", USAGE, "1..=64"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -t soon --psk-file KEY", USAGE, "soon"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --hook netfilter --psk-file KEY", USAGE, "xdp-generic"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --inject pigeon --psk-file KEY", USAGE, "packet"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --ring-size 1K --psk-file KEY", USAGE, "256K"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -H localhost --psk-file KEY", USAGE, "-H"),
+    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -H localhost --psk-file KEY", USAGE, "not an IP address"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i lo --psk-file KEY", USAGE, "-H"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 --psk-file KEY --insecure", USAGE, "--insecure"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -Z --psk-file KEY", USAGE, "-Z"),
@@ -45,8 +45,8 @@ const COMMAND_LINES: &[Case] = &[
     ("tcpcopy keygen KEY", USAGE, "exists"),
     ("tcpcopy keygen /nonexistent/directory/psk", USAGE, "directory"),
     ("intercept", USAGE, "-i"),
-    ("intercept -i eth0 -p 65536 --psk-file KEY", USAGE, "65536"),
-    ("intercept -i eth0 -b nowhere --psk-file KEY", USAGE, "-b"),
+    ("intercept -i eth0 -p 65536 --psk-file KEY", USAGE, "1..=65535"),
+    ("intercept -i eth0 -b nowhere --psk-file KEY", USAGE, "not an IP address"),
     ("intercept -i eth0 --attach glue --psk-file KEY", USAGE, "clsact"),
     ("intercept -i eth0 --psk-file KEY surplus", USAGE, "surplus"),
 ];
@@ -145,6 +145,22 @@ fn wrong_environments_are_explained() {
     let lab = Lab::bridge().unwrap();
     let directory = keys();
     report(ENVIRONMENTS.iter().filter_map(|case| on(&lab.source, case, directory.path()).err()).collect());
+}
+
+#[test]
+fn a_driver_without_xdp_is_explained() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let options = MirrorOptions {
+        interfaces: vec!["lo"],
+        hook: Some("xdp"),
+        tcpcopy: vec!["-H".into(), "10.77.0.9".into()],
+        ..MirrorOptions::default()
+    };
+    let mut mirror = Mirror::prepare(&lab, options).unwrap();
+    mirror.start_intercept().unwrap();
+    let said = format!("{:#}", mirror.start_tcpcopy().unwrap_err());
+    assert!(said.contains("refused XDP in native mode") && said.contains("--hook tc"), "{said}");
 }
 
 #[test]

@@ -75,6 +75,7 @@ impl SecurityArgs {
     /// When the key file is missing, malformed or readable by others.
     pub fn load(&self) -> Result<Security, PskError> {
         if self.insecure {
+            log::warn!("--insecure: whoever reaches the control channel can make the target swallow traffic");
             return Ok(Security::Insecure);
         }
         let path = self.psk_file.clone().unwrap_or_else(|| DEFAULT_PSK_FILE.into());

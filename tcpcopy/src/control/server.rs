@@ -149,22 +149,26 @@ enum Rejection {
 }
 
 impl ServerCounters {
-    fn count(&self, rejection: &Rejection) {
-        let counter = match rejection {
-            Rejection::TooMany => &self.too_many,
-            Rejection::Timeout => &self.timeout,
-            Rejection::Refused(_) => &self.refused,
-            Rejection::Socket(_) => &self.failed,
+    /// Counts a rejection, and returns the name of what it counts as.
+    fn count(&self, rejection: &Rejection) -> &'static str {
+        let (counter, name) = match rejection {
+            Rejection::TooMany => (&self.too_many, "too_many"),
+            Rejection::Timeout => (&self.timeout, "timeout"),
+            Rejection::Refused(_) => (&self.refused, "refused"),
+            Rejection::Socket(_) => (&self.failed, "failed"),
             Rejection::Handshake(error) => match error {
-                HandshakeError::NotTcpcopy | HandshakeError::Frame(_) | HandshakeError::Tampered => &self.garbage,
-                HandshakeError::Version { .. } => &self.wrong_version,
-                HandshakeError::SecurityMismatch { .. } => &self.insecure_mismatch,
-                HandshakeError::BadKey => &self.bad_key,
-                HandshakeError::Closed | HandshakeError::Io(_) => &self.closed,
-                HandshakeError::Noise(_) => &self.failed,
+                HandshakeError::NotTcpcopy | HandshakeError::Frame(_) | HandshakeError::Tampered => {
+                    (&self.garbage, "garbage")
+                }
+                HandshakeError::Version { .. } => (&self.wrong_version, "wrong_version"),
+                HandshakeError::SecurityMismatch { .. } => (&self.insecure_mismatch, "insecure_mismatch"),
+                HandshakeError::BadKey => (&self.bad_key, "bad_key"),
+                HandshakeError::Closed | HandshakeError::Io(_) => (&self.closed, "closed"),
+                HandshakeError::Noise(_) => (&self.failed, "failed"),
             },
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        name
     }
 }
 
@@ -218,7 +222,7 @@ impl Listener {
             registry,
             counters,
             pending: Arc::default(),
-            log_limit: Mutex::default(),
+            log_limits: Mutex::default(),
         });
         let mut handshakes = JoinSet::new();
         // Whose turn it is to be asked first: a flood on one address must not starve the others.
@@ -235,7 +239,7 @@ impl Listener {
                     },
                     // Of a connection that ended while it waited, or for want of descriptors or memory.
                     Err(cause) => {
-                        desk.warn(format_args!("cannot accept a control connection: {cause}; is `ulimit -n` too low?"));
+                        desk.warn("accept", format_args!("cannot accept a control connection: {cause}; is `ulimit -n` too low?"));
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -285,7 +289,7 @@ struct Desk<R> {
     registry: Arc<R>,
     counters: Arc<ServerCounters>,
     pending: Arc<Mutex<Pending>>,
-    log_limit: Mutex<LogLimit>,
+    log_limits: Mutex<HashMap<&'static str, LogLimit>>,
 }
 
 impl<R: Registry> Desk<R> {
@@ -320,15 +324,17 @@ impl<R: Registry> Desk<R> {
     }
 
     fn reject(&self, peer: SocketAddr, rejection: &Rejection) {
-        self.counters.count(rejection);
+        let reason = self.counters.count(rejection);
         match rejection {
             Rejection::Handshake(HandshakeError::Closed) => debug!("{peer} closed its control connection unregistered"),
-            _ => self.warn(format_args!("control connection from {peer} refused: {rejection}")),
+            _ => self.warn(reason, format_args!("control connection from {peer} refused: {rejection}")),
         }
     }
 
-    fn warn(&self, message: std::fmt::Arguments<'_>) {
-        let admitted = self.log_limit.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now());
+    /// A flood of one kind must not hide the others, so each has a limit of its own.
+    fn warn(&self, kind: &'static str, message: std::fmt::Arguments<'_>) {
+        let mut limits = self.log_limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = limits.entry(kind).or_default().admit(Instant::now());
         match admitted {
             Some(0) => warn!("{message}"),
             Some(suppressed) => warn!("{message} ({suppressed} such lines suppressed before this one)"),

@@ -13,7 +13,10 @@ use std::{
 
 use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
 
-use super::registry::{Instances, lock};
+use super::{
+    refused::RefusedSyns,
+    registry::{Instances, lock},
+};
 use crate::{
     bpf::Interceptor,
     mailbox::{Closed, Inbox},
@@ -44,13 +47,14 @@ pub struct Reaper {
     inbox: Inbox<()>,
     /// Clients about whom the operator was told already.
     unreachable: HashSet<IpAddr>,
+    refused: RefusedSyns,
 }
 
 impl Reaper {
     /// A reaper that ends when an order comes.
     #[must_use]
     pub fn new(interceptor: Arc<Mutex<Interceptor>>, instances: Arc<Instances>, inbox: Inbox<()>) -> Self {
-        Self { interceptor, instances, inbox, unreachable: HashSet::new() }
+        Self { interceptor, instances, inbox, unreachable: HashSet::new(), refused: RefusedSyns::default() }
     }
 
     /// Runs until it is told to stop, then destroys every replayed connection.
@@ -59,8 +63,7 @@ impl Reaper {
             if let Err(e) = self.round() {
                 log::warn!("cannot look after the replayed connections: {e}");
             }
-            crate::mailbox::wait_readable(&self.inbox, INTERVAL);
-            self.inbox.rearm();
+            self.inbox.wait(None, std::iter::empty(), INTERVAL);
             match self.inbox.next() {
                 Ok(None) => {}
                 Ok(Some(())) | Err(Closed) => return self.destroy_all(),
@@ -71,6 +74,9 @@ impl Reaper {
     fn round(&mut self) -> Result<(), NetError> {
         self.instances.expire();
         let looked = now();
+        if let Ok(counters) = lock(&self.interceptor).counters() {
+            self.refused.lines(|c| counters.get(c), looked).iter().for_each(|line| log::warn!("{line}"));
+        }
         let sessions = self.sessions();
         if sessions.is_empty() {
             return Ok(());
