@@ -9,7 +9,12 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
+    io::Errno,
+};
+
+use crate::{bpf::RingReader, control::Link};
 
 /// The sending end: wakes the thread.
 #[derive(Debug)]
@@ -62,8 +67,8 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// Makes the file descriptor unreadable again; call it before [`next`](Self::next), or an order waits for the next.
-    pub fn rearm(&self) {
+    /// Makes the file descriptor unreadable again. Before [`next`](Self::next), or an order would wait for the one after it.
+    fn rearm(&self) {
         // Fails only when nothing was sent.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
@@ -75,9 +80,23 @@ impl<T> AsFd for Inbox<T> {
     }
 }
 
-/// Sleeps until `fd` is readable or `timeout` is over; a signal may end it early.
-pub fn wait_readable(fd: &impl AsFd, timeout: Duration) {
-    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    // An interrupted or failed wait is a short one.
-    let _ = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout));
+impl<T> Inbox<T> {
+    /// Sleeps until an order or something else comes: one of `links` can be read (or written, where it waits for that), or
+    /// `ring` has woken us; or until `timeout` is over, or a signal came. Makes the inbox unreadable again.
+    pub fn wait<'a>(&self, ring: Option<&RingReader>, links: impl Iterator<Item = &'a Link>, timeout: Duration) {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
+        fds.extend(ring.map(|ring| PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN)));
+        fds.extend(links.map(|link| {
+            let write = if link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
+            PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN | write)
+        }));
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => log::warn!("poll failed: {e}"),
+        }
+        if fds[0].revents().contains(PollFlags::IN) {
+            self.rearm();
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::{bpf::TcAttach, control::DEFAULT_PORT};
 #[derive(Debug, Parser)]
 #[command(name = "intercept", version, after_help = AFTER_HELP, disable_version_flag = true)]
 pub struct Cli {
-    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface
+    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface but loopback
     #[arg(short = 'i', long = "interface", value_name = "NAME", required = true)]
     interfaces: Vec<String>,
     /// Address to listen on for tcpcopy; may be repeated [default: all]
@@ -29,10 +29,12 @@ pub struct Cli {
     /// Octets of the ring for reports, rounded up to a power of two: suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = parse_ring_size)]
     ring_size: u32,
+    /// How the control channel is protected.
     #[command(flatten)]
-    security: SecurityArgs,
+    pub security: SecurityArgs,
+    /// How the program runs as a process.
     #[command(flatten)]
-    process: ProcessArgs,
+    pub process: ProcessArgs,
 }
 
 /// `--attach`.
@@ -62,18 +64,6 @@ pub struct Settings {
 }
 
 impl Cli {
-    /// The process options.
-    #[must_use]
-    pub const fn process(&self) -> &ProcessArgs {
-        &self.process
-    }
-
-    /// The security options.
-    #[must_use]
-    pub const fn security(&self) -> &SecurityArgs {
-        &self.security
-    }
-
     /// Checks everything that can be checked without touching the system.
     ///
     /// # Errors

@@ -94,10 +94,12 @@ pub struct CopyArgs {
     replay: ReplayArgs,
     #[command(flatten)]
     retired: RetiredArgs,
+    /// How the control channel is protected.
     #[command(flatten)]
-    security: SecurityArgs,
+    pub security: SecurityArgs,
+    /// How the program runs as a process.
     #[command(flatten)]
-    process: ProcessArgs,
+    pub process: ProcessArgs,
 }
 
 /// `--hook`.
@@ -152,18 +154,6 @@ pub struct Settings {
 }
 
 impl CopyArgs {
-    /// The process options.
-    #[must_use]
-    pub const fn process(&self) -> &ProcessArgs {
-        &self.process
-    }
-
-    /// The security options.
-    #[must_use]
-    pub const fn security(&self) -> &SecurityArgs {
-        &self.security
-    }
-
     /// Checks everything that can be checked without touching the system.
     ///
     /// # Errors

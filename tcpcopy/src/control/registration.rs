@@ -103,8 +103,6 @@ pub enum RefusalCode {
     CannotResume,
     /// No instance is free.
     Full,
-    /// `intercept` is about to end.
-    ShuttingDown,
     /// A code of a newer release.
     Other(u8),
 }
@@ -115,7 +113,6 @@ impl RefusalCode {
         match self {
             Self::CannotResume => 1,
             Self::Full => 2,
-            Self::ShuttingDown => 3,
             Self::Other(code) => code,
         }
     }
@@ -124,7 +121,6 @@ impl RefusalCode {
         match code {
             1 => Self::CannotResume,
             2 => Self::Full,
-            3 => Self::ShuttingDown,
             code => Self::Other(code),
         }
     }
@@ -135,7 +131,6 @@ impl fmt::Display for RefusalCode {
         match self {
             Self::CannotResume => f.write_str("the earlier instance cannot be resumed"),
             Self::Full => f.write_str("no more workers fit"),
-            Self::ShuttingDown => f.write_str("shutting down"),
             Self::Other(code) => write!(f, "reason {code}"),
         }
     }

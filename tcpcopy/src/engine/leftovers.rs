@@ -230,19 +230,9 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use tcpcopy_common::flow::IpAddress;
-
     use super::*;
     use crate::engine::seq::ReplaySeq;
-
-    fn flow(port: u16) -> Flow {
-        Flow {
-            client: IpAddress::from_v4([10, 0, 0, 1]),
-            server: IpAddress::from_v4([10, 0, 0, 2]),
-            client_port: port.to_be_bytes(),
-            server_port: [0, 80],
-        }
-    }
+    use crate::engine::tests::flow;
 
     fn leftovers(count: u16) -> Leftovers {
         let mut leftovers = Leftovers::default();

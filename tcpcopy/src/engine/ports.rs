@@ -69,18 +69,8 @@ pub(super) fn syn_options(
 
 #[cfg(test)]
 mod tests {
-    use tcpcopy_common::flow::IpAddress;
-
     use super::*;
-
-    fn flow(port: u16) -> Flow {
-        Flow {
-            client: IpAddress::from_v4([10, 0, 0, 1]),
-            server: IpAddress::from_v4([10, 0, 0, 2]),
-            client_port: port.to_be_bytes(),
-            server_port: [0, 80],
-        }
-    }
+    use crate::engine::tests::flow;
 
     #[test]
     fn other_ports_are_no_service_ports_and_differ() {

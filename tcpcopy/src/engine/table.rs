@@ -164,18 +164,8 @@ pub(super) fn keyed_hash(seed: u64, flow: &Flow, salt: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use tcpcopy_common::flow::IpAddress;
-
     use super::*;
-
-    fn flow(port: u16) -> Flow {
-        Flow {
-            client: IpAddress::from_v4([10, 0, 0, 1]),
-            server: IpAddress::from_v4([10, 0, 0, 2]),
-            client_port: port.to_be_bytes(),
-            server_port: [0, 80],
-        }
-    }
+    use crate::engine::tests::flow;
 
     #[test]
     fn an_index_is_used_again_after_removal() {

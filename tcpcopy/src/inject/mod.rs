@@ -42,17 +42,6 @@ pub enum Backend {
     Raw,
 }
 
-/// What an [`Injector`] needs to know.
-#[derive(Clone, Debug)]
-pub struct InjectorSetup {
-    /// The kind of socket.
-    pub backend: Backend,
-    /// All addresses that segments will be sent to.
-    pub targets: Vec<IpAddr>,
-    /// How many packets are collected for one system call: 1 to 64, others are brought into that range.
-    pub batch: usize,
-}
-
 /// Why packets cannot be injected.
 #[derive(Debug, thiserror::Error)]
 pub enum InjectError {
@@ -118,20 +107,12 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Finds the way to each target, which can take three seconds, and opens the sockets. Several workers should share
-    /// the first part: see [`with_paths`](Self::with_paths).
-    ///
-    /// # Errors
-    /// When a target cannot be reached, or a socket not be opened; the message names the remedy.
-    pub fn open(setup: &InjectorSetup) -> Result<Self, InjectError> {
-        Self::with_paths(Arc::new(Paths::open(setup.backend, &setup.targets)?), setup.batch)
-    }
-
-    /// Opens the sockets; `batch` as in [`InjectorSetup`].
+    /// Opens the sockets. `batch` is how many packets are collected for one system call: 1 to 64, others are brought into that
+    /// range.
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub fn with_paths(paths: Arc<Paths>, batch: usize) -> Result<Self, InjectError> {
+    pub fn open(paths: Arc<Paths>, batch: usize) -> Result<Self, InjectError> {
         let generation = paths.generation();
         let current = paths.current();
         let backend = paths.backend();

@@ -112,7 +112,8 @@ fn syn(target: &str) -> Transmit<'static> {
 }
 
 fn injector(backend: Backend, targets: &[&str]) -> Result<Injector, InjectError> {
-    Injector::open(&InjectorSetup { backend, targets: targets.iter().map(|t| addr(t)).collect(), batch: 64 })
+    let targets: Vec<_> = targets.iter().map(|t| addr(t)).collect();
+    Injector::open(Arc::new(Paths::open(backend, &targets)?), 64)
 }
 
 /// The packets that a fresh injector makes of `transmits`.
@@ -397,7 +398,7 @@ fn injectors_move_to_worker_threads_and_share_their_paths() {
     isolated(|peer| {
         veth(peer);
         let paths = Arc::new(Paths::open(Backend::Auto, &[addr("10.77.0.2")]).unwrap());
-        let injectors = [0, 1].map(|_| Injector::with_paths(Arc::clone(&paths), 16).unwrap());
+        let injectors = [0, 1].map(|_| Injector::open(Arc::clone(&paths), 16).unwrap());
         let sent = injectors.map(|mut injector| {
             std::thread::spawn(move || {
                 (0..100).for_each(|_| injector.push(&data("10.77.0.2", b"x")));

@@ -96,8 +96,9 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             share = ramp.next() => {
-                capture.set_share(share)?;
-                if ramp.is_over() {
+                if let Err(e) = capture.set_share(share) {
+                    log::warn!("the sample stays as it is until the next step of the ramp: {e}");
+                } else if ramp.is_over() {
                     let percentage = settings.selection.percentage;
                     log::info!("the ramp is over: {percentage} % of the connections are copied from now on");
                 }
@@ -173,7 +174,7 @@ impl Workers {
         let targets: Vec<IpAddr> = plan.targets.iter().map(SocketAddr::ip).collect();
         let paths = Arc::new(Paths::open(settings.inject, &targets)?);
         for (index, ring) in rings.into_iter().enumerate() {
-            let injector = Injector::with_paths(Arc::clone(&paths), INJECT_BATCH)?;
+            let injector = Injector::open(Arc::clone(&paths), INJECT_BATCH)?;
             let config = engine_config(settings, &injector);
             let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
@@ -205,6 +206,11 @@ impl Workers {
     }
 
     fn stop(mut self) -> Vec<Snapshot> {
+        self.join();
+        self.snapshots()
+    }
+
+    fn join(&mut self) {
         for mailbox in self.mailboxes.iter() {
             mailbox.send(Order::Stop);
         }
@@ -213,20 +219,13 @@ impl Workers {
                 log::error!("a worker thread panicked; its figures are from before");
             }
         }
-        self.snapshots()
     }
 }
 
 impl Drop for Workers {
     /// Ends workers that a failed start left running.
     fn drop(&mut self) {
-        for mailbox in self.mailboxes.iter() {
-            mailbox.send(Order::Stop);
-        }
-        for thread in self.threads.drain(..) {
-            // A panic was already reported by the panic hook.
-            let _ = thread.join();
-        }
+        self.join();
     }
 }
 

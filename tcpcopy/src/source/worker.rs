@@ -1,15 +1,10 @@
 //! A worker: one thread that owns a ring, the sessions of its flows, its control channels and its injector.
 
 use std::{
-    os::fd::AsFd as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
 use tcpcopy_common::wakeup::MAX_SLEEP_MS;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -257,7 +252,7 @@ impl Worker {
             return;
         }
         self.own.sleeps += 1;
-        wait(Some(&self.ring), &self.inbox, &self.channels, timeout);
+        self.inbox.wait(Some(&self.ring), links(&self.channels), timeout);
         self.ring.awake();
     }
 
@@ -294,30 +289,14 @@ impl Worker {
             if left.is_zero() {
                 break;
             }
-            wait(None, &self.inbox, &self.channels, left);
+            self.inbox.wait(None, links(&self.channels), left);
             self.receive(now());
         }
         self.publish();
     }
 }
 
-/// Sleeps until the ring, an order or a channel has something, or `timeout` is over.
-fn wait(ring: Option<&RingReader>, inbox: &Inbox<Order>, channels: &[Channel], timeout: Duration) {
-    let mut fds = Vec::with_capacity(2 + channels.len());
-    fds.push(PollFd::from_borrowed_fd(inbox.as_fd(), PollFlags::IN));
-    if let Some(ring) = ring {
-        fds.push(PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN));
-    }
-    for link in channels.iter().filter_map(|c| c.link.as_ref()) {
-        let write = if link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
-        fds.push(PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN | write));
-    }
-    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(e) => log::warn!("poll failed: {e}"),
-    }
-    if fds[0].revents().contains(PollFlags::IN) {
-        inbox.rearm();
-    }
+/// The channels that are up.
+fn links(channels: &[Channel]) -> impl Iterator<Item = &Link> {
+    channels.iter().filter_map(|channel| channel.link.as_deref())
 }

@@ -1,11 +1,7 @@
 //! The report thread: from the ring of swallowed responses to the channels of their owners.
 
-use std::{collections::HashMap, os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-};
 use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
 
 use super::registry::Instances;
@@ -87,21 +83,15 @@ impl Reporter {
             let frames = self.attend();
             let now = now();
             if now >= stats_at {
-                let ids: Vec<u32> = self.owners.keys().copied().collect();
-                for id in ids {
+                for id in self.owners.keys().copied().collect::<Vec<_>>() {
                     self.send_stats(id);
                 }
                 stats_at = now.after(STATS_INTERVAL);
             }
             if stop {
                 while self.report(RECORDS_PER_TURN) > 0 {}
-                let ids: Vec<u32> = self.owners.keys().copied().collect();
-                for id in ids {
-                    self.send_stats(id);
-                    self.with_link(id, |link| {
-                        let _ = link.send(&Frame::Bye)?;
-                        link.flush().map(drop)
-                    });
+                for id in self.owners.keys().copied().collect::<Vec<_>>() {
+                    self.say_goodbye(id);
                 }
                 return self.counts;
             }
@@ -171,11 +161,7 @@ impl Reporter {
             }
         }
         for id in ended {
-            self.send_stats(id);
-            self.with_link(id, |link| {
-                let _ = link.send(&Frame::Bye)?;
-                link.flush().map(drop)
-            });
+            self.say_goodbye(id);
             if self.owners.remove(&id).is_some() {
                 log::info!("instance {id:08x} has ended");
             }
@@ -185,6 +171,15 @@ impl Reporter {
             self.lose(id, &error);
         }
         frames
+    }
+
+    fn say_goodbye(&mut self, id: u32) {
+        self.send_stats(id);
+        self.with_link(id, |link| {
+            // Without it the end of the connection says the same.
+            let _ = link.send(&Frame::Bye)?;
+            link.flush().map(drop)
+        });
     }
 
     fn send_stats(&mut self, id: u32) {
@@ -221,21 +216,7 @@ impl Reporter {
         if timeout.is_zero() || !self.ring.prepare_sleep() {
             return;
         }
-        let mut fds = Vec::with_capacity(2 + self.owners.len());
-        fds.push(PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN));
-        fds.push(PollFd::from_borrowed_fd(self.ring.as_fd(), PollFlags::IN));
-        for owner in self.owners.values() {
-            let write = if owner.link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
-            fds.push(PollFd::from_borrowed_fd(owner.link.as_fd(), PollFlags::IN | write));
-        }
-        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => log::warn!("poll failed: {e}"),
-        }
-        if fds[0].revents().contains(PollFlags::IN) {
-            self.inbox.rearm();
-        }
+        self.inbox.wait(Some(&self.ring), self.owners.values().map(|owner| &*owner.link), timeout);
         self.ring.awake();
     }
 }

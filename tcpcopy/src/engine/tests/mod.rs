@@ -12,3 +12,15 @@ mod limits;
 mod loss;
 mod sessions;
 mod target;
+
+use tcpcopy_common::flow::{Flow, IpAddress};
+
+/// A four-tuple of a client with this port, for the unit tests of the engine's parts.
+pub(super) fn flow(port: u16) -> Flow {
+    Flow {
+        client: IpAddress::from_v4([10, 0, 0, 1]),
+        server: IpAddress::from_v4([10, 0, 0, 2]),
+        client_port: port.to_be_bytes(),
+        server_port: [0, 80],
+    }
+}
