@@ -1,5 +1,6 @@
 //! Commands for working on tcpcopy: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -36,6 +37,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Mirror live traffic between namespaces of this machine and show what arrived.
     Demo(demo::Arguments),
+    /// Compare what mirroring costs: nothing, tcpcopy, nginx's mirror, and others.
+    Bench(bench::Arguments),
     /// Check formatting and lints, of the eBPF programs too.
     Lint,
 }
@@ -59,6 +62,7 @@ fn run() -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
     }
 }

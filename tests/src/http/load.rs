@@ -17,7 +17,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval_at, timeout},
 };
 
 use super::head;
@@ -151,8 +151,8 @@ impl Load {
         let budget = Arc::new(Budget::new(self.limit, started));
         let load = Arc::new(self);
         let mut clients = JoinSet::new();
-        for _ in 0..load.connections {
-            clients.spawn(Client::new(&load, &budget, &progress)?.run());
+        for index in 0..load.connections {
+            clients.spawn(Client::new(index, &load, &budget, &progress)?.run());
         }
         let mut report =
             LoadReport { answered: Vec::new(), failed: Vec::new(), latency: latencies()?, elapsed: Duration::ZERO };
@@ -201,6 +201,7 @@ struct Pending {
 
 /// One connection at a time, and what came of its requests.
 struct Client {
+    index: usize,
     load: Arc<Load>,
     budget: Arc<Budget>,
     progress: Arc<AtomicU64>,
@@ -211,8 +212,9 @@ struct Client {
 }
 
 impl Client {
-    fn new(load: &Arc<Load>, budget: &Arc<Budget>, progress: &Arc<AtomicU64>) -> anyhow::Result<Self> {
+    fn new(index: usize, load: &Arc<Load>, budget: &Arc<Budget>, progress: &Arc<AtomicU64>) -> anyhow::Result<Self> {
         Ok(Self {
+            index,
             load: Arc::clone(load),
             budget: Arc::clone(budget),
             progress: Arc::clone(progress),
@@ -228,7 +230,9 @@ impl Client {
         const PATIENCE: Duration = Duration::from_secs(15);
         let mut pace = self.load.rate.map(|rate| {
             let between = Duration::from_secs(1) * self.load.connections as u32 / rate.max(1);
-            let mut pace = interval(between.max(Duration::from_micros(1)));
+            // Evenly spread, or all connections would ask at the same time.
+            let first = tokio::time::Instant::now() + between * self.index as u32 / self.load.connections as u32;
+            let mut pace = interval_at(first, between.max(Duration::from_micros(1)));
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pace
         });
