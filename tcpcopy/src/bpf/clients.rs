@@ -81,6 +81,26 @@ impl fmt::Display for Network {
     }
 }
 
+impl Network {
+    /// The first address.
+    #[must_use]
+    pub const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Bits that all addresses share: 0 to 32 or 128.
+    #[must_use]
+    pub const fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// Whether this address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
+    }
+}
+
 /// The address with the bits behind the prefix cleared.
 fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     match address {

@@ -3,6 +3,7 @@
 //! [`tcpcopy`] and [`intercept`] hold the arguments as clap reads them and turn them into the settings that the
 //! programs run with; everything a program needs to know is in the settings, already checked.
 
+pub mod clients;
 pub mod daemon;
 pub mod intercept;
 pub mod logging;

@@ -26,8 +26,8 @@ pub struct ReplayArgs {
     /// than -t]
     #[arg(short = 'k', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=864_000))]
     keepalive_timeout: Option<u64>,
-    /// Megabytes that all workers together may take for what waits to be replayed, besides their rings; what comes on top is
-    /// not replayed, and counted
+    /// Megabytes that all workers together may take for what waits to be replayed, besides their rings, each worker and each
+    /// copy an equal share; what comes on top is not replayed, and counted
     #[arg(short = 'm', long, value_name = "MEGABYTES", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     max_memory: u32,
     /// Octets of the largest IP packet sent to a target [default: what the route carries, which is also the most]
@@ -52,8 +52,8 @@ pub struct Replay {
     pub session_timeout: Duration,
     /// When an unused session is given up that has sent all and whose client is still there.
     pub keepalive_timeout: Duration,
-    /// Octets that one worker may take for what waits to be replayed.
-    pub worker_memory: usize,
+    /// Octets that everything that waits to be replayed may take.
+    pub memory: usize,
     /// The largest IP packet, if it is not what the route carries.
     pub mtu: Option<u16>,
     /// The largest payload of a segment, if it is not what fits the MTU.
@@ -61,10 +61,16 @@ pub struct Replay {
 }
 
 impl ReplayArgs {
-    pub(super) fn validate(&self, workers: u32) -> Result<Replay, UsageError> {
-        if self.max_memory < workers {
+    /// `copies` is how often each connection is replayed, at most.
+    pub(super) fn validate(&self, workers: u32, copies: u32) -> Result<Replay, UsageError> {
+        if self.max_memory < workers * copies {
+            let each = if copies > 1 {
+                format!("{workers} workers for each of {copies} copies")
+            } else {
+                format!("{workers} workers")
+            };
             return Err(UsageError::Other(format!(
-                "-m {}: each of the {workers} workers needs a megabyte at least; give more, or fewer workers with -w",
+                "-m {}: each of the {each} needs a megabyte at least; give more, or fewer workers with -w",
                 self.max_memory
             )));
         }
@@ -74,7 +80,7 @@ impl ReplayArgs {
             wait: !self.no_wait,
             session_timeout: Duration::from_secs(self.session_timeout),
             keepalive_timeout: Duration::from_secs(keepalive),
-            worker_memory: ((self.max_memory as usize) << 20) / workers.max(1) as usize,
+            memory: (self.max_memory as usize) << 20,
             mtu: self.mtu,
             mss: self.mss,
         })

@@ -5,17 +5,13 @@ use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 use super::UsageError;
 
 /// Each with what to tell.
-const LETTERS: [(&str, &str); 10] = [
+const LETTERS: [(&str, &str); 6] = [
     ("o", "replayed packets leave by the interface that the route to the target names; --inject says how"),
     ("F", "there is no pcap filter; choose services with -x, and clients with --clients and --exclude"),
     ("B", "there is no pcap buffer; the size of the workers' rings is set by --ring-size"),
     ("S", "segments are always copied whole, because one that was cut could not be replayed; leave it away"),
     ("U", "a session takes the memory that it needs; the sum is limited by -m"),
-    ("C", "each worker has a connection of its own to intercept; their number is set by -w"),
     ("R", "acknowledgements are sent at once, and pacing them by a round-trip time is not there yet; leave it away"),
-    ("n", "replaying a connection several times is not there yet; start a second test host, or a load generator"),
-    ("c", "other client addresses at the target are not there yet, except for clients on this host, with -H"),
-    ("f", "client ports are chosen so that sessions of several tcpcopys do not collide; leave it away"),
 ];
 
 /// Those of them that were used.

@@ -1,4 +1,4 @@
-//! `-x`: which live service is copied to which target.
+//! `-x`: which live service is copied to which targets.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -31,14 +31,10 @@ pub struct RuleError {
 pub fn parse_rules(list: &str) -> Result<Vec<Rule>, RuleError> {
     let mut rules: Vec<Rule> = Vec::new();
     for entry in list.split(',') {
-        let fail = |reason: String| RuleError { entry: entry.to_owned(), reason };
         let rule: Rule = entry.parse()?;
-        if let Some(same) = rules.iter().find(|r| r.overlaps(&rule)) {
-            return Err(fail(if same.target == rule.target {
-                "the rule is there twice".into()
-            } else {
-                format!("the same service is already copied to {}", same.target)
-            }));
+        if rules.contains(&rule) {
+            let reason = "the rule is there twice; -n replays connections several times to one target".to_owned();
+            return Err(RuleError { entry: entry.to_owned(), reason });
         }
         rules.push(rule);
     }
@@ -52,10 +48,6 @@ pub fn parse_rules(list: &str) -> Result<Vec<Rule>, RuleError> {
 }
 
 impl Rule {
-    fn overlaps(&self, other: &Self) -> bool {
-        self.port == other.port && self.address == other.address && self.target.is_ipv4() == other.target.is_ipv4()
-    }
-
     /// Whether a connection to `server` falls under this rule, but for the exclusion of targets.
     fn captures(&self, server: SocketAddr) -> bool {
         self.address == Some(server.ip()) && self.port == server.port()
@@ -138,6 +130,12 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_have_several_targets() {
+        let rules = parse_rules("80-10.0.0.3:80,80-10.0.0.4:80,80-10.0.0.3:81").unwrap();
+        assert!(rules.len() == 3 && rules.iter().all(|rule| rule.port == 80));
+    }
+
+    #[test]
     fn wrong_rules_are_refused_with_their_reason() {
         for (rule, part) in [
             ("", "'-'"),
@@ -154,7 +152,6 @@ mod tests {
             ("80-0.0.0.0:80", "not the address of a host"),
             ("80-224.0.0.1:80", "not the address of a host"),
             ("10.0.0.2:80-10.0.0.2:80", "are the same"),
-            ("80-10.0.0.3:80,80-10.0.0.4:80", "already copied to 10.0.0.3:80"),
             ("80-10.0.0.3:80,80-10.0.0.3:80", "twice"),
             ("10.0.0.2:80-10.0.0.3:80,10.0.0.3:80-10.0.0.2:80", "copied again"),
             ("80-10.0.0.2:80,10.0.0.2:80-10.0.0.3:80", "copied again"),

@@ -10,6 +10,7 @@ use tcpcopy_common::capture::MAX_WORKERS;
 
 use super::{
     AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
+    clients::{ClientArgs, Clients},
     replay::{Replay, ReplayArgs},
     retired::RetiredArgs,
     rules::{Rule, parse_address, parse_port, parse_rules},
@@ -61,12 +62,13 @@ enum CommandArgs {
 /// The arguments of copying, as typed.
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// Which service is copied where: [SRCIP:]PORT-TARGETIP:PORT[,…]; IPv6 addresses in brackets
+    /// Which service is copied where: [SRCIP:]PORT-TARGETIP:PORT[,…]; IPv6 addresses in brackets; may be repeated. A service
+    /// that is there with several targets is copied to each of them
     #[arg(short = 'x', long = "rules", value_name = "RULES", required = true)]
-    rules: Option<String>,
-    /// Where intercept listens, one per target host: ADDRESS[:PORT][,…]
+    rules: Vec<String>,
+    /// Where intercept listens, one per target host: ADDRESS[:PORT][,…]; may be repeated
     #[arg(short = 's', long = "intercept", value_name = "SERVERS", required = true)]
-    servers: Option<String>,
+    servers: Vec<String>,
     /// Port of intercept where -s names none
     #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
@@ -82,14 +84,17 @@ pub struct CopyArgs {
     /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
     #[arg(short = 'H', long, value_name = "ADDRESS")]
     loopback_client: Option<String>,
-    /// Worker threads; each has a ring and a share of the connections
-    #[arg(short = 'w', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
+    /// Worker threads; each has a ring, a share of the connections, and a connection to each intercept for each copy. -C, which
+    /// in tcpcopy 1.0 was the number of connections to intercept, is the same
+    #[arg(short = 'w', short_alias = 'C', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
     workers: u32,
     /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = parse_ring_size)]
     ring_size: u32,
     #[command(flatten)]
     selection: SelectionArgs,
+    #[command(flatten)]
+    clients: ClientArgs,
     #[command(flatten)]
     replay: ReplayArgs,
     #[command(flatten)]
@@ -149,6 +154,8 @@ pub struct Settings {
     pub ring_bytes: u32,
     /// Which connections are copied.
     pub selection: Selection,
+    /// How often, and as whom, the target sees their clients.
+    pub clients: Clients,
     /// How they are replayed.
     pub replay: Replay,
 }
@@ -160,8 +167,8 @@ impl CopyArgs {
     /// [`UsageError`] names the option and what is wrong with it.
     pub fn validate(&self) -> Result<Settings, UsageError> {
         self.retired.validate()?;
-        let rules = parse_rules(self.rules.as_deref().unwrap_or_default())?;
-        let intercepts = parse_servers(self.servers.as_deref().unwrap_or_default(), self.port)?;
+        let rules = parse_rules(&self.rules.join(","))?;
+        let intercepts = parse_servers(&self.servers.join(","), self.port)?;
         let intercept_of = rules
             .iter()
             .map(|rule| {
@@ -193,11 +200,20 @@ impl CopyArgs {
                 return Err(UsageError::Other(format!("-i {name:?}: the interface is empty or there twice")));
             }
         }
-        if self.interfaces.iter().any(|i| i == "lo") && loopback_client.is_none() {
+        let rewritten = loopback_client.is_some() || self.clients.rewrites();
+        if self.interfaces.iter().any(|i| i == "lo") && !rewritten {
             return Err(UsageError::Other(
                 "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for \
-                 them with -H ADDRESS"
+                 them with -H ADDRESS, or those for all clients with -c"
                     .into(),
+            ));
+        }
+        let targets: Vec<SocketAddr> = rules.iter().map(|rule| rule.target).collect();
+        let copies = self.clients.copies() * most_targets(&rules);
+        let clients = self.clients.validate(self.workers * copies, &targets)?;
+        if clients.addresses.is_some() && loopback_client.is_some() {
+            return Err(UsageError::Other(
+                "-H with -c: the addresses of -c stand in for loopback clients too; leave -H away".into(),
             ));
         }
         Ok(Settings {
@@ -220,9 +236,20 @@ impl CopyArgs {
             workers: self.workers,
             ring_bytes: self.ring_size,
             selection: self.selection.validate()?,
-            replay: self.replay.validate(self.workers)?,
+            clients,
+            replay: self.replay.validate(self.workers, copies)?,
         })
     }
+}
+
+/// How many targets of one IP version a service has, at most.
+fn most_targets(rules: &[Rule]) -> u32 {
+    let of_service = |rule: &Rule| {
+        let same =
+            |r: &&Rule| r.port == rule.port && r.address == rule.address && r.target.is_ipv4() == rule.target.is_ipv4();
+        rules.iter().filter(same).count() as u32
+    };
+    rules.iter().map(of_service).max().unwrap_or(0)
 }
 
 /// Parses `ADDRESS[:PORT][,…]`.
@@ -285,11 +312,7 @@ mod tests {
             ("-S 1500", "copied whole"),
             ("-U 16", "-m"),
             ("-U", "-m"),
-            ("-C 4", "-w"),
             ("-R 50", "not there yet"),
-            ("-n 2", "not there yet"),
-            ("-c 10.0.0.x", "-H"),
-            ("-f 3", "collide"),
         ] {
             let error = settings(&format!("-x 80-10.0.0.3:80 -s 10.0.0.3 {args}")).unwrap_err();
             assert!(error.starts_with(&args[..2]) && error.contains(part), "{args:?}: {error}");
@@ -306,7 +329,7 @@ mod tests {
                 wait: true,
                 session_timeout: Duration::from_secs(120),
                 keepalive_timeout: Duration::from_secs(240),
-                worker_memory: 512 << 20,
+                memory: 512 << 20,
                 mtu: None,
                 mss: None,
             }
@@ -319,7 +342,7 @@ mod tests {
                 wait: false,
                 session_timeout: Duration::from_secs(7),
                 keepalive_timeout: Duration::from_secs(9),
-                worker_memory: 16 << 20,
+                memory: 64 << 20,
                 mtu: Some(1400),
                 mss: Some(1000),
             }

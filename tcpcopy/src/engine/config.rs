@@ -7,6 +7,8 @@ use std::{
 
 use tcpcopy_common::mark::MarkKey;
 
+use super::clients::{AddressPool, Ports};
+
 /// Which control channel, and so which host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(pub u16);
@@ -40,6 +42,10 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Stands in for a live client's address in 127/8 or `::1`, which no other host can answer.
     pub loopback_client: Option<IpAddr>,
+    /// Addresses that clients have at the targets in place of their own; with `None` they keep theirs.
+    pub addresses: Option<AddressPool>,
+    /// Ports that clients have at the targets.
+    pub ports: Ports,
     /// Replay only connections whose SYN was captured.
     pub complete_only: bool,
     /// Whether a connection may be joined although its SYN was not captured. Unlike [`complete_only`](Self::complete_only) this
@@ -80,6 +86,8 @@ impl Default for Config {
             session_timeout: Duration::from_secs(120),
             keepalive_timeout: Duration::from_secs(240),
             loopback_client: None,
+            addresses: None,
+            ports: Ports::Own,
             complete_only: false,
             join_open: true,
             gate: true,

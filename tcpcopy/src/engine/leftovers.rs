@@ -15,7 +15,7 @@ use std::{
 use tcpcopy_common::{flow::Flow, response::kind, tcp_flags::SYN};
 
 use super::{
-    Connection, Engine, Replay, TargetId, ports,
+    Connection, Engine, Replay, TargetId, opening,
     receiver::WINDOW,
     session::{Last, Opening},
 };
@@ -156,7 +156,7 @@ impl Leftovers {
 impl Engine {
     /// Notes a connection that may be open at a target, and that no session is responsible for.
     pub(super) fn leave_over(&mut self, now: Nanos, target: TargetId, flow: Flow) {
-        let opening = ports::opening(self.seed, now, &flow, None);
+        let opening = opening::opening(self.seed, now, &flow, None);
         if let Some(leftovers) = self.leftovers.get_mut(usize::from(target.0)) {
             self.stats.leftovers += u64::from(leftovers.add(flow, opening));
         }
@@ -216,7 +216,7 @@ impl Engine {
                             ack: 0,
                             window: WINDOW,
                             flags: SYN,
-                            options: ports::syn_options(&self.config, &credentials, &flow, opening),
+                            options: opening::syn_options(&self.config, &credentials, &flow, opening),
                             segment_size: 1,
                             payload: &[],
                         });

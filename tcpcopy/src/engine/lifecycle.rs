@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use tcpcopy_common::flow::Flow;
 
 use super::{
-    Connection, Context, Engine, Flag, Id, Replay, TargetId, first_word, ports,
+    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, first_word, opening,
     session::{Farewell, Last, Origin, Outcome, Session},
     stats::Reason,
 };
 use crate::time::Nanos;
 
 impl Engine {
-    /// Where a live connection is replayed to, and the four-tuple wanted there.
+    /// Where a live connection is replayed to, and the four-tuple that it would have there if clients kept theirs.
     pub(super) fn destination(&self, live: &Flow, rule: u16) -> Result<(TargetId, Flow), Reason> {
         let rule = self.config.rules.get(usize::from(rule)).ok_or(Reason::UnknownRule)?;
         let mut client = IpAddr::from(live.client);
@@ -33,9 +33,7 @@ impl Engine {
 
     /// The first four-tuple, from the `attempt`th on, that no session of ours has.
     fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
-        (attempt..ports::MOST_PORTS)
-            .map(|n| (ports::candidate(self.seed, wanted, n), n))
-            .find(|(flow, _)| !self.by_target.contains(flow))
+        clients::candidates(&self.config, self.seed, wanted, attempt).find(|(flow, _)| !self.by_target.contains(flow))
     }
 
     /// Begins a session for a connection that has none.
@@ -46,7 +44,7 @@ impl Engine {
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
-        let opening = ports::opening(self.seed, now, &flow, used);
+        let opening = opening::opening(self.seed, now, &flow, used);
         let mut session = Session::new(now, target, flow, opening, origin);
         session.ports_tried = attempt;
         self.by_target.insert(flow, id);
@@ -85,7 +83,7 @@ impl Engine {
                 self.bid_farewell(id, farewell);
                 self.stats.reconnects += 1;
                 if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) {
-                    let opening = ports::opening(self.seed, now, &session.flow, Some(session.used()));
+                    let opening = opening::opening(self.seed, now, &session.flow, Some(session.used()));
                     session.reconnect(now, opening, from, stream);
                 }
             }
@@ -132,7 +130,7 @@ impl Engine {
         let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
         self.by_target.remove(&old, id);
         self.by_target.insert(flow, id);
-        let opening = ports::opening(self.seed, now, &flow, None);
+        let opening = opening::opening(self.seed, now, &flow, None);
         if let Some(session) = self.session_mut(id) {
             session.remap(now, flow, opening);
             session.ports_tried = attempt;

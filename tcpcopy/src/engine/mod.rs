@@ -21,13 +21,14 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod buffer;
+mod clients;
 mod config;
 mod gate;
 mod histogram;
 mod leftovers;
 mod lifecycle;
 mod live;
-mod ports;
+mod opening;
 mod receiver;
 mod recovery;
 mod respond;
@@ -57,6 +58,7 @@ use self::{
 use crate::{segment::Transmit, time::Nanos};
 
 pub use self::{
+    clients::{AddressPool, Ports},
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     histogram::Histogram,
     stats::{ByReason, Ledger, Reason, Sessions, Stats, Unbalanced},

@@ -19,8 +19,12 @@ struct Dialled {
     welcome: Welcome,
 }
 
-/// Dials, and dials again, one channel per worker and intercept, and hands each to its worker.
+/// How many are dialled at a time: an intercept takes only so many handshakes of a network at once.
+const AT_ONCE: usize = 16;
+
+/// Dials, and dials again, the channels of every worker, and hands each to its worker.
 pub struct Channels {
+    /// Whom each channel dials, by [`TargetId`].
     intercepts: Vec<SocketAddr>,
     security: Security,
     workers: Arc<[Mailbox<Order>]>,
@@ -40,19 +44,20 @@ impl Channels {
     /// # Errors
     /// The first channel that cannot be established.
     pub async fn dial_all(&mut self) -> Result<(), ConnectError> {
+        let targets = self.intercepts.len() as u16;
+        let all = (0..self.workers.len() as u32).flat_map(|worker| (0..targets).map(move |target| (worker, target)));
+        let mut waiting = all.collect::<Vec<_>>().into_iter();
         let mut dials = JoinSet::new();
-        for worker in 0..self.workers.len() as u32 {
-            for target in 0..self.intercepts.len() as u16 {
+        loop {
+            for (worker, target) in waiting.by_ref().take(AT_ONCE - dials.len()) {
                 dials.spawn(self.dial(worker, TargetId(target)));
             }
-        }
-        while let Some(dialled) = dials.join_next().await {
-            match dialled {
-                Ok(dialled) => self.hand_over(dialled?),
-                Err(e) => std::panic::resume_unwind(e.into_panic()),
+            match dials.join_next().await {
+                None => return Ok(()),
+                Some(Ok(dialled)) => self.hand_over(dialled?),
+                Some(Err(e)) => std::panic::resume_unwind(e.into_panic()),
             }
         }
-        Ok(())
     }
 
     /// Redials what breaks, for ever.

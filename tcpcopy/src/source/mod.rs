@@ -1,6 +1,7 @@
 //! The program `tcpcopy`: workers that capture, replay and inject.
 
 mod channels;
+mod plan;
 mod ramp;
 mod summary;
 mod worker;
@@ -20,18 +21,18 @@ use tokio::{
 
 use self::{
     channels::Channels,
+    plan::Plan,
     ramp::{Ramp, initial_share},
     summary::Summary,
-    worker::{Notice, Order, RuleTable, Snapshot, Worker},
+    worker::{Copy, Notice, Order, Snapshot, Worker},
 };
 use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, RingReader, Sampling, Share},
+    bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
-    engine::{Config, Engine, RuleTarget, TargetId},
+    engine::{Config, Engine},
     inject::{Injector, Paths},
     mailbox::{Mailbox, mailbox},
-    net,
     summary::Report,
 };
 
@@ -66,7 +67,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (notices, notice_receiver) = unbounded_channel();
     let workers = Workers::start(&settings, &plan, rings, &notices)?;
     drop(notices);
-    let mut channels = Channels::new(settings.intercepts.clone(), security, Arc::clone(&workers.mailboxes));
+    let mut channels = Channels::new(plan.dialled(&settings.intercepts), security, Arc::clone(&workers.mailboxes));
     let started = async {
         channels.dial_all().await?;
         capture.attach().map_err(anyhow::Error::from)
@@ -83,6 +84,9 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         let service =
             rule.address.map_or_else(|| format!("*:{}", rule.port), |a| SocketAddr::new(a, rule.port).to_string());
         log::info!("copying {service} to {}", rule.target);
+    }
+    if settings.clients.copies > 1 {
+        log::info!("replaying every connection {} times", settings.clients.copies);
     }
     log::info!("ready");
     readiness.announce()?;
@@ -121,39 +125,6 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     Ok(summary.report())
 }
 
-/// The settings, completed with what the host says.
-struct Plan {
-    interfaces: Vec<String>,
-    /// Rules for the kernel: one per service, whatever the IP version of its targets.
-    capture: Vec<CaptureRule>,
-    /// From the kernel's rule ids to the engine's rules.
-    table: RuleTable,
-    targets: Vec<SocketAddr>,
-}
-
-impl Plan {
-    fn new(settings: &Settings) -> anyhow::Result<Self> {
-        let interfaces = if settings.interfaces.is_empty() {
-            net::route::default_interfaces()?
-        } else {
-            settings.interfaces.clone()
-        };
-        let mut capture: Vec<CaptureRule> = Vec::new();
-        let mut table = RuleTable::new();
-        for (index, rule) in settings.rules.iter().enumerate() {
-            let known = capture.iter().position(|r| r.port == rule.port && r.address == rule.address);
-            let id = known.unwrap_or_else(|| {
-                capture.push(CaptureRule { id: table.len() as u16, address: rule.address, port: rule.port });
-                table.push([None; 2]);
-                table.len() - 1
-            });
-            table[id][usize::from(rule.target.is_ipv6())] = Some(index as u16);
-        }
-        let targets = settings.rules.iter().map(|r| r.target).collect();
-        Ok(Self { interfaces, capture, table, targets })
-    }
-}
-
 /// The worker threads.
 struct Workers {
     mailboxes: Arc<[Mailbox<Order>]>,
@@ -175,17 +146,20 @@ impl Workers {
         let paths = Arc::new(Paths::open(settings.inject, &targets)?);
         for (index, ring) in rings.into_iter().enumerate() {
             let injector = Injector::open(Arc::clone(&paths), INJECT_BATCH)?;
-            let config = engine_config(settings, &injector);
-            let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
+            let mut copies = Vec::new();
+            for (copy, planned) in plan.copies.iter().enumerate() {
+                let config = engine_config(settings, plan, index as u32, copy, &injector);
+                let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
+                copies.push(Copy::new(engine, planned.table.clone()));
+            }
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
             let snapshot = Arc::new(Mutex::new(Snapshot::default()));
             let worker = Worker::new(
                 index as u32,
                 ring,
-                plan.table.clone(),
-                engine,
+                copies,
                 injector,
-                settings.intercepts.len(),
+                plan.channels.iter().map(|channel| channel.copy),
                 inbox,
                 notices.clone(),
                 Arc::clone(&snapshot),
@@ -238,7 +212,8 @@ fn sampling(settings: &Settings) -> anyhow::Result<Option<Sampling>> {
     Ok(Some(Sampling { seed: u32::from_ne_bytes(random_bytes()?), share }))
 }
 
-fn engine_config(settings: &Settings, injector: &Injector) -> Config {
+/// The settings of the engine that replays one copy in one worker.
+fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, injector: &Injector) -> Config {
     let replay = &settings.replay;
     // IP and TCP headers without options (RFC 9293, section 3.7.1). A path that cannot be known yet is an Ethernet.
     let mss = |ipv4: bool, headers: u16| {
@@ -246,25 +221,23 @@ fn engine_config(settings: &Settings, injector: &Injector) -> Config {
         let path = targets.map(|a| injector.path_mtu(a)).min().unwrap_or(1500);
         segment_size(replay, path, headers)
     };
-    // The caps are the program's, shared out among its workers.
+    // The caps are the program's, shared out among its engines.
     let defaults = Config::default();
+    let engines = settings.workers as usize * plan.copies.len();
     Config {
-        rules: settings
-            .rules
-            .iter()
-            .zip(&settings.intercept_of)
-            .map(|(rule, &intercept)| RuleTarget { target: TargetId(intercept as u16), address: rule.target })
-            .collect(),
+        rules: plan.copies[copy].rules.clone(),
+        addresses: settings.clients.addresses.clone(),
+        ports: plan.ports(settings, worker, copy),
         session_timeout: replay.session_timeout,
         keepalive_timeout: replay.keepalive_timeout,
         complete_only: replay.complete_only,
         join_open: settings.selection.ramp.is_none(),
         gate: replay.wait,
-        max_memory: replay.worker_memory,
+        max_memory: replay.memory / engines,
         loopback_client: settings.loopback_client,
         mss_v4: mss(true, 40),
         mss_v6: mss(false, 60),
-        max_sessions: defaults.max_sessions / settings.workers as usize,
+        max_sessions: defaults.max_sessions / engines,
         ..defaults
     }
 }
@@ -286,7 +259,7 @@ mod tests {
             wait: true,
             session_timeout: Duration::ZERO,
             keepalive_timeout: Duration::ZERO,
-            worker_memory: 0,
+            memory: 0,
             mtu,
             mss,
         };

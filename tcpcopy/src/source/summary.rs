@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tcpcopy_common::counters::CaptureCounter;
+use tcpcopy_common::counters::{CaptureCounter, CaptureCounter as C};
 
-use super::worker::Snapshot;
+use super::worker::{CopySnapshot, Snapshot};
 use crate::{
     bpf::CounterValues,
     control::Stats as TargetStats,
@@ -16,6 +16,9 @@ use crate::{
 /// The figures of a run, summed over its workers.
 pub(super) struct Summary {
     programs: CounterValues<CaptureCounter>,
+    /// Of each copy.
+    copies: Vec<CopySnapshot>,
+    /// Of all copies.
     engine: Stats,
     inject: InjectStats,
     targets: TargetStats,
@@ -31,6 +34,7 @@ impl Summary {
     pub(super) fn new(workers: &[Snapshot], programs: CounterValues<CaptureCounter>, ran_for: Duration) -> Self {
         let mut sum = Self {
             programs,
+            copies: Vec::new(),
             engine: Stats::default(),
             inject: InjectStats::default(),
             targets: TargetStats::default(),
@@ -41,7 +45,13 @@ impl Summary {
             ran_for,
         };
         for worker in workers {
-            sum.engine.merge(&worker.engine);
+            sum.copies.resize_with(sum.copies.len().max(worker.copies.len()), CopySnapshot::default);
+            for (copy, theirs) in sum.copies.iter_mut().zip(&worker.copies) {
+                copy.engine.merge(&theirs.engine);
+                copy.elsewhere += theirs.elsewhere;
+                copy.elsewhere_bytes += theirs.elsewhere_bytes;
+                sum.engine.merge(&theirs.engine);
+            }
             sum.inject += worker.inject;
             sum.targets += worker.targets;
             sum.bad_records += worker.bad_records;
@@ -69,36 +79,40 @@ impl Summary {
         )
     }
 
-    /// Complains of figures that do not add up: a bug, not a loss.
+    /// Complains of figures that do not add up, copy by copy: a bug, not a loss.
     pub(super) fn verify(&self) {
-        if let Err(e) = self.engine.check() {
-            log::error!("{e}");
-        }
-        let (e, programs) = (&self.engine, &self.programs);
-        let segments = e.live_segments + self.bad_records + self.no_target;
-        let octets = e.bytes.captured + e.duplicate_bytes + self.no_target_bytes;
-        for (what, kernel, user) in [
-            ("segments", programs.get(CaptureCounter::Captured), segments),
-            ("octets", programs.get(CaptureCounter::CapturedBytes), octets),
-        ] {
-            // The octets of a record that contradicts itself are not known.
-            if kernel != user && self.bad_records == 0 {
-                log::error!(
-                    "the kernel captured {kernel} {what}, but {user} were handled: this is a bug in tcpcopy, please report it"
-                );
+        let captured = [C::Captured, C::CapturedBytes].map(|counter| self.programs.get(counter));
+        for CopySnapshot { engine: e, elsewhere, elsewhere_bytes } in &self.copies {
+            if let Err(e) = e.check() {
+                log::error!("{e}");
+            }
+            let segments = e.live_segments + self.bad_records + elsewhere;
+            let octets = e.bytes.captured + e.duplicate_bytes + elsewhere_bytes;
+            for (what, kernel, user) in [("segments", captured[0], segments), ("octets", captured[1], octets)] {
+                // The octets of a record that contradicts itself are not known.
+                if kernel != user && self.bad_records == 0 {
+                    log::error!(
+                        "the kernel captured {kernel} {what}, but {user} were handled: this is a bug in tcpcopy, please report it"
+                    );
+                }
             }
         }
     }
 
     /// All figures.
     pub(super) fn report(&self) -> Report {
-        use CaptureCounter as C;
         let e = &self.engine;
         let program = |c: C| (c.label(), Figure::Count(self.programs.get(c)));
         let counted =
             |rows: &[C]| rows.iter().map(|&c| program(c)).filter(|(_, f)| *f != Figure::Count(0)).collect::<Vec<_>>();
         Report::default()
-            .section("run", [("duration", Figure::Seconds(self.ran_for.as_secs_f64()))])
+            .section(
+                "run",
+                [
+                    ("duration", Figure::Seconds(self.ran_for.as_secs_f64())),
+                    ("copies", Figure::Count(self.copies.len() as u64)),
+                ],
+            )
             .section(
                 "stages",
                 [

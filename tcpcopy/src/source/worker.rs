@@ -1,4 +1,4 @@
-//! A worker: one thread that owns a ring, the sessions of its flows, its control channels and its injector.
+//! A worker: one thread that owns a ring, the sessions of its flows in every copy, their control channels and an injector.
 
 use std::{
     sync::{Arc, Mutex},
@@ -61,8 +61,8 @@ pub type RuleTable = Vec<[Option<u16>; 2]>;
 /// What a worker has counted.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// The engine's figures.
-    pub engine: Stats,
+    /// The figures of each copy.
+    pub copies: Vec<CopySnapshot>,
     /// The injector's figures.
     pub inject: InjectStats,
     /// What the targets saw of our sessions.
@@ -77,9 +77,57 @@ pub struct Snapshot {
     pub sleeps: u64,
 }
 
+/// What a worker has counted of one copy.
+#[derive(Clone, Debug, Default)]
+pub struct CopySnapshot {
+    /// The engine's figures.
+    pub engine: Stats,
+    /// Segments of a service that other copies have a target for, but not this one.
+    pub elsewhere: u64,
+    /// Their payload octets.
+    pub elsewhere_bytes: u64,
+}
+
+/// One replay of every connection of a worker.
+pub struct Copy {
+    engine: Engine,
+    rules: RuleTable,
+    elsewhere: u64,
+    elsewhere_bytes: u64,
+}
+
+impl Copy {
+    /// A copy that `engine` replays, to the targets that `rules` names.
+    #[must_use]
+    pub const fn new(engine: Engine, rules: RuleTable) -> Self {
+        Self { engine, rules, elsewhere: 0, elsewhere_bytes: 0 }
+    }
+
+    /// Takes a captured segment in; whether it has a target here.
+    fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) -> bool {
+        let family = usize::from(!segment.flow.client.is_v4());
+        let rule = self.rules.get(usize::from(segment.rule)).and_then(|r| r[family]);
+        match rule {
+            Some(rule) => self.engine.handle_live(now, &LiveSegment { rule, ..*segment }),
+            None => {
+                self.elsewhere += 1;
+                self.elsewhere_bytes += segment.payload.len() as u64;
+            }
+        }
+        rule.is_some()
+    }
+
+    fn snapshot(&self) -> CopySnapshot {
+        let Self { engine, elsewhere, elsewhere_bytes, .. } = self;
+        CopySnapshot { engine: engine.stats().clone(), elsewhere: *elsewhere, elsewhere_bytes: *elsewhere_bytes }
+    }
+}
+
 /// One control channel as the worker sees it.
 #[derive(Debug, Default)]
 struct Channel {
+    /// Whose sessions it is for: an index into [`Worker::copies`].
+    copy: usize,
     link: Option<Box<Link>>,
     /// The last figures of the current instance, and the sum of those before it.
     current: TargetStats,
@@ -91,8 +139,7 @@ struct Channel {
 pub struct Worker {
     index: u32,
     ring: RingReader,
-    rules: RuleTable,
-    engine: Engine,
+    copies: Vec<Copy>,
     injector: Injector,
     channels: Vec<Channel>,
     inbox: Inbox<Order>,
@@ -102,15 +149,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker for ring `index` and `channels` control channels, none of which is up yet.
+    /// A worker for ring `index` with control channels, none of which is up yet: for each the index of its copy.
     #[allow(clippy::too_many_arguments, reason = "each is a part that the worker owns from here on")]
     pub fn new(
         index: u32,
         ring: RingReader,
-        rules: RuleTable,
-        engine: Engine,
+        copies: Vec<Copy>,
         injector: Injector,
-        channels: usize,
+        channels: impl Iterator<Item = usize>,
         inbox: Inbox<Order>,
         notices: UnboundedSender<Notice>,
         published: Arc<Mutex<Snapshot>>,
@@ -118,10 +164,9 @@ impl Worker {
         Self {
             index,
             ring,
-            rules,
-            engine,
+            copies,
             injector,
-            channels: std::iter::repeat_with(Channel::default).take(channels).collect(),
+            channels: channels.map(|copy| Channel { copy, ..Channel::default() }).collect(),
             inbox,
             notices,
             published,
@@ -147,8 +192,10 @@ impl Worker {
             }
             let records = self.capture(now, RECORDS_PER_TURN);
             let frames = self.receive(now);
-            if self.engine.poll_timeout().is_some_and(|at| at <= now) {
-                self.engine.handle_timeout(now);
+            for Copy { engine, .. } in &mut self.copies {
+                if engine.poll_timeout().is_some_and(|at| at <= now) {
+                    engine.handle_timeout(now);
+                }
             }
             let more = self.transmit(now);
             if now >= publish_at {
@@ -172,40 +219,37 @@ impl Worker {
             channel.instance = Some(credentials.instance);
         }
         channel.link = Some(link);
-        self.engine.handle_channel_up(now, target, credentials);
+        self.copies[channel.copy].engine.handle_channel_up(now, target, credentials);
     }
 
-    /// Hands captured segments to the engine; returns how many records there were.
+    /// Hands captured segments to every copy; returns how many records there were.
     fn capture(&mut self, now: Nanos, budget: usize) -> usize {
-        let Self { ring, rules, engine, own, .. } = self;
+        let Self { ring, copies, own, .. } = self;
         ring.drain(budget, |record| match LiveSegment::parse(record) {
             Err(e) => {
                 own.bad_records += 1;
                 log::debug!("{e}");
             }
-            Ok(mut segment) => {
-                let family = usize::from(!segment.flow.client.is_v4());
-                match rules.get(usize::from(segment.rule)).and_then(|r| r[family]) {
-                    Some(rule) => {
-                        segment.rule = rule;
-                        engine.handle_live(now, &segment);
-                    }
-                    None => {
-                        own.no_target += 1;
-                        own.no_target_bytes += segment.payload.len() as u64;
-                    }
+            Ok(segment) => {
+                let mut wanted = false;
+                for copy in copies.iter_mut() {
+                    wanted |= copy.handle_live(now, &segment);
+                }
+                if !wanted {
+                    own.no_target += 1;
+                    own.no_target_bytes += segment.payload.len() as u64;
                 }
             }
         })
     }
 
-    /// Hands the targets' responses to the engine; returns how many frames there were.
+    /// Hands the targets' responses to the engines; returns how many frames there were.
     fn receive(&mut self, now: Nanos) -> usize {
         let mut frames = 0;
         for (index, channel) in self.channels.iter_mut().enumerate() {
             let Some(link) = &mut channel.link else { continue };
             let target = TargetId(index as u16);
-            let engine = &mut self.engine;
+            let engine = &mut self.copies[channel.copy].engine;
             let current = &mut channel.current;
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => {
@@ -234,20 +278,30 @@ impl Worker {
     /// Sends what the engine has, within the budget of a turn; returns whether there is more.
     fn transmit(&mut self, now: Nanos) -> bool {
         self.injector.refresh();
-        let mut budget = OCTETS_PER_TURN;
-        while budget > 0 {
-            let Some(transmit) = self.engine.poll_transmit(now) else { break };
-            budget = budget.saturating_sub(transmit.payload.len().max(OCTETS_PER_PACKET));
-            self.injector.push(&transmit);
+        let mut more = false;
+        let budget = OCTETS_PER_TURN / self.copies.len().max(1);
+        for copy in &mut self.copies {
+            let mut left = budget;
+            while left > 0 {
+                let Some(transmit) = copy.engine.poll_transmit(now) else { break };
+                left = left.saturating_sub(transmit.payload.len().max(OCTETS_PER_PACKET));
+                self.injector.push(&transmit);
+            }
+            more |= left == 0;
         }
         self.injector.flush();
-        budget == 0
+        more
+    }
+
+    /// The earliest timer of all copies.
+    fn poll_timeout(&self) -> Option<Nanos> {
+        self.copies.iter().filter_map(|copy| copy.engine.poll_timeout()).min()
     }
 
     fn sleep(&mut self, now: Nanos) {
         // Packets that the interface had no room for are tried again soon.
         let bound = if self.injector.pending() > 0 { RETRY } else { Duration::from_millis(u64::from(MAX_SLEEP_MS)) };
-        let timeout = self.engine.poll_timeout().map_or(bound, |at| at.since(now).min(bound));
+        let timeout = self.poll_timeout().map_or(bound, |at| at.since(now).min(bound));
         if timeout.is_zero() || !self.ring.prepare_sleep() {
             return;
         }
@@ -258,7 +312,7 @@ impl Worker {
 
     fn publish(&mut self) {
         let mut snapshot = self.own.clone();
-        snapshot.engine = self.engine.stats().clone();
+        snapshot.copies = self.copies.iter().map(Copy::snapshot).collect();
         snapshot.inject = *self.injector.stats();
         for channel in &self.channels {
             snapshot.targets += channel.earlier;
@@ -274,7 +328,9 @@ impl Worker {
             self.receive(now());
             self.transmit(now());
         }
-        self.engine.handle_shutdown(now());
+        for copy in &mut self.copies {
+            copy.engine.handle_shutdown(now());
+        }
         while self.transmit(now()) {}
         for channel in &mut self.channels {
             if let Some(link) = &mut channel.link

@@ -6,7 +6,7 @@ use super::{Context, Farewell, Open, Outcome, Session, State};
 use crate::{
     engine::{
         gate::{FirstWord, PROBE, Permit},
-        ports,
+        opening,
         receiver::WINDOW,
         seq::LiveAck,
         stream::Stream,
@@ -75,7 +75,7 @@ impl Session {
             *since = cx.now;
         }
         self.retransmit_at = Some(cx.now.after(self.rto.current()));
-        let options = ports::syn_options(cx.config, &credentials, &self.flow, self.opening);
+        let options = opening::syn_options(cx.config, &credentials, &self.flow, self.opening);
         Poll::Transmit(Plan {
             seq: self.opening.isn.get(),
             ack: 0,

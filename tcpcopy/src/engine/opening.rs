@@ -1,4 +1,4 @@
-//! What a target connection begins with: the client port that the target sees, the initial sequence number, the timestamp.
+//! What a target connection begins with: the initial sequence number, the timestamp, the options of the SYN.
 
 use tcpcopy_common::{flow::Flow, mark::Mark};
 
@@ -14,25 +14,8 @@ use crate::{
     time::Nanos,
 };
 
-/// Client ports that are tried for one session.
-pub(super) const MOST_PORTS: u8 = 32;
-/// Below are the ports of services.
-const FIRST_PORT: u64 = 1024;
-
-/// Distinguishes the uses of the keyed hash.
+/// Distinguishes this use of the keyed hash, see [`super::clients`] for the others.
 const SALT_SEQUENCE: u64 = 1 << 32;
-const SALT_PORT: u64 = 1 << 33;
-
-/// The four-tuple to try: with the live client's own port at first, then with others.
-pub(super) fn candidate(seed: u64, wanted: &Flow, attempt: u8) -> Flow {
-    if attempt == 0 {
-        return *wanted;
-    }
-    let hash = keyed_hash(seed, wanted, SALT_PORT + u64::from(attempt));
-    let span = u64::from(u16::MAX) + 1 - FIRST_PORT;
-    let port = FIRST_PORT + ((u128::from(hash) * u128::from(span)) >> 64) as u64;
-    Flow { client_port: (port as u16).to_be_bytes(), ..*wanted }
-}
 
 /// Sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple (RFC 6528), so
 /// that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the SYN (RFC 6191).
@@ -71,17 +54,6 @@ pub(super) fn syn_options(
 mod tests {
     use super::*;
     use crate::engine::tests::flow;
-
-    #[test]
-    fn other_ports_are_no_service_ports_and_differ() {
-        let mut ports: Vec<_> =
-            (0..MOST_PORTS).map(|n| u16::from_be_bytes(candidate(3, &flow(40_000), n).client_port)).collect();
-        assert_eq!(ports[0], 40_000);
-        assert!(ports.iter().all(|&p| u64::from(p) >= FIRST_PORT));
-        ports.sort_unstable();
-        ports.dedup();
-        assert!(ports.len() > usize::from(MOST_PORTS) - 2);
-    }
 
     #[test]
     fn a_later_connection_lies_above_an_earlier_one() {

@@ -1,0 +1,177 @@
+//! The settings, completed with what the host says: what the kernel captures, and how often it is replayed, where and by
+//! which control channel.
+//!
+//! A *copy* is one replay of every connection. A service that has two targets is copied twice, and with `-n 2` four times.
+//! Each worker has an engine for each copy, so a copy that is slow keeps its own octets until it is done, and neither holds
+//! up the others nor takes their room. Each copy has control channels of its own: what a target reports about one never
+//! reaches another.
+
+use std::net::SocketAddr;
+
+use super::worker::RuleTable;
+use crate::{
+    bpf::CaptureRule,
+    cli::tcpcopy::Settings,
+    engine::{Ports, RuleTarget, TargetId},
+    net,
+};
+
+/// See the [module](self).
+pub(super) struct Plan {
+    pub interfaces: Vec<String>,
+    /// Rules for the kernel: one per service, however many targets it has.
+    pub capture: Vec<CaptureRule>,
+    pub targets: Vec<SocketAddr>,
+    pub copies: Vec<CopyPlan>,
+    /// By [`TargetId`].
+    pub channels: Vec<ChannelPlan>,
+}
+
+/// One replay of every connection.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct CopyPlan {
+    /// From the kernel's rule ids to [`rules`](Self::rules).
+    pub table: RuleTable,
+    pub rules: Vec<RuleTarget>,
+}
+
+/// A control channel that each worker has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ChannelPlan {
+    /// Whose engine it belongs to.
+    pub copy: usize,
+    /// Index into the list of `-s`.
+    pub intercept: usize,
+}
+
+impl Plan {
+    /// Asks the host only for interfaces, and only where none is named.
+    pub(super) fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let interfaces = if settings.interfaces.is_empty() {
+            net::route::default_interfaces()?
+        } else {
+            settings.interfaces.clone()
+        };
+        let (capture, services) = services(settings);
+        let targets = settings.rules.iter().map(|r| r.target).collect();
+        let most = services.iter().flatten().map(Vec::len).max().unwrap_or(0);
+        let mut plan = Self { interfaces, capture, targets, copies: Vec::new(), channels: Vec::new() };
+        for _ in 0..settings.clients.copies {
+            for nth in 0..most {
+                plan.add_copy(settings, &services, nth);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Adds a copy that sends each service to its `nth` target.
+    fn add_copy(&mut self, settings: &Settings, services: &[[Vec<usize>; 2]], nth: usize) {
+        let copy = self.copies.len();
+        let mut planned = CopyPlan::default();
+        for service in services {
+            planned.table.push(service.each_ref().map(|rules| {
+                let rule = *rules.get(nth)?;
+                let target = self.channel(copy, settings.intercept_of[rule]);
+                planned.rules.push(RuleTarget { target, address: settings.rules[rule].target });
+                Some((planned.rules.len() - 1) as u16)
+            }));
+        }
+        self.copies.push(planned);
+    }
+
+    /// The channel of a copy to an intercept.
+    fn channel(&mut self, copy: usize, intercept: usize) -> TargetId {
+        let wanted = ChannelPlan { copy, intercept };
+        let index = self.channels.iter().position(|channel| *channel == wanted).unwrap_or_else(|| {
+            self.channels.push(wanted);
+            self.channels.len() - 1
+        });
+        TargetId(index as u16)
+    }
+
+    /// Whom each channel dials.
+    pub(super) fn dialled(&self, intercepts: &[SocketAddr]) -> Vec<SocketAddr> {
+        self.channels.iter().map(|channel| intercepts[channel.intercept]).collect()
+    }
+
+    /// Client ports of the engine of a copy in a worker. They are dealt out where two engines could want the same four-tuple.
+    pub(super) fn ports(&self, settings: &Settings, worker: u32, copy: usize) -> Ports {
+        let clients = &settings.clients;
+        if clients.copies == 1 && clients.addresses.is_none() && clients.region.is_none() {
+            return Ports::Own;
+        }
+        let copies = self.copies.len();
+        Ports::Dealt {
+            slot: (worker as usize * copies + copy) as u16,
+            slots: (settings.workers as usize * copies) as u16,
+            region: clients.region,
+        }
+    }
+}
+
+/// The services as the kernel knows them, and for each its rules, of IPv4 and of IPv6.
+fn services(settings: &Settings) -> (Vec<CaptureRule>, Vec<[Vec<usize>; 2]>) {
+    let mut capture: Vec<CaptureRule> = Vec::new();
+    let mut services: Vec<[Vec<usize>; 2]> = Vec::new();
+    for (index, rule) in settings.rules.iter().enumerate() {
+        let known = capture.iter().position(|r| r.port == rule.port && r.address == rule.address);
+        let id = known.unwrap_or_else(|| {
+            capture.push(CaptureRule { id: services.len() as u16, address: rule.address, port: rule.port });
+            services.push(Default::default());
+            services.len() - 1
+        });
+        services[id][usize::from(rule.target.is_ipv6())].push(index);
+    }
+    (capture, services)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::tcpcopy::{Cli, Command};
+
+    fn plan(args: &str) -> (Settings, Plan) {
+        let line = format!("tcpcopy -i eth0 {args}");
+        let Command::Copy(copy) = Cli::try_parse_from(line.split(' ')).unwrap().command() else { panic!("not a copy") };
+        let settings = copy.validate().unwrap();
+        let plan = Plan::new(&settings).unwrap();
+        (settings, plan)
+    }
+
+    #[test]
+    fn one_target_is_one_copy_with_the_clients_ports() {
+        let (settings, plan) = plan("-x 80-10.0.0.3:80,80-[fd00::3]:80,81-10.0.0.3:81 -s 10.0.0.3");
+        assert_eq!((plan.capture.len(), plan.copies.len(), plan.channels.len()), (2, 1, 1));
+        assert_eq!(plan.copies[0].table, [[Some(0), Some(1)], [Some(2), None]]);
+        assert_eq!(plan.ports(&settings, 0, 0), Ports::Own);
+    }
+
+    #[test]
+    fn each_target_of_a_service_has_a_copy_and_each_copy_its_channels() {
+        let (settings, plan) =
+            plan("-x 80-10.0.0.3:80,80-10.0.0.4:80 -x 81-10.0.0.4:81 -s 10.0.0.3,10.0.0.4 -n 2 -w 3");
+        assert_eq!((plan.capture.len(), plan.copies.len()), (2, 4));
+        let targets = |copy: usize| {
+            let addresses = plan.copies[copy].rules.iter().map(|rule| rule.address.to_string());
+            addresses.collect::<Vec<_>>()
+        };
+        assert_eq!(targets(0), ["10.0.0.3:80", "10.0.0.4:81"]);
+        assert_eq!(targets(1), ["10.0.0.4:80"]);
+        assert_eq!((targets(2), targets(3)), (targets(0), targets(1)));
+        assert_eq!(plan.copies[1].table, [[Some(0), None], [None, None]]);
+        let channels: Vec<_> = plan.channels.iter().map(|channel| (channel.copy, channel.intercept)).collect();
+        assert_eq!(channels, [(0, 0), (0, 1), (1, 1), (2, 0), (2, 1), (3, 1)]);
+        let mut slots = Vec::new();
+        for worker in 0..3 {
+            for copy in 0..4 {
+                let Ports::Dealt { slot, slots: 12, region: None } = plan.ports(&settings, worker, copy) else {
+                    panic!("worker {worker}, copy {copy}");
+                };
+                slots.push(slot);
+            }
+        }
+        assert_eq!(slots, (0..12).collect::<Vec<_>>());
+    }
+}
