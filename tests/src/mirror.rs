@@ -116,9 +116,10 @@ impl Mirror {
     pub fn prepare(lab: &Lab, options: MirrorOptions) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tclab-").tempdir()?;
         make_key(directory.path(), "psk")?;
-        let clients = lab.hosts().filter(|host| host.role.starts_with("client"));
-        let sniffers =
-            clients.map(|host| Sniffer::start(host, &lab.target, End::Source)).collect::<anyhow::Result<_>>()?;
+        let of_role = |role: &'static str| lab.hosts().filter(move |host| host.role.starts_with(role));
+        let sniffers = of_role("client")
+            .flat_map(|client| of_role("target").map(move |target| Sniffer::start(client, target, End::Source)))
+            .collect::<anyhow::Result<_>>()?;
         Ok(Self {
             tcpcopy: None,
             intercept: None,
@@ -159,11 +160,17 @@ impl Mirror {
         Ok(())
     }
 
-    /// The command that runs `intercept`.
+    /// The command that runs `intercept` on the target.
     pub fn intercept_command(&self) -> anyhow::Result<Command> {
-        let mut command = self.target.command(program("intercept")?);
-        command.args(["-i", &self.target.interface, "--psk-file"]).arg(self.key());
+        let mut command = self.intercept_on(&self.target)?;
         command.arg("--summary-json").arg(self.directory.path().join("intercept.json"));
+        Ok(command)
+    }
+
+    /// The command that runs `intercept` on a host.
+    pub fn intercept_on(&self, target: &Host) -> anyhow::Result<Command> {
+        let mut command = target.command(program("intercept")?);
+        command.args(["-i", &target.interface, "--psk-file"]).arg(self.key());
         command.args(&self.options.intercept);
         self.log_level(&mut command);
         Ok(command)

@@ -25,7 +25,7 @@ pub struct RealServer {
 
 impl RealServer {
     /// nginx with one worker. Its access log has a line `METHOD URI STATUS` for each request; `/` and `/big.bin` (1 MiB)
-    /// exist, query strings are ignored. `keep_alive` requests are served on a connection (nginx's own default: 1000).
+    /// exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at). `keep_alive` requests are served on a connection (nginx's own default: 1000).
     pub fn nginx(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
@@ -33,6 +33,7 @@ impl RealServer {
             "daemon off;\nuser root;\nworker_processes 1;\npid {root}/pid;\nerror_log {root}/error.log;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n  log_format short '$request_method $request_uri $status';\n  access_log {root}/access.log short;\n  \
+             log_format time '$msec';\n  access_log {root}/times.log time;\n  \
              keepalive_requests {keep_alive};\n  client_body_temp_path {root}/body;\n  proxy_temp_path {root}/proxy;\n  \
              fastcgi_temp_path {root}/fastcgi;\n  uwsgi_temp_path {root}/uwsgi;\n  scgi_temp_path {root}/scgi;\n  \
              server {{\n    listen {port} backlog=4096;\n    listen [::]:{port} backlog=4096;\n    \
@@ -119,6 +120,13 @@ impl RealServer {
         let path = self.directory.path().join("access.log");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// When each request was served, seconds of the wall clock; only of [`nginx`](Self::nginx).
+    pub fn served_at(&self) -> anyhow::Result<Vec<f64>> {
+        let path = self.directory.path().join("times.log");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        text.lines().map(|line| line.parse().with_context(|| format!("{line:?} is not a time"))).collect()
     }
 
     /// Waits until the access log has so many lines, and returns them.

@@ -21,9 +21,14 @@
 //!                    source ──┼── switch
 //!                    target ──┤
 //!        client2 ── source2 ──┘                        client2 has the client's addresses
+//!
+//! TwoTargets         client ──┐
+//!                    source ──┼── switch
+//!                    target ──┤
+//!                   target2 ──┘
 //! ```
 //!
-//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, router 254. The network
+//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, router 254. The network
 //! behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and fd79::/64.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -47,6 +52,8 @@ pub enum Shape {
     AsymmetricReturn,
     /// Two sources whose clients have the same address.
     TwoSources,
+    /// Two hosts under test.
+    TwoTargets,
 }
 
 /// How to build a laboratory.
@@ -69,7 +76,7 @@ pub struct Lab {
     pub source: Host,
     /// The host under test.
     pub target: Host,
-    /// Hosts that only some shapes have: `router`, `client2`, `source2`.
+    /// Hosts that only some shapes have: `router`, `client2`, `source2`, `target2`.
     pub others: Vec<Host>,
     _switch: Namespace,
 }
@@ -95,7 +102,7 @@ impl Lab {
         network.plug(&target)?;
         let mut others = Vec::new();
         let client = match options.shape {
-            Shape::Bridge | Shape::TwoSources => {
+            Shape::Bridge | Shape::TwoSources | Shape::TwoTargets => {
                 let client = network.host("client", "eth0", 77, 1)?;
                 network.plug(&client)?;
                 network.acquaint(&[&client, &source, &target])?;
@@ -143,6 +150,12 @@ impl Lab {
             network.on_link(&client2, "eth0", &source2, "eth1")?;
             network.on_link(&source2, "eth1", &client2, "eth0")?;
             others.extend([source2, client2]);
+        }
+        if options.shape == Shape::TwoTargets {
+            let target2 = network.host("target2", "eth0", 77, 5)?;
+            network.plug(&target2)?;
+            network.acquaint(&[&client, &source, &target2])?;
+            others.push(target2);
         }
         for host in [&client].into_iter().chain(others.iter().filter(|h| h.role == "client2")) {
             // One connection per request must not run out of ports during a test.
@@ -269,7 +282,7 @@ impl Network {
             let others = hosts.iter().filter(|b| b.role != a.role);
             let lines = others.flat_map(|b| {
                 [b.v4.to_string(), b.v6.to_string()].map(|address| {
-                    format!("neighbour add {address} dev {} lladdr {} nud permanent", a.interface, mac(b, "eth0"))
+                    format!("neighbour replace {address} dev {} lladdr {} nud permanent", a.interface, mac(b, "eth0"))
                 })
             });
             a.ip(&lines.collect::<Vec<_>>())?;
@@ -313,7 +326,8 @@ fn v6(network: u8, number: u8) -> Ipv6Addr {
 
 /// A locally administered address that tells host and interface.
 fn mac(host: &Host, interface: &str) -> String {
-    let role = ["client", "source", "target", "router", "client2", "source2"].iter().position(|r| *r == host.role);
+    let role =
+        ["client", "source", "target", "router", "client2", "source2", "target2"].iter().position(|r| *r == host.role);
     let interface = interface.bytes().find(u8::is_ascii_digit).map_or(0, |digit| digit - b'0');
     format!("02:7c:00:00:{:02x}:{:02x}", role.unwrap_or(0xff), interface)
 }

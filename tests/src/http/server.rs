@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -29,6 +30,8 @@ pub struct Arrival {
     pub id: u64,
     /// When its head was read, ns of `CLOCK_MONOTONIC`.
     pub time_ns: u64,
+    /// Who asked.
+    pub client: SocketAddr,
 }
 
 /// A body that was received whole.
@@ -142,7 +145,7 @@ fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     socket.set_only_v6(false)?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&std::net::SocketAddr::from(([0u16; 8], port)).into())?;
+    socket.bind(&SocketAddr::from(([0u16; 8], port)).into())?;
     socket.listen(4096)?;
     Ok(socket.into())
 }
@@ -150,10 +153,10 @@ fn listen(port: u16) -> io::Result<std::net::TcpListener> {
 async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> anyhow::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
-        let (stream, _) = listener.accept().await.context("the server cannot accept")?;
+        let (stream, client) = listener.accept().await.context("the server cannot accept")?;
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            if let Err(error) = serve(stream, &shared).await {
+            if let Err(error) = serve(stream, client, &shared).await {
                 log::debug!("a connection of the embedded server ended: {error}");
             }
         });
@@ -161,8 +164,10 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> anyhow:
 }
 
 /// One connection. Answers of pipelined requests leave together.
-async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+async fn serve(mut stream: TcpStream, client: SocketAddr, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    // IPv4 clients come in mapped form.
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let mut input = Vec::with_capacity(16 << 10);
     let mut output = Vec::new();
     loop {
@@ -185,7 +190,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let (length, expected) = (head.content_length.unwrap_or(0), head.expects_continue);
         let head_length = head.length;
         if let Some(id) = request_id(&uri) {
-            shared.lock().arrivals.push(Arrival { id, time_ns });
+            shared.lock().arrivals.push(Arrival { id, time_ns, client });
             shared.grown.notify_all();
         }
         input.drain(..head_length);
