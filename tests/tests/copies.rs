@@ -140,8 +140,10 @@ fn two_targets_get_everything_and_one_survives_the_other() {
     let rule = |target: &Host| Family::BOTH.map(|family| mirror::rule(&lab.source, target, family)).join(",");
     // The first is there already, by its IPv4 address.
     let intercepts = format!("[{}],{},[{}]", lab.target.v6, target2.v4, target2.v6);
-    let options =
-        MirrorOptions { rules: Some(format!("{},{}", rule(&lab.target), rule(target2))), ..options(&["-s", &intercepts]) };
+    let options = MirrorOptions {
+        rules: Some(format!("{},{}", rule(&lab.target), rule(target2))),
+        ..options(&["-s", &intercepts])
+    };
     let mut mirror = Mirror::prepare(&lab, options).unwrap();
     mirror.start_intercept().unwrap();
     let other = Program::start("intercept on target2", &mut mirror.intercept_on(target2).unwrap()).unwrap();

@@ -19,6 +19,10 @@ pub struct ReplayArgs {
     /// Send a request without waiting until the target has answered the one before
     #[arg(short = 'W', long)]
     no_wait: bool,
+    /// Milliseconds after which the target's responses are acknowledged, as by clients so far away: its congestion window grows
+    /// at their pace, at the cost of a packet for every acknowledgement. 0: at once
+    #[arg(short = 'R', long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    round_trip: u64,
     /// Seconds after which a replayed connection is given up that neither client nor target has used
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     session_timeout: u64,
@@ -48,6 +52,8 @@ pub struct Replay {
     pub complete_only: bool,
     /// Whether a request waits until the target has answered the one before.
     pub wait: bool,
+    /// How long after it has come a response is acknowledged.
+    pub round_trip: Duration,
     /// When an unused session is given up.
     pub session_timeout: Duration,
     /// When an unused session is given up that has sent all and whose client is still there.
@@ -78,6 +84,7 @@ impl ReplayArgs {
         Ok(Replay {
             complete_only: self.complete_only,
             wait: !self.no_wait,
+            round_trip: Duration::from_millis(self.round_trip),
             session_timeout: Duration::from_secs(self.session_timeout),
             keepalive_timeout: Duration::from_secs(keepalive),
             memory: (self.max_memory as usize) << 20,

@@ -1,17 +1,16 @@
-//! Letters of tcpcopy 1.0 that mean nothing here, or nothing yet: whoever uses one is told why, and what to use instead.
+//! Letters of tcpcopy 1.0 that mean nothing here: whoever uses one is told why, and what to use instead.
 
 use clap::{Arg, ArgMatches, Args, Command, Error, FromArgMatches};
 
 use super::UsageError;
 
 /// Each with what to tell.
-const LETTERS: [(&str, &str); 6] = [
+const LETTERS: [(&str, &str); 5] = [
     ("o", "replayed packets leave by the interface that the route to the target names; --inject says how"),
     ("F", "there is no pcap filter; choose services with -x, and clients with --clients and --exclude"),
     ("B", "there is no pcap buffer; the size of the workers' rings is set by --ring-size"),
     ("S", "segments are always copied whole, because one that was cut could not be replayed; leave it away"),
     ("U", "a session takes the memory that it needs; the sum is limited by -m"),
-    ("R", "acknowledgements are sent at once, and pacing them by a round-trip time is not there yet; leave it away"),
 ];
 
 /// Those of them that were used.

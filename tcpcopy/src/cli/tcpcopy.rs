@@ -312,7 +312,6 @@ mod tests {
             ("-S 1500", "copied whole"),
             ("-U 16", "-m"),
             ("-U", "-m"),
-            ("-R 50", "not there yet"),
         ] {
             let error = settings(&format!("-x 80-10.0.0.3:80 -s 10.0.0.3 {args}")).unwrap_err();
             assert!(error.starts_with(&args[..2]) && error.contains(part), "{args:?}: {error}");
@@ -327,6 +326,7 @@ mod tests {
             Replay {
                 complete_only: false,
                 wait: true,
+                round_trip: Duration::ZERO,
                 session_timeout: Duration::from_secs(120),
                 keepalive_timeout: Duration::from_secs(240),
                 memory: 512 << 20,
@@ -334,12 +334,13 @@ mod tests {
                 mss: None,
             }
         );
-        let given = "-x 80-10.0.0.3:80 -s 10.0.0.3 -O -W -L -t 7 -k 9 -m 64 -w 4 -M 1400 -D 1000";
+        let given = "-x 80-10.0.0.3:80 -s 10.0.0.3 -O -W -L -R 30 -t 7 -k 9 -m 64 -w 4 -M 1400 -D 1000";
         assert_eq!(
             settings(given).unwrap().replay,
             Replay {
                 complete_only: true,
                 wait: false,
+                round_trip: Duration::from_millis(30),
                 session_timeout: Duration::from_secs(7),
                 keepalive_timeout: Duration::from_secs(9),
                 memory: 64 << 20,

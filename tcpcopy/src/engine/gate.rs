@@ -10,6 +10,9 @@ use std::time::Duration;
 use super::config::{Config, GATE_STRIKES};
 use crate::time::Nanos;
 
+/// How much longer the quiet is after an answer that came early: perhaps it was one to an earlier request of a pipeline, or
+/// only the permission to go on (RFC 9110, section 10.1.1).
+const DOUBT: u32 = 10;
 /// How much shorter the quiet may be when the replay is late (see [`LATE`]): the quiet only guards against an answer
 /// written in pieces, and a replay that trails further and further behind is worse.
 const HURRY: u32 = 8;
@@ -24,6 +27,9 @@ enum Answer {
     Begun,
     /// The last segment, at this time, may have ended one.
     Complete(Nanos),
+    /// An answer came before the request had been sent whole, as when a server refuses an upload; by this time the target
+    /// has all of it. There may be more to come.
+    Early(Nanos),
 }
 
 /// Whether a segment may go.
@@ -39,6 +45,8 @@ pub(super) enum Permit {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Gate {
     answer: Answer,
+    /// What may be an answer came since the last segment that had waited for one.
+    spoken: bool,
     waiting_since: Option<Nanos>,
     strikes: u8,
     /// An answer went on after the gate had opened for the next request: there is no more hurry.
@@ -47,12 +55,13 @@ pub(super) struct Gate {
 
 impl Gate {
     pub const fn new() -> Self {
-        Self { answer: Answer::Nothing, waiting_since: None, strikes: 0, patient: false }
+        Self { answer: Answer::Nothing, spoken: false, waiting_since: None, strikes: 0, patient: false }
     }
 
     /// The gate of a new target connection of the same session.
     pub const fn reconnect(&mut self) {
         self.answer = Answer::Nothing;
+        self.spoken = false;
         self.waiting_since = None;
     }
 
@@ -61,9 +70,18 @@ impl Gate {
         self.answer = Answer::Nothing;
     }
 
-    /// The target sent payload or a FIN; `ends`: with PSH or FIN, and after it had acknowledged everything.
-    pub const fn answered(&mut self, now: Nanos, ends: bool) {
-        self.answer = if ends { Answer::Complete(now) } else { Answer::Begun };
+    /// The target sent payload or a FIN. `ends`: with PSH or FIN, and nothing before it is missing; `heard`: after it had
+    /// acknowledged everything.
+    pub const fn answered(&mut self, now: Nanos, ends: bool, heard: bool) {
+        self.spoken |= ends;
+        self.answer = if ends && heard { Answer::Complete(now) } else { Answer::Begun };
+    }
+
+    /// The target has acknowledged everything that was sent.
+    pub const fn heard(&mut self, now: Nanos) {
+        if self.spoken && !matches!(self.answer, Answer::Complete(_)) {
+            self.answer = Answer::Early(now);
+        }
     }
 
     /// The target went on with an answer after the segment that was to wait for it had been sent. If that happens when it
@@ -89,13 +107,16 @@ impl Gate {
                 let late = !self.patient && now.since(captured) > LATE;
                 at.after(if late { config.gate_quiet / HURRY } else { config.gate_quiet }).min(bound)
             }
+            Answer::Early(at) => at.after(config.gate_quiet * DOUBT).min(bound),
             Answer::Nothing | Answer::Begun => bound,
         };
         if now < until {
             return Permit::Wait(until);
         }
         self.waiting_since = None;
-        Permit::Granted { waited: now.since(since), forced: !matches!(self.answer, Answer::Complete(_)) }
+        self.spoken = false;
+        let forced = matches!(self.answer, Answer::Nothing | Answer::Begun);
+        Permit::Granted { waited: now.since(since), forced }
     }
 
     /// Notes that the bound was reached; whether the gate is given up now.
@@ -144,9 +165,9 @@ mod tests {
         let mut gate = Gate::new();
         let captured = Nanos(10 * MS);
         assert_eq!(gate.ask(captured, captured, LIMIT, &config()), Permit::Wait(captured.after(LIMIT)));
-        gate.answered(Nanos(11 * MS), false);
+        gate.answered(Nanos(11 * MS), false, true);
         assert_eq!(gate.ask(Nanos(12 * MS), captured, LIMIT, &config()), Permit::Wait(captured.after(LIMIT)));
-        gate.answered(Nanos(12 * MS), true);
+        gate.answered(Nanos(12 * MS), true, true);
         let quiet = Nanos(12 * MS + MS / 2);
         assert_eq!(gate.ask(Nanos(12 * MS), captured, LIMIT, &config()), Permit::Wait(quiet));
         let waited = Duration::from_micros(2500);
@@ -156,16 +177,33 @@ mod tests {
     #[test]
     fn an_answer_that_goes_on_starts_the_quiet_anew() {
         let mut gate = Gate::new();
-        gate.answered(Nanos(MS), true);
-        gate.answered(Nanos(MS + 400_000), true);
+        gate.answered(Nanos(MS), true, true);
+        gate.answered(Nanos(MS + 400_000), true, true);
         assert!(!granted(gate.ask(Nanos(MS + 600_000), Nanos(MS), LIMIT, &config())));
         assert!(granted(gate.ask(Nanos(MS + 900_000), Nanos(MS), LIMIT, &config())));
     }
 
     #[test]
+    fn an_answer_before_the_request_was_sent_whole_counts_once_the_target_has_all_of_it() {
+        let mut gate = Gate::new();
+        let limit = Nanos(MS).after(LIMIT);
+        gate.answered(Nanos(MS), true, false);
+        gate.sent();
+        assert_eq!(gate.ask(Nanos(MS), Nanos(MS), LIMIT, &config()), Permit::Wait(limit));
+        gate.heard(Nanos(2 * MS));
+        assert_eq!(gate.ask(Nanos(2 * MS), Nanos(MS), LIMIT, &config()), Permit::Wait(Nanos(7 * MS)));
+        let waited = Duration::from_millis(6);
+        assert_eq!(gate.ask(Nanos(7 * MS), Nanos(MS), LIMIT, &config()), Permit::Granted { waited, forced: false });
+        // It does not count for the next request.
+        gate.sent();
+        gate.heard(Nanos(8 * MS));
+        assert!(!granted(gate.ask(Nanos(20 * MS), Nanos(8 * MS), LIMIT, &config())));
+    }
+
+    #[test]
     fn a_late_replay_waits_less() {
         let mut gate = Gate::new();
-        gate.answered(Nanos(100 * MS), true);
+        gate.answered(Nanos(100 * MS), true, true);
         assert!(granted(gate.ask(Nanos(100 * MS + 62_500), Nanos(0), LIMIT, &config())));
     }
 
@@ -174,7 +212,7 @@ mod tests {
         let mut gate = Gate::new();
         gate.opened_early();
         gate.reconnect();
-        gate.answered(Nanos(100 * MS), true);
+        gate.answered(Nanos(100 * MS), true, true);
         assert!(!granted(gate.ask(Nanos(100 * MS + 499_999), Nanos(0), LIMIT, &config())));
         assert!(granted(gate.ask(Nanos(100 * MS + 500_000), Nanos(0), LIMIT, &config())));
     }

@@ -29,6 +29,7 @@ mod leftovers;
 mod lifecycle;
 mod live;
 mod opening;
+mod pacing;
 mod receiver;
 mod recovery;
 mod respond;

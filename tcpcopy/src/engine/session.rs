@@ -11,7 +11,7 @@
 mod respond;
 mod transmit;
 
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
 
 use tcpcopy_common::{
     flow::Flow,
@@ -21,6 +21,7 @@ use tcpcopy_common::{
 use super::{
     config::{Config, Credentials, TargetId},
     gate::{FirstWord, Gate},
+    pacing::Pacing,
     receiver::{Receiver, WINDOW},
     recovery::{Congestion, Rto},
     seq::{LiveAck, ReplaySeq},
@@ -207,15 +208,17 @@ struct Open {
     congestion: Congestion,
     duplicates: u8,
     /// In fast recovery until this is acknowledged (RFC 6582).
-    recover: Option<u64>,
+    recover: Option<NonZeroU64>,
     /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
     guard: u64,
     /// The segment at `una` is to be sent again.
     resend: bool,
     acknowledge: bool,
+    /// When acknowledgements are not to be sent at once.
+    pacing: Option<Box<Pacing>>,
     probe: bool,
     /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
-    timed: Option<(u64, Nanos)>,
+    timed: Option<(NonZeroU64, Nanos)>,
     since: Nanos,
     /// When the target's FIN came, and what it acknowledged.
     closed: Option<(Nanos, u64)>,
@@ -483,7 +486,11 @@ impl Session {
             State::Connecting { .. } | State::Resting => None,
             State::Open(open) => open.closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)),
         };
-        [self.retransmit_at, self.gate_until, state].into_iter().flatten().min()
+        let pacing = match &self.state {
+            State::Open(open) => open.pacing.as_ref().and_then(|pacing| pacing.deadline()),
+            State::Connecting { .. } | State::Resting => None,
+        };
+        [self.retransmit_at, self.gate_until, state, pacing].into_iter().flatten().min()
     }
 
     /// Does what is due.

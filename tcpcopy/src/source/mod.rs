@@ -233,6 +233,7 @@ fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, inj
         complete_only: replay.complete_only,
         join_open: settings.selection.ramp.is_none(),
         gate: replay.wait,
+        round_trip: replay.round_trip,
         max_memory: replay.memory / engines,
         loopback_client: settings.loopback_client,
         mss_v4: mss(true, 40),
@@ -257,6 +258,7 @@ mod tests {
         let replay = |mtu, mss| Replay {
             complete_only: false,
             wait: true,
+            round_trip: Duration::ZERO,
             session_timeout: Duration::ZERO,
             keepalive_timeout: Duration::ZERO,
             memory: 0,

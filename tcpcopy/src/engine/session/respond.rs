@@ -1,5 +1,7 @@
 //! What the target said.
 
+use std::num::NonZeroU64;
+
 use tcpcopy_common::{
     response::{NO_WINDOW_SCALE, ResponseHeader, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
@@ -8,6 +10,7 @@ use tcpcopy_common::{
 use super::{Context, Farewell, Open, Outcome, Session, State};
 use crate::engine::{
     gate::{FirstWord, GREETING},
+    pacing::Pacing,
     receiver::Receiver,
     recovery::{Congestion, Rto},
     seq::{ReplaySeq, TargetSeq},
@@ -101,8 +104,11 @@ impl Session {
         };
         let taken = if timestamps { TIMESTAMPS } else { 0 };
         let segment_size = announced.min(ours).saturating_sub(taken).max(1);
+        let receiver = Receiver::new(TargetSeq::from_be(r.seq));
+        let round_trip = cx.config.round_trip;
+        let pacing = (!round_trip.is_zero()).then(|| Box::new(Pacing::new(now, round_trip, receiver.next())));
         self.state = State::Open(Open {
-            receiver: Receiver::new(TargetSeq::from_be(r.seq)),
+            receiver,
             una: self.origin,
             nxt: self.origin,
             high: self.origin,
@@ -116,7 +122,8 @@ impl Session {
             recover: None,
             guard: self.origin,
             resend: false,
-            acknowledge: true,
+            acknowledge: pacing.is_none(),
+            pacing,
             probe: false,
             timed: None,
             since: now,
@@ -188,13 +195,13 @@ impl Session {
             cx.stats.accepted_bytes += accepted - self.accepted;
             self.accepted = accepted;
             if let Some((offset, sent)) = open.timed
-                && acked >= offset
+                && acked >= offset.get()
             {
                 self.rto.sample(cx.now.since(sent));
                 open.timed = None;
             }
             match open.recover {
-                Some(recover) if acked < recover => {
+                Some(recover) if acked < recover.get() => {
                     // A partial acknowledgement: the segment after it was lost too (RFC 6582, section 3.2).
                     open.resend = true;
                     open.duplicates = 0;
@@ -204,6 +211,9 @@ impl Session {
             }
             if open.recover.is_none() {
                 open.duplicates = 0;
+            }
+            if open.una == open.high {
+                self.gate.heard(cx.now);
             }
             self.rto.progress();
             self.retransmit_at = if open.una == open.high { None } else { Some(cx.now.after(self.rto.current())) };
@@ -219,7 +229,7 @@ impl Session {
                 if open.duplicates == DUPLICATES && open.recover.is_none() && open.una >= open.guard {
                     let flight = open.flight();
                     open.congestion.lose(flight);
-                    open.recover = Some(open.high);
+                    open.recover = NonZeroU64::new(open.high);
                     open.resend = true;
                     cx.stats.fast_retransmits += 1;
                 }
@@ -235,7 +245,11 @@ impl Session {
             open.receiver.note_end(seq.plus(r.payload_len));
         }
         let received = open.receiver.receive(seq, r.payload_len, fin);
-        open.acknowledge |= received.acknowledge;
+        match &mut open.pacing {
+            Some(pacing) if received.acknowledge => pacing.acknowledge(cx.now, open.receiver.next()),
+            Some(_) => {}
+            None => open.acknowledge |= received.acknowledge,
+        }
         cx.stats.response_bytes += u64::from(received.new);
         let closes = open.receiver.is_finished() && open.closed.is_none();
         if closes {
@@ -243,8 +257,7 @@ impl Session {
         }
         if received.new > 0 || closes {
             self.progress = cx.now;
-            let ends = open.receiver.is_complete() && open.una == open.high;
-            self.gate.answered(cx.now, ends);
+            self.gate.answered(cx.now, open.receiver.is_complete(), open.una == open.high);
         }
         if received.new > 0 {
             if acked > self.request {

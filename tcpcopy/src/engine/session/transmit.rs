@@ -1,5 +1,7 @@
 //! What to say to the target next.
 
+use std::num::NonZeroU64;
+
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
 
 use super::{Context, Farewell, Open, Outcome, Session, State};
@@ -90,6 +92,12 @@ impl Session {
 
     fn poll_open(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
         let State::Open(open) = &mut self.state else { return Poll::Idle };
+        if let Some(pacing) = &mut open.pacing {
+            open.acknowledge |= pacing.release(cx.now);
+            if pacing.acknowledged().is_none() {
+                return Poll::Idle;
+            }
+        }
         if open.resend {
             open.resend = false;
             if let Some(plan) = self.plan_resend(stream, cx) {
@@ -129,7 +137,8 @@ impl Session {
         let (ack, echo, segment_size) = match &mut self.state {
             State::Open(open) => {
                 open.acknowledge = false;
-                (open.receiver.next().get(), open.echo, open.segment_size)
+                let paced = open.pacing.as_ref().and_then(|pacing| pacing.acknowledged());
+                (paced.unwrap_or(open.receiver.next()).get(), open.echo, open.segment_size)
             }
             State::Connecting { .. } | State::Resting => (0, None, 1),
         };
@@ -204,7 +213,7 @@ impl Session {
             cx.stats.sent_segments += 1;
             cx.stats.bytes.send(len as u64);
             self.gate.sent();
-            open.timed.get_or_insert((open.nxt, cx.now));
+            open.timed = open.timed.or_else(|| NonZeroU64::new(open.nxt).map(|offset| (offset, cx.now)));
         }
         self.retransmit_at.get_or_insert(cx.now.after(self.rto.current()));
         Some(self.plan(from, len, if push { PSH } else { 0 }, 0))

@@ -282,3 +282,29 @@ fn an_idle_connection_is_small_and_holds_no_buffer() {
     // All fifty, one after the other, used the same store.
     assert!(lab.engine.pool.allocated() < 4096, "{}", lab.engine.pool.allocated());
 }
+
+/// With `-R`: neither the end of the handshake nor the first octets come before a round-trip time has passed, and no response
+/// is acknowledged earlier.
+#[test]
+fn a_distant_client_acknowledges_late() {
+    const ROUND_TRIP: u64 = 30;
+    let mut lab = Lab::with(Config { round_trip: std::time::Duration::from_millis(ROUND_TRIP), ..config() });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(ROUND_TRIP - 1);
+    assert!(lab.sent.iter().all(|packet| packet.flags & SYN != 0), "the handshake ended early");
+    lab.run_ms(10);
+    assert_eq!(lab.only().received, b"one\n");
+    let acknowledged = |lab: &Lab| {
+        let last = lab.sent.last().unwrap();
+        last.ack.wrapping_sub(lab.sent[1].ack)
+    };
+    assert_eq!(acknowledged(&lab), 0, "the answer was acknowledged early");
+    lab.run_ms(ROUND_TRIP);
+    assert_eq!(acknowledged(&lab), 100);
+    client.fin(&mut lab, 100);
+    lab.run_ms(5 * ROUND_TRIP);
+    assert!(lab.only().fin_received);
+    lab.assert_nothing_lost();
+}
