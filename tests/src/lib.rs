@@ -4,6 +4,7 @@
 //! Start at [`Lab`], which builds the hosts and the network between them, then [`Mirror`], which runs `intercept` and
 //! `tcpcopy` in it. Everything is taken down in `Drop`.
 
+pub mod bad_path;
 pub mod capture;
 pub mod host;
 pub mod http;

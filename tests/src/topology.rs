@@ -31,7 +31,10 @@
 //! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, router 254. The network
 //! behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and fd79::/64.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use crate::{
     host::Host,
@@ -78,7 +81,7 @@ pub struct Lab {
     pub target: Host,
     /// Hosts that only some shapes have: `router`, `client2`, `source2`, `target2`.
     pub others: Vec<Host>,
-    _switch: Namespace,
+    pub(crate) switch: Arc<Namespace>,
 }
 
 impl Lab {
@@ -161,7 +164,7 @@ impl Lab {
             // One connection per request must not run out of ports during a test.
             host.set_sysctls(&[("ipv4/ip_local_port_range", "1024 65535"), ("ipv4/tcp_tw_reuse", "1")])?;
         }
-        Ok(Self { client, source, target, others, _switch: network.switch })
+        Ok(Self { client, source, target, others, switch: Arc::new(network.switch) })
     }
 
     /// A host that only some shapes have.

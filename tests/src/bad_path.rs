@@ -1,0 +1,224 @@
+//! A path to the target that loses, duplicates and reorders packets, in both directions.
+//!
+//! The target's cable is taken out of the switch, and a thread carries the frames between the two. It stands where every
+//! packet passes: packet sockets, by which requests are injected, know no netfilter and no queueing discipline. Frames are
+//! carried with their offload header, so that large ones and unfinished checksums stay what they are.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Socket, Type};
+
+use crate::Lab;
+
+/// Chances, of 1000, that something happens to a frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    /// It is lost.
+    pub lose: u32,
+    /// It comes twice.
+    pub duplicate: u32,
+    /// It comes later, so that others overtake it.
+    pub reorder: u32,
+    /// Of the dice.
+    pub seed: u64,
+}
+
+/// How long a frame that is overtaken is held.
+const LATER: Duration = Duration::from_micros(800);
+/// `virtio_net_hdr` (`linux/virtio_net.h`), and the largest frame.
+const LARGEST: usize = 10 + 18 + (64 << 10);
+
+/// What happened in one direction.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: AtomicU64,
+    lost: AtomicU64,
+    duplicated: AtomicU64,
+    reordered: AtomicU64,
+}
+
+/// Frames of one direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Fate {
+    /// That came through, in order or not.
+    pub passed: u64,
+    /// That did not.
+    pub lost: u64,
+    /// That came twice.
+    pub duplicated: u64,
+    /// That others overtook.
+    pub reordered: u64,
+}
+
+/// The bad path, until it is dropped.
+pub struct BadPath {
+    tallies: Arc<[Tally; 2]>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl BadPath {
+    /// Worsens the path between the switch and the target.
+    pub fn new(lab: &Lab, weather: Weather) -> anyhow::Result<Self> {
+        lab.switch.ip(&[
+            "link add bad0 type veth peer bad1".into(),
+            "link set bad1 up".into(),
+            "link set target nomaster".into(),
+            "link set bad0 master br0 up".into(),
+        ])?;
+        let (tallies, stop) = (Arc::<[Tally; 2]>::default(), Arc::<AtomicBool>::default());
+        let (counted, stopped) = (Arc::clone(&tallies), Arc::clone(&stop));
+        let switch = Arc::clone(&lab.switch);
+        let (ready, opened) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().name("bad path".into()).spawn(move || {
+            let sockets = switch.enter().and_then(|()| Ok([open("bad1")?, open("target")?]));
+            // A thread that nobody joins must not keep the laboratory from being removed.
+            drop(switch);
+            match sockets {
+                Ok(sockets) => {
+                    let _ = ready.send(Ok(()));
+                    carry(&sockets, weather, &counted, &stopped).context("carrying frames failed")
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    Ok(())
+                }
+            }
+        })?;
+        opened.recv().context("the bad path ended before it began")??;
+        Ok(Self { tallies, stop, thread: Some(thread) })
+    }
+
+    /// What happened to frames to the target, and to those from it.
+    pub fn fates(&self) -> [Fate; 2] {
+        self.tallies.each_ref().map(|tally| {
+            let [passed, lost, duplicated, reordered] =
+                [&tally.passed, &tally.lost, &tally.duplicated, &tally.reordered].map(|n| n.load(Ordering::Relaxed));
+            Fate { passed, lost, duplicated, reordered }
+        })
+    }
+}
+
+impl Drop for BadPath {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(Ok(Err(error))) = self.thread.take().map(JoinHandle::join) {
+            log::error!("{error:#}");
+        }
+    }
+}
+
+/// A packet socket on an interface, which sees what arrives there, with offload headers.
+fn open(interface: &str) -> anyhow::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    socket.set_recv_buffer_size(16 << 20)?;
+    for option in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
+        let on: libc::c_int = 1;
+        let length = size_of_val(&on) as libc::socklen_t;
+        // SAFETY: both options take an int, which outlives the call.
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const on).cast(), length) };
+        anyhow::ensure!(result == 0, "cannot set option {option}: {}", io::Error::last_os_error());
+    }
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: the name is a C string that outlives the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    anyhow::ensure!(index > 0, "there is no interface {interface}");
+    let every_protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: a sockaddr_ll is valid when zeroed; it is filled in, and outlives the call.
+    let result = unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = every_protocol;
+        address.sll_ifindex = index as i32;
+        let length = size_of_val(&address) as libc::socklen_t;
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
+    };
+    anyhow::ensure!(result == 0, "cannot bind to {interface}: {}", io::Error::last_os_error());
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Carries frames from each socket to the other until it is told to stop.
+fn carry(sockets: &[Socket; 2], weather: Weather, tallies: &[Tally; 2], stop: &AtomicBool) -> anyhow::Result<()> {
+    let mut held: VecDeque<(Instant, usize, Vec<u8>)> = VecDeque::new();
+    let mut dice = Dice(weather.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut buffer = vec![0; LARGEST];
+    while !stop.load(Ordering::Acquire) {
+        let pause =
+            held.front().map_or(Duration::from_millis(20), |(at, ..)| at.saturating_duration_since(Instant::now()));
+        let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
+        let mut ready = sockets.each_ref().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN));
+        match poll(&mut ready, Some(&pause)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        while held.front().is_some_and(|(at, ..)| *at <= Instant::now()) {
+            if let Some((_, to, frame)) = held.pop_front() {
+                send(&sockets[to], &frame)?;
+            }
+        }
+        for (from, tally) in tallies.iter().enumerate() {
+            let to = 1 - from;
+            // A few at a time, so that neither direction starves the other.
+            for _ in 0..64 {
+                let length = match rustix::net::recv(&sockets[from], &mut buffer[..], rustix::net::RecvFlags::empty()) {
+                    Ok((length, _)) => length,
+                    Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::NETDOWN) => break,
+                    Err(error) => return Err(error.into()),
+                };
+                let frame = &buffer[..length];
+                let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+                if dice.falls(weather.lose) {
+                    count(&tally.lost);
+                    continue;
+                }
+                count(&tally.passed);
+                if dice.falls(weather.duplicate) {
+                    count(&tally.duplicated);
+                    send(&sockets[to], frame)?;
+                }
+                if dice.falls(weather.reorder) {
+                    count(&tally.reordered);
+                    held.push_back((Instant::now() + LATER, to, frame.to_vec()));
+                } else {
+                    send(&sockets[to], frame)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A frame that finds no room is lost, as on any cable.
+fn send(socket: &Socket, frame: &[u8]) -> anyhow::Result<()> {
+    match socket.send(frame) {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN | libc::ENETDOWN)) => Ok(()),
+        Err(error) => Err(error).context("cannot send a frame"),
+    }
+}
+
+/// xorshift64.
+struct Dice(u64);
+
+impl Dice {
+    fn falls(&mut self, of_thousand: u32) -> bool {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 20) % 1000 < u64::from(of_thousand)
+    }
+}

@@ -1,0 +1,82 @@
+//! `tcpcopy` started while clients are at work: connections that are open are joined at a request, never in the middle of one.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use lab::{
+    Family, Lab, Mirror, MirrorOptions,
+    http::{Limit, Load, Method, RunningLoad},
+    laboratory,
+    mirror::{LIVE_PORT, TARGET_PORT},
+    servers::RealServer,
+};
+
+const CONNECTIONS: usize = 64;
+const UNLIMITED: u32 = 10_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn wait_for_answers(load: &RunningLoad, more: u64) {
+    let enough = load.answered() + more;
+    assert!(lab::eventually(PATIENCE, || load.answered() >= enough), "the load does not get on");
+}
+
+/// Keep-alive load with bodies, so that most segments are not the beginning of a request.
+fn uploads(lab: &Lab, limit: Limit) -> Load {
+    let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), CONNECTIONS, limit);
+    Load { method: Method::Post(5_000), rate: Some(2_000), any_status: true, ..load }
+}
+
+/// The identifiers in an access log, and the lines that are not those of a request that was sent.
+fn read(log: &[String]) -> (Vec<u64>, Vec<&String>) {
+    let wellformed = |line: &&String| line.starts_with("POST /upload?id=") && line.ends_with(" 405");
+    let (good, bad): (Vec<&String>, Vec<&String>) = log.iter().partition(wellformed);
+    (good.into_iter().filter_map(|line| lab::http::request_id(line)).collect(), bad)
+}
+
+/// Starts `tcpcopy` under load with `arguments`; returns what the live server and the target have logged, and how much the
+/// live one had at the time when `tcpcopy` was ready.
+fn started_under_load(arguments: &[&str], fresh: bool) -> (Vec<String>, Vec<String>, usize) {
+    let lab = Lab::bridge().unwrap();
+    let live = RealServer::nginx(&lab.source, LIVE_PORT, UNLIMITED).unwrap();
+    let target = RealServer::nginx(&lab.target, TARGET_PORT, UNLIMITED).unwrap();
+    let old = uploads(&lab, Limit::Time(Duration::from_secs(5))).start(&lab.client).unwrap();
+    wait_for_answers(&old, 500);
+    let tcpcopy = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    let mirror = Mirror::start(&lab, MirrorOptions { tcpcopy, ..MirrorOptions::default() }).unwrap();
+    wait_for_answers(&old, 500);
+    let before = live.access_log().unwrap().len();
+    let new = fresh.then(|| uploads(&lab, Limit::Requests(1_000)).run(&lab.client).unwrap());
+    wait_for_answers(&old, 1_000);
+    for report in new.into_iter().chain([old.join().unwrap()]) {
+        assert_eq!(report.failed, Vec::<String>::new());
+    }
+    let expected = if fresh { 1_000 } else { live.access_log().unwrap().len() - before };
+    target.wait_for_access_log(expected, PATIENCE).unwrap();
+    let outcome = mirror.stop().unwrap();
+    outcome.assert_no_leak();
+    (live.access_log().unwrap(), target.access_log().unwrap(), before)
+}
+
+#[test]
+fn open_connections_are_joined_at_a_request() {
+    let _guard = laboratory!();
+    let (live, replayed, before) = started_under_load(&[], false);
+    let (sent, _) = read(&live);
+    let (arrived, malformed) = read(&replayed);
+    assert!(malformed.is_empty(), "{} of {}: {:?}", malformed.len(), replayed.len(), malformed.first());
+    let unique: BTreeSet<u64> = arrived.iter().copied().collect();
+    assert_eq!(unique.len(), arrived.len(), "requests came twice");
+    let known: BTreeSet<u64> = sent.iter().copied().collect();
+    assert!(unique.is_subset(&known), "requests came that nobody sent");
+    let missing: Vec<_> = sent[before..].iter().filter(|id| !unique.contains(id)).collect();
+    assert!(missing.is_empty(), "{} of {} after the join are missing", missing.len(), sent.len() - before);
+}
+
+#[test]
+fn with_complete_only_open_connections_stay_out() {
+    let _guard = laboratory!();
+    let (live, replayed, _) = started_under_load(&["-O"], true);
+    let (arrived, malformed) = read(&replayed);
+    assert!(malformed.is_empty(), "{:?}", malformed.first());
+    let unique: BTreeSet<u64> = arrived.iter().copied().collect();
+    assert_eq!((unique.len(), arrived.len()), (1_000, 1_000), "of {} live requests", live.len());
+}
