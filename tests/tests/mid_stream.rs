@@ -27,7 +27,7 @@ fn uploads(lab: &Lab, limit: Limit) -> Load {
 
 /// The identifiers in an access log, and the lines that are not those of a request that was sent.
 fn read(log: &[String]) -> (Vec<u64>, Vec<&String>) {
-    let wellformed = |line: &&String| line.starts_with("POST /upload?id=") && line.ends_with(" 405");
+    let wellformed = |line: &&String| line.starts_with("POST /upload?id=") && line.ends_with(" 404");
     let (good, bad): (Vec<&String>, Vec<&String>) = log.iter().partition(wellformed);
     (good.into_iter().filter_map(|line| lab::http::request_id(line)).collect(), bad)
 }

@@ -10,6 +10,7 @@ mod join;
 mod leftovers;
 mod limits;
 mod loss;
+mod misbehaving;
 mod sessions;
 mod target;
 
