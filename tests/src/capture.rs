@@ -47,6 +47,8 @@ pub struct Packet {
     pub source_port: u16,
     /// Of TCP.
     pub destination_port: u16,
+    /// TCP's sequence number.
+    pub seq: u32,
     /// TCP's control bits.
     pub flags: u8,
     /// TCP's payload, as much as was captured; of other protocols everything after the IP header.
@@ -238,6 +240,7 @@ fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
         protocol,
         source_port: 0,
         destination_port: 0,
+        seq: 0,
         flags: 0,
         payload: rest.to_vec(),
     };
@@ -246,6 +249,7 @@ fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
             let header = rest.first_chunk::<20>()?;
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
+            packet.seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
             packet.flags = header[13];
             packet.payload = rest.get(usize::from(header[12] >> 4) * 4..)?.to_vec();
         }

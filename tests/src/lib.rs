@@ -12,6 +12,7 @@ pub mod mirror;
 pub mod namespace;
 pub mod program;
 pub mod servers;
+pub mod streams;
 pub mod topology;
 pub mod traces;
 mod wait;

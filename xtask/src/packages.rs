@@ -25,6 +25,11 @@ const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("redis-cli", "redis-tools", Purpose::Test),
     ("redis-benchmark", "redis-tools", Purpose::Test),
     ("curl", "curl", Purpose::Test),
+    ("memcached", "memcached", Purpose::Test),
+    ("python3", "python3", Purpose::Test),
+    ("h2load", "nghttp2-client", Purpose::Test),
+    ("websocketd", "websocketd", Purpose::Test),
+    ("pgbench", "postgresql", Purpose::Test),
 ];
 
 /// Installs the packages whose programs are missing.
