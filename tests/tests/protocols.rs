@@ -25,11 +25,7 @@ type State<'a> = &'a dyn Fn(&Host, u16) -> String;
 
 /// Runs `drive` against a live server, and compares what it has sent on each connection with what the target got. `state`
 /// tells what a server holds, asked by way of its own host, which is not mirrored.
-fn mirrored(
-    start: impl Fn(&Host, u16) -> RealServer,
-    drive: impl FnOnce(&Lab, SocketAddr),
-    state: Option<State<'_>>,
-) {
+fn mirrored(start: impl Fn(&Host, u16) -> RealServer, drive: impl FnOnce(&Lab, SocketAddr), state: Option<State<'_>>) {
     let lab = Lab::bridge().unwrap();
     let _live = start(&lab.source, LIVE_PORT);
     let _test = start(&lab.target, TARGET_PORT);
