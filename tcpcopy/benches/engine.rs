@@ -20,6 +20,7 @@ fn sessions(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("segments", sessions), |bencher| {
             bencher.iter(|| assert_eq!(u64::from(black_box(steady.exchange_any())), SEGMENTS));
         });
+        assert!(steady.sent() > u64::from(sessions) * 100, "nothing but the first requests was replayed");
     }
     group.finish();
 }
