@@ -145,4 +145,42 @@ mod tests {
         assert_eq!(pool.reserve(&mut c, 1), Ok(()));
         assert!(pool.allocated() <= 4 * SMALLEST);
     }
+
+    #[test]
+    fn everything_that_a_store_takes_is_charged_and_given_back() {
+        let mut pool = Pool::new(1 << 20);
+        let mut store = pool.take();
+        pool.reserve(&mut store, 2 * SMALLEST).unwrap();
+        store.marks.reserve_exact(10);
+        store.islands.reserve_exact(3);
+        pool.settle(&mut store);
+        let marks = store.marks.capacity() * size_of::<Mark>();
+        let islands = store.islands.capacity() * size_of::<(u64, u64)>();
+        assert!(marks > 0 && islands > 0);
+        assert_eq!(pool.allocated(), 2 * SMALLEST + marks + islands);
+        pool.reserve(&mut store, 2 * SMALLEST + 1).unwrap();
+        assert_eq!(pool.allocated(), 4 * SMALLEST + marks + islands, "a store that grows doubles");
+    }
+
+    #[test]
+    fn large_stores_and_too_many_are_not_kept() {
+        let mut pool = Pool::new(1 << 30);
+        let mut large = pool.take();
+        pool.reserve(&mut large, LARGEST_KEPT + 1).unwrap();
+        pool.give_back(large);
+        assert_eq!((pool.allocated(), pool.unused.len()), (0, 0));
+        let mut fits = pool.take();
+        pool.reserve(&mut fits, LARGEST_KEPT).unwrap();
+        pool.give_back(fits);
+        assert_eq!((pool.allocated(), pool.unused.len()), (LARGEST_KEPT, 1));
+        let stores: Vec<_> = (0..MOST_KEPT + 10)
+            .map(|_| {
+                let mut store = pool.take();
+                pool.reserve(&mut store, 1).unwrap();
+                store
+            })
+            .collect();
+        stores.into_iter().for_each(|store| pool.give_back(store));
+        assert_eq!((pool.allocated(), pool.unused.len()), (LARGEST_KEPT + (MOST_KEPT - 1) * SMALLEST, MOST_KEPT));
+    }
 }

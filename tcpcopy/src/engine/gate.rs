@@ -201,6 +201,15 @@ mod tests {
     }
 
     #[test]
+    fn a_new_target_connection_has_answered_nothing() {
+        let mut gate = Gate::new();
+        gate.answered(Nanos(MS), true, true);
+        gate.reconnect();
+        gate.heard(Nanos(2 * MS));
+        assert_eq!(gate.ask(Nanos(9 * MS), Nanos(MS), LIMIT, &config()), Permit::Wait(Nanos(9 * MS).after(LIMIT)));
+    }
+
+    #[test]
     fn a_late_replay_waits_less() {
         let mut gate = Gate::new();
         gate.answered(Nanos(100 * MS), true, true);

@@ -13,13 +13,12 @@ const BUCKETS: usize = (42 * STEPS) as usize;
 pub struct Histogram {
     counts: Box<[u64; BUCKETS]>,
     count: u64,
-    sum_ns: u64,
     max_ns: u64,
 }
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: Box::new([0; BUCKETS]), count: 0, sum_ns: 0, max_ns: 0 }
+        Self { counts: Box::new([0; BUCKETS]), count: 0, max_ns: 0 }
     }
 }
 
@@ -29,7 +28,6 @@ impl Histogram {
         let ns = u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         self.counts[bucket(ns)] += 1;
         self.count += 1;
-        self.sum_ns = self.sum_ns.saturating_add(ns);
         self.max_ns = self.max_ns.max(ns);
     }
 
@@ -39,7 +37,6 @@ impl Histogram {
             *mine += theirs;
         }
         self.count += other.count;
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
@@ -55,12 +52,6 @@ impl Histogram {
         Duration::from_nanos(self.max_ns)
     }
 
-    /// The arithmetic mean; zero without samples.
-    #[must_use]
-    pub fn mean(&self) -> Duration {
-        Duration::from_nanos(self.sum_ns.checked_div(self.count).unwrap_or(0))
-    }
-
     /// An upper bound, at most an eighth too high, of the duration that `percent` (0 to 100) of the samples do not
     /// exceed; zero without samples.
     #[must_use]
@@ -74,11 +65,6 @@ impl Histogram {
             }
         }
         Duration::ZERO
-    }
-
-    /// The buckets that hold samples: upper bound and count, ascending.
-    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
-        self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(i, n)| (Duration::from_nanos(upper(i)), *n))
     }
 }
 
@@ -129,8 +115,23 @@ mod tests {
             let p = h.percentile(percent);
             assert!(p >= Duration::from_micros(us) && p <= Duration::from_micros(us + us / 8 + 1), "{percent}: {p:?}");
         }
-        let mut twice = h.clone();
-        twice.merge(&h);
-        assert_eq!((twice.count(), twice.max(), twice.mean()), (2000, h.max(), h.mean()));
+        assert_eq!((h.count(), h.max()), (1000, Duration::from_micros(1000)));
+    }
+
+    #[test]
+    fn merging_adds_sample_by_sample() {
+        let (mut h, mut others) = (Histogram::default(), Histogram::default());
+        (0..1000).for_each(|_| h.record(Duration::from_micros(10)));
+        (0..3000).for_each(|_| others.record(Duration::from_micros(1000)));
+        for _ in 0..2 {
+            h.merge(&others);
+        }
+        assert_eq!((h.count(), h.max()), (7000, Duration::from_micros(1000)));
+        let near = |percent, us: u64| {
+            let p = h.percentile(percent);
+            p >= Duration::from_micros(us) && p <= Duration::from_micros(us + us / 8 + 1)
+        };
+        // A seventh is short.
+        assert!(near(14.0, 10) && near(14.5, 1000), "{:?} {:?}", h.percentile(14.0), h.percentile(14.5));
     }
 }
