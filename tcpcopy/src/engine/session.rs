@@ -521,6 +521,10 @@ impl Session {
                 }
             }
             State::Open(open) => {
+                if let Some(pacing) = &mut open.pacing {
+                    // Also while the channel is down: what is due must not stay due.
+                    open.acknowledge |= pacing.release(now);
+                }
                 if expired && up {
                     let probing = open.una == open.high;
                     // A target whose window stays closed may answer probes for ever; the session timeout is for that.

@@ -308,3 +308,25 @@ fn a_distant_client_acknowledges_late() {
     assert!(lab.only().fin_received);
     lab.assert_nothing_lost();
 }
+
+/// With `-R`, and responses that are to be acknowledged just while the channel is down: nothing is sent, the engine does not
+/// spin, and the session goes on afterwards.
+#[test]
+fn late_acknowledgements_wait_for_the_channel() {
+    let mut lab = Lab::with(Config { round_trip: std::time::Duration::from_millis(30), ..config() });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(35);
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    let sent = lab.sent.len();
+    lab.run_ms(1_000);
+    assert_eq!(lab.sent.len(), sent);
+    lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
+    lab.settle();
+    client.send(&mut lab, 100, b"two\n");
+    client.fin(&mut lab, 100);
+    lab.run_ms(5_000);
+    assert_eq!(lab.only().received, b"one\ntwo\n");
+    lab.assert_nothing_lost();
+}
