@@ -32,10 +32,21 @@ enum Answer {
     Early(Nanos),
 }
 
+/// What has become of the last segment that had to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// There was none on this connection.
+    Never,
+    /// It waits, since then.
+    Since(Nanos),
+    /// It was let through at this time.
+    Until(Nanos),
+}
+
 /// Whether a segment may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Permit {
-    /// It may; it has waited so long. `forced`: the bound was reached.
+    /// It may; it has waited so long since it was captured. `forced`: the bound was reached.
     Granted { waited: Duration, forced: bool },
     /// Not before then.
     Wait(Nanos),
@@ -47,7 +58,7 @@ pub(super) struct Gate {
     answer: Answer,
     /// What may be an answer came since the last segment that had waited for one.
     spoken: bool,
-    waiting_since: Option<Nanos>,
+    waiting: Waiting,
     strikes: u8,
     /// An answer went on after the gate had opened for the next request: there is no more hurry.
     patient: bool,
@@ -55,14 +66,14 @@ pub(super) struct Gate {
 
 impl Gate {
     pub const fn new() -> Self {
-        Self { answer: Answer::Nothing, spoken: false, waiting_since: None, strikes: 0, patient: false }
+        Self { answer: Answer::Nothing, spoken: false, waiting: Waiting::Never, strikes: 0, patient: false }
     }
 
     /// The gate of a new target connection of the same session.
     pub const fn reconnect(&mut self) {
         self.answer = Answer::Nothing;
         self.spoken = false;
-        self.waiting_since = None;
+        self.waiting = Waiting::Never;
     }
 
     /// Something new was sent.
@@ -100,7 +111,10 @@ impl Gate {
         if !config.gate || self.is_off() {
             return Permit::Granted { waited: Duration::ZERO, forced: false };
         }
-        let since = *self.waiting_since.get_or_insert(now);
+        let since = match self.waiting {
+            Waiting::Since(since) => since,
+            Waiting::Never | Waiting::Until(_) => now,
+        };
         let bound = since.after(limit);
         let until = match self.answer {
             Answer::Complete(at) => {
@@ -111,12 +125,29 @@ impl Gate {
             Answer::Nothing | Answer::Begun => bound,
         };
         if now < until {
+            self.waiting = Waiting::Since(since);
             return Permit::Wait(until);
         }
-        self.waiting_since = None;
+        // It was open from then on, whenever somebody came to ask.
+        self.waiting = Waiting::Until(until);
         self.spoken = false;
         let forced = matches!(self.answer, Answer::Nothing | Answer::Begun);
-        Permit::Granted { waited: now.since(since), forced }
+        Permit::Granted { waited: until.since(captured), forced }
+    }
+
+    /// Notes that the segment that waits, if one does, goes without asking again; how long it has waited.
+    pub const fn pass(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
+        let Waiting::Since(_) = self.waiting else { return None };
+        self.waiting = Waiting::Until(now);
+        Some(now.since(captured))
+    }
+
+    /// From when on a segment captured at `captured` could have been sent: what it has waited for the gate is no lag.
+    pub fn ready(&self, captured: Nanos) -> Nanos {
+        match self.waiting {
+            Waiting::Until(opened) => captured.max(opened),
+            Waiting::Never | Waiting::Since(_) => captured,
+        }
     }
 
     /// Notes that the bound was reached; whether the gate is given up now.
@@ -224,6 +255,29 @@ mod tests {
         gate.answered(Nanos(100 * MS), true, true);
         assert!(!granted(gate.ask(Nanos(100 * MS + 499_999), Nanos(0), LIMIT, &config())));
         assert!(granted(gate.ask(Nanos(100 * MS + 500_000), Nanos(0), LIMIT, &config())));
+    }
+
+    #[test]
+    fn lag_begins_when_the_gate_opens_for_all_that_has_waited_and_for_nothing_else() {
+        let mut gate = Gate::new();
+        let captured = Nanos(10 * MS);
+        assert!(!granted(gate.ask(captured, captured, LIMIT, &config())));
+        assert_eq!(gate.ready(captured), captured, "still waits");
+        gate.answered(Nanos(11 * MS), true, true);
+        // A loop that sleeps comes late, and that is lag.
+        assert!(granted(gate.ask(Nanos(13 * MS), captured, LIMIT, &config())));
+        let opened = Nanos(11 * MS + MS / 2);
+        assert_eq!((gate.ready(captured), gate.ready(opened)), (opened, opened));
+        assert_eq!(gate.ready(Nanos(12 * MS)), Nanos(12 * MS));
+        assert_eq!(gate.pass(Nanos(14 * MS), captured), None, "nothing waits");
+    }
+
+    #[test]
+    fn what_goes_without_asking_again_has_waited_too() {
+        let mut gate = Gate::new();
+        assert!(!granted(gate.ask(Nanos(MS), Nanos(MS), LIMIT, &config())));
+        assert_eq!(gate.pass(Nanos(4 * MS), Nanos(MS)), Some(Duration::from_millis(3)));
+        assert_eq!(gate.ready(Nanos(MS)), Nanos(4 * MS));
     }
 
     #[test]

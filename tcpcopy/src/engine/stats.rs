@@ -175,9 +175,11 @@ macro_rules! plain_counters {
             pub fins: Ledger,
             /// Sessions.
             pub sessions: Sessions,
-            /// From the capture of a segment with payload to its first transmission.
+            /// How late segments with payload are first sent: from the capture, or from when the gate would have let them through.
+            /// The wait for a greeting, when nobody knows yet who speaks first, is the gate's too.
             pub lag: Histogram,
-            /// Of that, the wait for the target's answer to the request before; only segments that began a request.
+            /// From the capture until the gate opened, behind requests that waited themselves included; only segments that had
+            /// to ask. What a replay trails behind shows here.
             pub gate_wait: Histogram,
             $($(#[doc = $help])* pub $name: u64,)*
         }

@@ -235,9 +235,13 @@ impl Session {
                     self.answered = false;
                 }
             }
+            if let Some(waited) = self.gate.pass(cx.now, mark.time) {
+                // Meanwhile another connection has shown that there is nothing to wait for.
+                cx.stats.gate_wait.record(waited);
+            }
             self.note_read(mark.ack);
             self.next_mark += 1;
-            cx.stats.lag.record(cx.now.since(mark.time));
+            cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));
         }
         Clearance::Octets { len, push: false }
     }

@@ -225,6 +225,25 @@ fn where_the_client_speaks_first_only_the_first_connection_waits() {
 }
 
 #[test]
+fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wait() {
+    let mut lab = Lab::new();
+    lab.engine.first_words.fill(FirstWord::Unknown);
+    for port in 40_000..40_004 {
+        let mut client = Client::new(port);
+        client.syn(&mut lab);
+        client.send(&mut lab, 30, b"get\n");
+        // The last ones are let through because the first has shown that there is no greeting.
+        lab.run_ms(5);
+    }
+    lab.run_ms(60);
+    assert!(lab.target.conns.values().all(|c| c.received == b"get\n"));
+    let stats = lab.engine.stats();
+    assert_eq!((stats.lag.count(), stats.gate_wait.count()), (4, 4));
+    assert!(stats.lag.max() < Duration::from_millis(2), "{:?}", stats.lag.max());
+    assert!(stats.gate_wait.max() >= Duration::from_millis(49), "{:?}", stats.gate_wait.max());
+}
+
+#[test]
 fn a_captured_handshake_ack_tells_who_speaks_first() {
     let mut lab = Lab::new();
     lab.engine.first_words.fill(FirstWord::Unknown);
@@ -250,5 +269,11 @@ fn a_closed_loop_faster_than_the_target_is_not_lost_only_late() {
     lab.run_ms(2000);
     assert_eq!(lab.only().received.len(), 5000);
     lab.assert_nothing_lost();
-    assert!(lab.engine.stats().lag.max() < Duration::from_millis(500), "{:?}", lab.engine.stats().lag.max());
+    let stats = lab.engine.stats();
+    assert!(stats.gate_wait.max() < Duration::from_millis(500), "{:?}", stats.gate_wait.max());
+    assert!(
+        stats.lag.max() < Duration::from_millis(1),
+        "the loop of this laboratory is never late: {:?}",
+        stats.lag.max()
+    );
 }
