@@ -61,7 +61,11 @@ impl Engine {
     /// Carries out what a session asked for.
     pub(super) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
         if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get(id) {
-            self.stats.requests_unanswered += u64::from(session.leaves_unanswered(outcome, stream));
+            if session.leaves_unanswered(outcome, stream) {
+                self.stats.requests_unanswered += 1;
+            } else {
+                self.stats.requests_unclear += session.leaves_unclear(outcome, stream);
+            }
         }
         match outcome {
             Outcome::Continue => {}

@@ -20,6 +20,7 @@
 // What sans-IO means here: clippy.toml at the top of the workspace has the list.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod answers;
 mod buffer;
 mod clients;
 mod config;

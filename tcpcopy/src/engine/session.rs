@@ -19,6 +19,7 @@ use tcpcopy_common::{
 };
 
 use super::{
+    answers::Answers,
     config::{Config, Credentials, TargetId},
     gate::{FirstWord, Gate},
     pacing::Pacing,
@@ -37,6 +38,8 @@ pub(super) use transmit::{Plan, Poll};
 
 /// Retransmissions of a SYN in a row: with the back-off, about a minute.
 const MOST_SYN_RETRIES: u8 = 5;
+/// SYNs sent again at once, between two that the timer sends, because the target spoke of an earlier connection.
+const MOST_PROVOKED: u8 = 3;
 /// Of anything else: from the shortest time-out on, about a hundred seconds.
 const MOST_RETRIES: u8 = 8;
 /// Target connections in a row that ended without an answer, until the session is given up.
@@ -165,6 +168,9 @@ pub(super) struct Session {
     answered: bool,
     /// Target connections in a row without an answer.
     fruitless: u8,
+    answers: Answers,
+    /// This target connection carries on something: a server that speaks first does so once more, which is no answer.
+    greeting_due: bool,
     gate: Gate,
     gate_until: Option<Nanos>,
     rto: Rto,
@@ -181,7 +187,7 @@ pub(super) struct Session {
 #[derive(Debug)]
 enum State {
     /// SYN-SENT, or about to be.
-    Connecting { since: Nanos, transmitted: bool, due: bool },
+    Connecting { since: Nanos, transmitted: bool, due: bool, provoked: u8 },
     /// ESTABLISHED and all that follows.
     Open(Open),
     /// CLOSED by the target, while the live connection goes on.
@@ -242,13 +248,15 @@ impl Session {
             request: origin.offset,
             answered: false,
             fruitless: 0,
+            answers: Answers::default(),
+            greeting_due: origin.offset > 0,
             gate: Gate::new(),
             gate_until: None,
             rto: Rto::new(),
             retransmit_at: None,
             heard: now,
             progress: now,
-            state: State::Connecting { since: now, transmitted: false, due: true },
+            state: State::Connecting { since: now, transmitted: false, due: true, provoked: 0 },
         }
     }
 
@@ -263,6 +271,8 @@ impl Session {
         self.request = from;
         self.answered = false;
         self.fruitless = self.fruitless.saturating_add(1);
+        self.answers = Answers::default();
+        self.greeting_due = true;
         self.begin(now);
     }
 
@@ -279,7 +289,7 @@ impl Session {
         self.gate_until = None;
         self.rto = Rto::new();
         self.retransmit_at = None;
-        self.state = State::Connecting { since: now, transmitted: false, due: true };
+        self.state = State::Connecting { since: now, transmitted: false, due: true, provoked: 0 };
     }
 
     /// Lets go of the target connection until there is something to send.
@@ -479,6 +489,30 @@ impl Session {
         }
     }
 
+    /// How many requests may have stayed without an answer on the present target connection, which nobody can tell for
+    /// certain, if this becomes of the session.
+    pub fn leaves_unclear(&self, outcome: Outcome, stream: &Stream) -> u64 {
+        let closed_first = match &self.state {
+            State::Connecting { .. } => false,
+            State::Open(open) => {
+                open.closed.is_none_or(|(_, acked)| stream.fin().is_none_or(|fin| acked <= fin.offset))
+            }
+            State::Resting => true,
+        };
+        let ended = match outcome {
+            Outcome::Reconnect(..) => true,
+            // With a RST it is the live client that ends.
+            Outcome::Finished(farewell) => farewell != Farewell::Reset && self.is_answered_live(stream),
+            _ => false,
+        };
+        if !(closed_first && ended) {
+            return 0;
+        }
+        let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);
+        let end = stream.fin().or(stream.reset()).and_then(|ending| ending.ack);
+        self.answers.unclear(self.answered, self.read_by(next.or(end)))
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
     pub fn deadline(&self, channel_up: bool) -> Option<Nanos> {
         let state = match &self.state {
@@ -509,14 +543,14 @@ impl Session {
                     return Outcome::Aborted(Reason::NoChannel, Farewell::Nothing);
                 }
             }
-            State::Connecting { due, .. } => {
+            State::Connecting { due, provoked, .. } => {
                 if expired && up {
                     if self.rto.expirations() >= MOST_SYN_RETRIES {
                         return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
                     }
                     self.rto.expire();
                     self.retransmit_at = None;
-                    *due = true;
+                    (*due, *provoked) = (true, 0);
                     cx.stats.timeouts += 1;
                 }
             }

@@ -225,6 +225,9 @@ plain_counters! {
     /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
     /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
     requests_unanswered,
+    /// Requests that may have stayed without an answer when the target closed: what it had said since an earlier one, and that
+    /// may be all, is no more than the live server's answer to the earlier one.
+    requests_unclear,
     /// Segments (before re-segmentation) first sent with payload.
     sent_segments,
     /// Segments (before re-segmentation), SYNs and FINs included, sent again.

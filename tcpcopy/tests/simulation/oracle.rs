@@ -194,11 +194,10 @@ impl<'a> Oracle<'a> {
             let orderly = match service.limit {
                 None => true,
                 // Where an answer ends cannot be told if it does not come in one piece, and a gate that has not waited to
-                // the end lets a request go that the target will not answer. A session that goes on elsewhere does not wait
-                // for the greeting there, and may take it for the answer (seed 11725).
+                // the end lets a request go that the target will not answer.
                 Some((_, how)) => {
                     let whole = live.largest_reply <= self.scenario.target.send_buffer;
-                    how == EarlyClose::Fin && whole && service.greeting == 0 && stats.gate_expired == 0
+                    how == EarlyClose::Fin && whole && stats.gate_expired == 0
                 }
             };
             if !orderly || !matches!(live.ending, Ending::Fin) {

@@ -64,13 +64,17 @@ impl Session {
         if !ours {
             // RFC 9293, section 3.5.1: the target still holds a connection that we know nothing of.
             cx.stats.stale_responses += 1;
-            if r.flags & ACK == 0 || self.rto.expirations() >= super::MOST_SYN_RETRIES {
+            if r.flags & ACK == 0 {
                 return Outcome::Continue;
             }
-            self.rto.expire();
-            self.retransmit_at = None;
-            if let State::Connecting { due, .. } = &mut self.state {
+            // Our RST ends that connection, but its challenge has cost us the SYN. What comes late may be none, so that
+            // these do not count as retries.
+            if let State::Connecting { due, provoked, .. } = &mut self.state
+                && *provoked < super::MOST_PROVOKED
+            {
+                *provoked += 1;
                 *due = true;
+                self.retransmit_at = None;
             }
             return Outcome::HalfOpen(ack);
         }
@@ -88,7 +92,7 @@ impl Session {
         self.progress = now;
         let retried = self.rto.expirations() > 0;
         self.rto = Rto::new();
-        if let (State::Connecting { since, .. }, false) = (&self.state, retried) {
+        if let (State::Connecting { since, provoked: 0, .. }, false) = (&self.state, retried) {
             self.rto.sample(now.since(*since));
         }
         self.retransmit_at = None;
@@ -260,13 +264,14 @@ impl Session {
             self.gate.answered(cx.now, open.receiver.is_complete(), open.una == open.high);
         }
         if received.new > 0 {
+            self.answers.said(received.new);
             if acked > self.request {
                 self.answered = true;
                 self.fruitless = 0;
             } else if self.request < self.sent && acked > self.origin {
                 self.gate.opened_early();
             }
-            let greeting = acked == 0 && self.origin == 0 && cx.now.since(open.since) < GREETING;
+            let greeting = acked == self.origin && cx.now.since(open.since) < GREETING;
             if greeting {
                 *cx.first_word = FirstWord::Server;
             }

@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
 
-use super::{Context, Farewell, Open, Outcome, Session, State};
+use super::{Answers, Context, Farewell, Open, Outcome, Session, State};
 use crate::{
     engine::{
         gate::{FirstWord, PROBE, Permit},
@@ -53,6 +53,15 @@ enum Clearance {
     Wait,
 }
 
+/// Why a segment that the live client sent after it had read something may go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// The target has answered, or nobody asks.
+    InTurn,
+    /// It has waited as long as it may.
+    Early,
+}
+
 impl Session {
     /// What to send now. The channel must be up.
     pub fn poll(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
@@ -64,7 +73,7 @@ impl Session {
     }
 
     fn poll_syn(&mut self, cx: &mut Context<'_>) -> Poll {
-        let (State::Connecting { since, transmitted, due }, Some(credentials)) = (&mut self.state, cx.credentials)
+        let (State::Connecting { since, transmitted, due, .. }, Some(credentials)) = (&mut self.state, cx.credentials)
         else {
             return Poll::Idle;
         };
@@ -187,6 +196,9 @@ impl Session {
             }
             return None;
         }
+        if !self.is_greeted(cx) {
+            return None;
+        }
         let most = LARGEST_PAYLOAD / segment * segment;
         let most = if most == 0 { LARGEST_PAYLOAD } else { most };
         let mut len = available.min(usable).min(most as u64) as usize;
@@ -227,9 +239,8 @@ impl Session {
                 if mark.offset > from {
                     return Clearance::Octets { len: (mark.offset - from) as usize, push: true };
                 }
-                if !self.permitted(mark.time, cx) {
-                    return Clearance::Wait;
-                }
+                let Some(pass) = self.permitted(mark.time, cx) else { return Clearance::Wait };
+                self.answers.request(self.read_by(mark.ack), pass == Pass::Early);
                 if stream.begins_request(self.next_mark) && self.answered {
                     self.request = mark.offset;
                     self.answered = false;
@@ -240,6 +251,9 @@ impl Session {
                 cx.stats.gate_wait.record(waited);
             }
             self.note_read(mark.ack);
+            if mark.push {
+                self.answers.write();
+            }
             self.next_mark += 1;
             cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));
         }
@@ -265,26 +279,42 @@ impl Session {
         }
     }
 
-    /// Asks the gate for a segment that is a reply.
-    fn permitted(&mut self, captured: Nanos, cx: &mut Context<'_>) -> bool {
-        let probing = self.read.is_none() && *cx.first_word == FirstWord::Unknown;
+    /// How much the live client had read since it sent what we sent last.
+    pub(super) fn read_by(&self, ack: Option<LiveAck>) -> u32 {
+        self.read.zip(ack).map_or(0, |(read, ack)| ack.distance(read).max(0) as u32)
+    }
+
+    /// Whether the greeting, if the target speaks first on each connection, has been waited for.
+    fn is_greeted(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.greeting_due && (*cx.first_word == FirstWord::Client || self.permitted(cx.now, cx).is_some()) {
+            self.greeting_due = false;
+            self.answers = Answers::default();
+        }
+        !self.greeting_due
+    }
+
+    /// Asks the gate for a segment that is a reply; `None`: not yet.
+    fn permitted(&mut self, captured: Nanos, cx: &mut Context<'_>) -> Option<Pass> {
+        let greeting = self.read.is_none() || self.greeting_due;
+        let probing = greeting && *cx.first_word == FirstWord::Unknown;
         let limit = if probing { PROBE.min(cx.config.gate_limit) } else { cx.config.gate_limit };
         match self.gate.ask(cx.now, captured, limit, cx.config) {
             Permit::Wait(until) => {
                 self.gate_until = Some(until);
-                false
+                None
             }
             Permit::Granted { waited, forced } => {
                 self.gate_until = None;
                 cx.stats.gate_wait.record(waited);
-                if forced && self.read.is_none() {
+                if forced && greeting {
                     // No greeting came.
                     *cx.first_word = FirstWord::Client;
                 } else if forced {
                     cx.stats.gate_expired += 1;
                     cx.stats.sessions_ungated += u64::from(self.gate.strike());
+                    return Some(Pass::Early);
                 }
-                true
+                Some(Pass::InTurn)
             }
         }
     }
@@ -296,7 +326,7 @@ impl Session {
             return None;
         }
         let offset = open.nxt;
-        if !self.fin_sent && self.is_reply(fin.ack, cx) && !self.permitted(cx.now, cx) {
+        if !self.fin_sent && self.is_reply(fin.ack, cx) && self.permitted(cx.now, cx).is_none() {
             return None;
         }
         let State::Open(open) = &mut self.state else { return None };
@@ -319,7 +349,7 @@ impl Session {
         let (end, read) = stream.fin().map_or((stream.end(), None), |fin| (fin.offset + 1, fin.ack));
         // The FIN has already waited for what it replies to.
         let is_news = reset.ack.zip(read).is_none_or(|(ack, read)| ack.is_after(read));
-        open.una >= end && (!(is_news && self.is_reply(reset.ack, cx)) || self.permitted(cx.now, cx))
+        open.una >= end && (!(is_news && self.is_reply(reset.ack, cx)) || self.permitted(cx.now, cx).is_some())
     }
 }
 

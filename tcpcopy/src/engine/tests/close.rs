@@ -405,3 +405,37 @@ fn a_late_syn_does_not_leave_a_connection_at_the_target() {
     assert!(lab.target.conns.is_empty());
     assert_eq!(lab.engine.stats().sessions.active, 1);
 }
+
+#[test]
+fn late_reports_of_an_earlier_connection_cost_no_syn_retries() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    // Nothing reaches the target for a while, but what it said on the connection before goes on coming.
+    lab.weather.lose = 1000;
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"new\n");
+    let syn = lab.sent[0].clone();
+    for n in 0..200u32 {
+        let mut late: tcpcopy_common::response::ResponseHeader = bytemuck::Zeroable::zeroed();
+        late.flow = syn.flow;
+        late.flags = tcpcopy_common::tcp_flags::ACK;
+        late.ack = syn.seq.wrapping_sub(1000 - n).to_be_bytes();
+        late.instance = super::target::INSTANCE;
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &late);
+        lab.settle();
+        lab.run_ms(10);
+    }
+    assert_eq!(lab.engine.stats().resets_sent, 200, "each is told that its connection is over");
+    let syns = |lab: &Lab| lab.sent.iter().filter(|p| p.flags & SYN != 0).count();
+    assert!(syns(&lab) <= 12, "{} SYNs in two seconds", syns(&lab));
+    let before = lab.engine.stats().timeouts;
+    assert!(before <= 1, "they do not put the timer off, nor count as its expiry: {before}");
+    // The target can be reached again before the last retry, half a minute later.
+    lab.run_ms(20_000);
+    lab.weather.lose = 0;
+    lab.run_ms(20_000);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.only().received, b"new\n");
+    lab.assert_nothing_lost();
+}

@@ -247,6 +247,12 @@ impl Lab {
         all.remove(0)
     }
 
+    /// The target's only present connection.
+    pub fn only_open(&self) -> &Conn {
+        assert_eq!(self.target.conns.len(), 1);
+        self.target.conns.values().next().unwrap()
+    }
+
     /// Lines that arrived, on all connections in the order of their beginning, sorted.
     pub fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self

@@ -11,6 +11,7 @@ mod leftovers;
 mod limits;
 mod loss;
 mod misbehaving;
+mod owed;
 mod sessions;
 mod target;
 
