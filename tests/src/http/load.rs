@@ -3,8 +3,9 @@
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -52,12 +53,15 @@ pub enum Method {
     Post(usize),
 }
 
+/// A load of more connections has open files of its own, so that several side by side may have more than a process may.
+const MANY: usize = 8_192;
+
 /// Load on a server. Every request has an identifier of its own.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Whom to ask.
     pub server: SocketAddr,
-    /// From which address and port instead of the kernel's choice.
+    /// From which address and port instead of the kernel's choice; port 0 leaves the port to the kernel.
     pub bind: Option<SocketAddr>,
     /// How many connections at once.
     pub connections: usize,
@@ -69,6 +73,9 @@ pub struct Load {
     pub method: Method,
     /// At most so many requests per second, all connections together. Otherwise as fast as answers come.
     pub rate: Option<u32>,
+    /// With a rate, an open loop: requests are due at their times whatever became of those before. A connection that is
+    /// late catches up, and the latency of its requests counts from when they were due.
+    pub open: bool,
     /// Count every answer, not only those with status 200.
     pub any_status: bool,
 }
@@ -80,7 +87,7 @@ pub struct LoadReport {
     pub answered: Vec<u64>,
     /// What went wrong with the others.
     pub failed: Vec<String>,
-    /// From the request's first octet to the answer's last, ns.
+    /// From the request's first octet (in an open loop: from when it was due) to the answer's last, ns.
     pub latency: Histogram<u64>,
     /// From the first connection to the last answer.
     pub elapsed: Duration,
@@ -121,7 +128,8 @@ impl Load {
     /// Keep-alive requests for a small answer.
     pub fn keep_alive(server: SocketAddr, connections: usize, limit: Limit) -> Self {
         let method = Method::Get("/size/64".into());
-        Self { server, bind: None, connections, style: Style::KeepAlive, limit, method, rate: None, any_status: false }
+        let style = Style::KeepAlive;
+        Self { server, bind: None, connections, style, limit, method, rate: None, open: false, any_status: false }
     }
 
     /// The same with a connection for each request.
@@ -138,9 +146,17 @@ impl Load {
     pub fn start(self, from: &Host) -> anyhow::Result<RunningLoad> {
         let answered = Arc::<AtomicU64>::default();
         let progress = Arc::clone(&answered);
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if self.connections > MANY {
+            // The first runtime of a process opens what later ones use, so it must not be one with files of its own.
+            drop(runtime()?);
+        }
         let thread = from.spawn("load", move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(self.produce(progress))
+            if self.connections > MANY {
+                // SAFETY: whatever this thread opens from now on is used by it alone.
+                unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };
+            }
+            runtime()?.block_on(self.produce(progress))
         })?;
         Ok(RunningLoad { answered, thread })
     }
@@ -150,25 +166,25 @@ impl Load {
         let started = Instant::now();
         let budget = Arc::new(Budget::new(self.limit, started));
         let load = Arc::new(self);
+        let latency = Histogram::new_with_bounds(1_000, 60_000_000_000, 3)?;
+        let latency = Arc::new(Mutex::new(latency));
         let mut clients = JoinSet::new();
         for index in 0..load.connections {
-            clients.spawn(Client::new(index, &load, &budget, &progress)?.run());
+            clients.spawn(Client::new(index, &load, &budget, &progress, &latency).run());
         }
-        let mut report =
-            LoadReport { answered: Vec::new(), failed: Vec::new(), latency: latencies()?, elapsed: Duration::ZERO };
+        let (mut answered, mut failed) = (Vec::new(), Vec::new());
         while let Some(client) = clients.join_next().await {
             let client = client?;
-            report.answered.extend(client.answered);
-            report.failed.extend(client.failed);
-            report.latency.add(&client.latency)?;
+            answered.extend(client.answered);
+            failed.extend(client.failed);
         }
-        report.elapsed = started.elapsed();
-        Ok(report)
+        let latency = lock(&latency).clone();
+        Ok(LoadReport { answered, failed, latency, elapsed: started.elapsed() })
     }
 }
 
-fn latencies() -> anyhow::Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1_000, 60_000_000_000, 3).context("the bounds of the histogram are wrong")
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is left to be asked.
@@ -185,6 +201,14 @@ impl Budget {
         }
     }
 
+    /// Waits for something, unless the time is up before.
+    async fn before_the_end<F: Future>(&self, what: F) -> Result<F::Output, tokio::time::error::Elapsed> {
+        match self.deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), what).await,
+            None => Ok(what.await),
+        }
+    }
+
     fn take(&self) -> bool {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return false;
@@ -196,6 +220,7 @@ impl Budget {
 /// A request that waits for its answer.
 struct Pending {
     id: u64,
+    /// When its latency begins.
     sent: Instant,
 }
 
@@ -207,22 +232,29 @@ struct Client {
     progress: Arc<AtomicU64>,
     answered: Vec<u64>,
     failed: Vec<String>,
-    latency: Histogram<u64>,
+    /// Of all clients: one of its own would take more memory than everything else of a connection.
+    latency: Arc<Mutex<Histogram<u64>>>,
     input: Vec<u8>,
 }
 
 impl Client {
-    fn new(index: usize, load: &Arc<Load>, budget: &Arc<Budget>, progress: &Arc<AtomicU64>) -> anyhow::Result<Self> {
-        Ok(Self {
+    fn new(
+        index: usize,
+        load: &Arc<Load>,
+        budget: &Arc<Budget>,
+        progress: &Arc<AtomicU64>,
+        latency: &Arc<Mutex<Histogram<u64>>>,
+    ) -> Self {
+        Self {
             index,
             load: Arc::clone(load),
             budget: Arc::clone(budget),
             progress: Arc::clone(progress),
             answered: Vec::new(),
             failed: Vec::new(),
-            latency: latencies()?,
-            input: Vec::with_capacity(16 << 10),
-        })
+            latency: Arc::clone(latency),
+            input: Vec::new(),
+        }
     }
 
     /// Works until the budget is used up. A client gives up after three failures in a row.
@@ -231,9 +263,10 @@ impl Client {
         let mut pace = self.load.rate.map(|rate| {
             let between = Duration::from_secs(1) * self.load.connections as u32 / rate.max(1);
             // Evenly spread, or all connections would ask at the same time.
-            let first = tokio::time::Instant::now() + between * self.index as u32 / self.load.connections as u32;
-            let mut pace = interval_at(first, between.max(Duration::from_micros(1)));
-            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let first = Instant::now() + between.mul_f64(self.index as f64 / self.load.connections as f64);
+            let mut pace = interval_at(first.into(), between.max(Duration::from_micros(1)));
+            let behind = if self.load.open { MissedTickBehavior::Burst } else { MissedTickBehavior::Delay };
+            pace.set_missed_tick_behavior(behind);
             pace
         });
         let depth = match self.load.style {
@@ -243,11 +276,14 @@ impl Client {
         let mut connection: Option<TcpStream> = None;
         let mut failures = 0;
         while failures < 3 {
+            let mut sent = Instant::now();
             if let Some(pace) = &mut pace {
-                pace.tick().await;
+                let Ok(due) = self.budget.before_the_end(pace.tick()).await else { break };
+                let due = due.into_std();
+                // Who waited for the timer is not late, however coarse the timer is.
+                sent = if self.load.open && due < sent { due } else { Instant::now() };
             }
-            let now = Instant::now();
-            let batch = (0..depth).take_while(|_| self.budget.take()).map(|_| Pending { id: next_id(), sent: now });
+            let batch = (0..depth).take_while(|_| self.budget.take()).map(|_| Pending { id: next_id(), sent });
             let mut pending: VecDeque<Pending> = batch.collect();
             if pending.is_empty() {
                 break;
@@ -290,7 +326,7 @@ impl Client {
                 open = self.answer(&mut stream).await?;
                 if let Some(request) = pending.pop_front() {
                     self.answered.push(request.id);
-                    self.latency.saturating_record(request.sent.elapsed().as_nanos() as u64);
+                    lock(&self.latency).saturating_record(request.sent.elapsed().as_nanos() as u64);
                     self.progress.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -311,6 +347,7 @@ impl Client {
                 self.input.drain(..head.length);
                 break (length, close);
             }
+            self.input.reserve(1 << 10);
             if stream.read_buf(&mut self.input).await.context("waiting for the answer")? == 0 {
                 bail!("the server closed the connection before its answer");
             }
@@ -323,6 +360,7 @@ impl Client {
             if left == 0 {
                 return Ok(!close);
             }
+            self.input.reserve(16 << 10);
             if stream.read_buf(&mut self.input).await.context("reading the answer")? == 0 {
                 bail!("the server closed the connection within its answer");
             }
@@ -358,11 +396,32 @@ async fn connect(server: SocketAddr, bind: Option<SocketAddr>) -> anyhow::Result
     };
     if let Some(address) = bind {
         socket.set_reuseaddr(true)?;
+        if address.port() == 0 {
+            // The port is chosen when it is known to whom it connects; so several connections can share one.
+            leave_the_port_open(&socket)?;
+        }
         socket.bind(address).with_context(|| format!("cannot bind to {address}"))?;
     }
     let stream = socket.connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Sets `IP_BIND_ADDRESS_NO_PORT`.
+fn leave_the_port_open(socket: &TcpSocket) -> std::io::Result<()> {
+    let on: libc::c_int = 1;
+    let length = size_of_val(&on) as libc::socklen_t;
+    // SAFETY: the value is a local variable of the length that is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -431,5 +490,48 @@ mod tests {
         let load = Load::keep_alive(lab.source.socket(Family::V4, 80), 4, Limit::Requests(100));
         let report = Load { rate: Some(500), ..load }.run(&lab.client).unwrap();
         assert!(report.elapsed >= Duration::from_millis(150), "{:?}", report.elapsed);
+    }
+
+    /// A server that answers everything 300 ms late holds a paced client up, but not the clock of an open loop.
+    #[test]
+    fn in_an_open_loop_requests_that_had_to_wait_are_late() {
+        let _guard = laboratory!();
+        let lab = Lab::bridge().unwrap();
+        let listener = lab.source.run(|| std::net::TcpListener::bind((lab.source.v4, 80))).unwrap().unwrap();
+        let server = lab.source.spawn("sluggish", move || {
+            use std::io::{Read as _, Write as _};
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept()?;
+                let mut request = [0; 512];
+                while stream.read(&mut request)? > 0 {
+                    std::thread::sleep(Duration::from_millis(300));
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
+                }
+            }
+            Ok(())
+        });
+        for (open, latest) in [(false, 300..450), (true, 1_000..1_400)] {
+            let load = Load::keep_alive(lab.source.socket(Family::V4, 80), 1, Limit::Requests(5));
+            let report = Load { rate: Some(10), open, ..load }.run(&lab.client).unwrap();
+            assert_eq!(report.failed, Vec::<String>::new());
+            // The fifth is due after 400 ms, and answered after 1,500.
+            let latency = report.latency.max() / 1_000_000;
+            assert!(latest.contains(&latency), "open {open}: {latency} ms");
+        }
+        server.unwrap().join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn connections_from_one_address_get_ports_of_their_own() {
+        let _guard = laboratory!();
+        let lab = Lab::bridge().unwrap();
+        let server = Server::start(&lab.source, 80).unwrap();
+        lab.client.ip(&["address add 10.77.0.100/24 dev eth0"]).unwrap();
+        let bind = Some(SocketAddr::from(([10, 77, 0, 100], 0)));
+        let load = Load::per_request(lab.source.socket(Family::V4, 80), 8, Limit::Requests(100));
+        assert_eq!(Load { bind, ..load }.run(&lab.client).unwrap().failed, Vec::<String>::new());
+        let arrivals = server.arrivals();
+        assert!(arrivals.iter().all(|arrival| Some(arrival.client.ip()) == bind.map(|b| b.ip())));
+        assert_eq!(arrivals.iter().map(|arrival| arrival.client.port()).collect::<BTreeSet<_>>().len(), 100);
     }
 }
