@@ -1,10 +1,10 @@
 //! Who mirrors.
 
-use std::{cell::Cell, net::SocketAddr, process::Command};
+use std::{cell::Cell, net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::Context as _;
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Program, Summary,
+    Family, Host, Lab, Mirror, MirrorOptions, Program, Summary, eventually,
     mirror::{LIVE_PORT, TARGET_PORT},
     servers::RealServer,
 };
@@ -17,6 +17,9 @@ use crate::{meter::Tree, workload::FILES};
 pub enum Contender {
     /// None: what the live service costs alone.
     Nothing,
+    /// None, but another client loads the target directly in the same way: what the machine would do if the target had the
+    /// requests at no cost of mirroring.
+    Direct,
     /// The programs under test, with these arguments of `tcpcopy` and of `intercept` beyond the defaults.
     Tcpcopy { name: String, tcpcopy: Vec<String>, intercept: Vec<String> },
     /// nginx's own `mirror` module in the live server.
@@ -30,10 +33,16 @@ impl Contender {
     pub fn name(&self) -> &str {
         match self {
             Self::Nothing => "no mirror",
+            Self::Direct => "target loaded directly",
             Self::Tcpcopy { name, .. } => name,
             Self::NginxMirror => "nginx mirror",
             Self::Peer(_) => "peer",
         }
+    }
+
+    /// Whether the live requests are to arrive at the target.
+    pub const fn mirrors(&self) -> bool {
+        !matches!(self, Self::Nothing | Self::Direct)
     }
 }
 
@@ -72,11 +81,16 @@ struct Nginx {
 impl Stage {
     /// Starts the servers and the contender, and waits until all are ready.
     pub fn set(lab: &Lab, contender: &Contender) -> anyhow::Result<Self> {
-        let target = Nginx::start(&lab.target, TARGET_PORT, None)?;
+        Self::with_workers(lab, contender, None)
+    }
+
+    /// The same with servers of so many processes, each of which may have as many open files as are allowed.
+    pub fn with_workers(lab: &Lab, contender: &Contender, workers: Option<usize>) -> anyhow::Result<Self> {
+        let target = Nginx::start(&lab.target, TARGET_PORT, workers, None)?;
         let mirror_to = (*contender == Contender::NginxMirror).then(|| lab.target.socket(Family::V4, TARGET_PORT));
-        let live = Nginx::start(&lab.source, LIVE_PORT, mirror_to)?;
+        let live = Nginx::start(&lab.source, LIVE_PORT, workers, mirror_to)?;
         let engine = match contender {
-            Contender::Nothing | Contender::NginxMirror => Engine::Within,
+            Contender::Nothing | Contender::Direct | Contender::NginxMirror => Engine::Within,
             Contender::Tcpcopy { tcpcopy, intercept, .. } => {
                 let (tcpcopy, intercept) = (tcpcopy.clone(), intercept.clone());
                 Engine::Ours(Box::new(Mirror::start(lab, MirrorOptions { tcpcopy, intercept, ..Default::default() })?))
@@ -134,9 +148,9 @@ fn start_peer(lab: &Lab, line: &str) -> anyhow::Result<Program> {
 }
 
 impl Nginx {
-    /// A single process, which can be killed as a whole; no access log, the files of the workloads; POSTs are read and answered with 200. With `mirror` every
+    /// A single process unless there are to be several; no access log, the files of the workloads; POSTs are read and answered with 200. With `mirror` every
     /// request is sent there too.
-    fn start(host: &Host, port: u16, mirror: Option<SocketAddr>) -> anyhow::Result<Self> {
+    fn start(host: &Host, port: u16, workers: Option<usize>, mirror: Option<SocketAddr>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tclab-").tempdir()?;
         let root = directory.path().display();
         std::fs::create_dir(directory.path().join("www"))?;
@@ -152,13 +166,17 @@ impl Nginx {
             "mirror /mirror; location = /mirror { internal; proxy_pass http://target$request_uri; \
              proxy_http_version 1.1; proxy_set_header Connection \"\"; }"
         });
+        let (processes, reuseport) = match workers {
+            None => ("master_process off;".to_owned(), ""),
+            Some(workers) => (format!("worker_processes {workers};"), " reuseport"),
+        };
         let configuration = format!(
-            "daemon off; master_process off; user root; pid {root}/pid; \
+            "daemon off; {processes} user root; pid {root}/pid; \
              error_log {root}/error.log;\n\
              events {{ worker_connections 20000; }}\n\
              http {{ access_log off; {temporary} client_max_body_size 0; client_body_buffer_size 128k;\n\
              keepalive_requests 100000000; keepalive_timeout 600; {upstream}\n\
-             server {{ listen {port} backlog=4096; listen [::]:{port} backlog=4096; root {root}/www; {mirroring}\n\
+             server {{ listen {port} backlog=4096{reuseport}; listen [::]:{port} backlog=4096; root {root}/www; {mirroring}\n\
              error_page 405 =200 @taken; location @taken {{ return 200; }}\n\
              location = /served {{ mirror off; stub_status; allow 127.0.0.1; deny all; }} }} }}\n"
         );
@@ -176,5 +194,15 @@ impl Nginx {
         let requests: u64 = counts.split_ascii_whitespace().nth(2).context("a count is missing")?.parse()?;
         self.asked.set(self.asked.get() + 1);
         Ok(requests.saturating_sub(self.asked.get()))
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // One that is killed would leave its workers behind.
+        let program = &self.server.program;
+        if program.signal(rustix::process::Signal::TERM).is_ok() {
+            eventually(Duration::from_secs(5), || !program.is_running());
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! Compares what mirroring costs: the same load without a mirror, with ours and with others. `cargo xtask bench`.
 
 mod contender;
+mod crowd;
 mod measure;
 mod meter;
 mod page;
 mod programs;
+mod softirq;
 mod statistics;
 mod table;
 mod workload;
@@ -23,8 +25,8 @@ use workload::Workload;
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     /// Only these workloads; --list shows them
-    #[arg(short, long, value_name = "NAME,…", value_delimiter = ',', value_parser = Workload::named)]
-    workload: Vec<Workload>,
+    #[arg(short, long, value_name = "NAME,…", value_delimiter = ',', value_parser = Chosen::named)]
+    workload: Vec<Chosen>,
     /// Show the workloads and end
     #[arg(long)]
     list: bool,
@@ -66,37 +68,69 @@ fn main() -> ExitCode {
     }
 }
 
+/// What can be chosen with `--workload`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Chosen {
+    /// One that contenders are compared by.
+    Compared(Workload),
+    /// [`crowd`], which is about memory and only of the first of ours.
+    Crowd,
+    /// [`programs`] and [`softirq`], likewise.
+    Kernel,
+}
+
+/// What the command line calls [`Chosen::Kernel`].
+const KERNEL: &str = "kernel";
+
+impl Chosen {
+    fn named(name: &str) -> Result<Self, String> {
+        match name {
+            crowd::NAME => Ok(Self::Crowd),
+            KERNEL => Ok(Self::Kernel),
+            _ => Workload::named(name).map(Self::Compared),
+        }
+    }
+
+    fn all() -> Vec<Self> {
+        workload::ALL.into_iter().map(Self::Compared).chain([Self::Kernel, Self::Crowd]).collect()
+    }
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.list {
-        for workload in workload::ALL {
-            println!("{:<20} {}", workload.name, workload.purpose);
+        let others = [(KERNEL, "what the eBPF programs and the softirqs cost"), (crowd::NAME, crowd::PURPOSE)];
+        for (name, purpose) in workload::ALL.map(|workload| (workload.name, workload.purpose)).into_iter().chain(others)
+        {
+            println!("{name:<20} {purpose}");
         }
         return Ok(());
     }
     ensure!(rustix::process::geteuid().is_root(), "the benchmark needs root for its network namespaces: use sudo");
     allow_many_files()?;
-    let workloads = if arguments.workload.is_empty() { workload::ALL.to_vec() } else { arguments.workload.clone() };
+    let chosen = if arguments.workload.is_empty() { Chosen::all() } else { arguments.workload.clone() };
     let contenders = contenders(arguments);
     let lab = Lab::bridge()?;
-    let time = Duration::from_secs(arguments.seconds);
+    let ours = contenders.iter().find(|c| matches!(c, Contender::Tcpcopy { .. })).context("tcpcopy is a contender")?;
+    let mut workloads: Vec<Workload> = Vec::new();
+    for workload in chosen.iter().filter_map(|chosen| if let Chosen::Compared(w) = chosen { Some(*w) } else { None }) {
+        workloads.push(calibrate(&lab, workload, ours)?);
+    }
     let mut results = Results::new(&workloads, &contenders);
-    let total = arguments.rounds as usize * workloads.len() * contenders.len();
-    let mut done = 0;
-    for round in 0..arguments.rounds as usize {
-        for (w, workload) in workloads.iter().enumerate() {
-            for turn in 0..contenders.len() {
-                let c = (turn + round) % contenders.len();
-                let contender = &contenders[c];
-                done += 1;
-                eprintln!("{done:>4}/{total}  round {}  {:<20} {}", round + 1, workload.name, contender.name());
-                let sample = measure::measure(&lab, workload, contender, time)
-                    .with_context(|| format!("{} under {}", workload.name, contender.name()))?;
-                results.add(w, c, sample);
-            }
+    compare(&lab, arguments, &mut results)?;
+    if chosen.contains(&Chosen::Kernel) {
+        eprintln!("      the eBPF programs, measured by the kernel");
+        results.programs = programs::measure(&lab, ours)?;
+        eprintln!("      the softirqs within the processes, by the kernel's tracepoints");
+        let workloads = ["keep-alive", "connections", "uploads"].map(Workload::named).into_iter().flatten();
+        match softirq::measure(&lab, ours, &workloads.collect::<Vec<_>>()) {
+            Ok(shares) => results.softirqs = shares,
+            Err(error) => eprintln!("SKIP softirqs: this kernel does not trace: {error:#}"),
         }
     }
-    eprintln!("      the eBPF programs, measured by the kernel");
-    results.programs = programs::measure(&lab)?;
+    if chosen.contains(&Chosen::Crowd) {
+        eprintln!("      {}", crowd::PURPOSE);
+        results.crowd = Some(crowd::measure(&lab, ours)?);
+    }
     let json = serde_json::to_string_pretty(&results.to_json())?;
     fs::create_dir_all(&arguments.output).with_context(|| format!("cannot make {}", arguments.output.display()))?;
     fs::write(arguments.output.join("bench.json"), &json)?;
@@ -111,11 +145,51 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Runs every workload with every contender, round by round.
+fn compare(lab: &Lab, arguments: &Arguments, results: &mut Results) -> anyhow::Result<()> {
+    let time = Duration::from_secs(arguments.seconds);
+    let (workloads, contenders) = (results.workloads.clone(), results.contenders.clone());
+    let has_a_turn = |workload: &Workload, contender: &Contender| workload.direct || *contender != Contender::Direct;
+    let turns = |workload| contenders.iter().filter(|contender| has_a_turn(workload, contender)).count();
+    let total = arguments.rounds as usize * workloads.iter().map(turns).sum::<usize>();
+    let mut done = 0;
+    for round in 0..arguments.rounds as usize {
+        for (w, workload) in workloads.iter().enumerate() {
+            for turn in 0..contenders.len() {
+                let c = (turn + round) % contenders.len();
+                let contender = &contenders[c];
+                if !has_a_turn(workload, contender) {
+                    continue;
+                }
+                done += 1;
+                eprintln!("{done:>4}/{total}  round {}  {:<20} {}", round + 1, workload.name, contender.name());
+                let sample = measure::measure(lab, workload, contender, time)
+                    .with_context(|| format!("{} under {}", workload.name, contender.name()))?;
+                results.add(w, c, sample);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Finds out what an overload is: twice the throughput of the same requests in a closed loop under `tcpcopy`, which must lose
+/// none of them.
+fn calibrate(lab: &Lab, workload: Workload, ours: &Contender) -> anyhow::Result<Workload> {
+    const TIME: Duration = Duration::from_secs(2);
+    let Some(sustained) = workload.sustained() else { return Ok(workload) };
+    eprintln!("      what the machine sustains, for {}", workload.name);
+    let sample = measure::measure(lab, &sustained, ours, TIME)?;
+    if sample.lost != Some(0) {
+        eprintln!("warning: in the closed loop {:?} of {} requests were lost", sample.lost, sample.requests);
+    }
+    Ok(workload.overload(sample.throughput))
+}
+
 fn contenders(arguments: &Arguments) -> Vec<Contender> {
     let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let intercept = arguments.intercept_args.as_deref().map(words).unwrap_or_default();
     let ours = |name: String, tcpcopy| Contender::Tcpcopy { name, tcpcopy, intercept: intercept.clone() };
-    let mut all = vec![Contender::Nothing];
+    let mut all = vec![Contender::Nothing, Contender::Direct];
     if arguments.tcpcopy_args.is_empty() {
         all.push(ours("tcpcopy".into(), Vec::new()));
     }

@@ -18,6 +18,14 @@ pub fn machine_busy() -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(busy * 10))
 }
 
+/// Memory in the kernel's slabs, in octets.
+pub fn slabs() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let line =
+        text.lines().find_map(|line| line.strip_prefix("Slab:")).context("the kernel does not tell of its slabs")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
 /// A process and its descendants.
 #[derive(Clone, Copy, Debug)]
 pub struct Tree(pub u32);
@@ -47,6 +55,31 @@ impl Tree {
         self.processes().iter().filter_map(of).sum::<u64>() << 10
     }
 
+    /// The memory that is resident now, in octets.
+    pub fn memory(self) -> u64 {
+        let of = |pid: &u32| {
+            let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+            statm.split(' ').nth(1)?.parse::<u64>().ok()
+        };
+        self.processes().iter().filter_map(of).sum::<u64>() * rustix::param::page_size() as u64
+    }
+
+    /// Octets of eBPF maps that are mapped, the rings above all. They count as resident, each view for itself.
+    pub fn mapped_rings(self) -> u64 {
+        let of = |pid: &u32| {
+            let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+            Some(resident_of_maps(&smaps))
+        };
+        self.processes().iter().filter_map(of).sum()
+    }
+
+    /// The threads.
+    pub fn threads(self) -> Vec<u32> {
+        let tasks = |pid: u32| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let ids = self.processes().into_iter().flat_map(tasks);
+        ids.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+    }
+
     fn processes(self) -> Vec<u32> {
         let mut all = vec![self.0];
         let mut next = 0;
@@ -60,6 +93,20 @@ impl Tree {
         }
         all
     }
+}
+
+/// From the text of `/proc/PID/smaps`, octets.
+fn resident_of_maps(smaps: &str) -> u64 {
+    let (mut sum, mut is_map) = (0, false);
+    for line in smaps.lines() {
+        if let Some(rss) = line.strip_prefix("Rss:") {
+            let kibi = rss.trim().strip_suffix(" kB").and_then(|n| n.parse::<u64>().ok());
+            sum += if is_map { kibi.unwrap_or(0) << 10 } else { 0 };
+        } else if line.split_ascii_whitespace().next().is_some_and(|word| word.contains('-')) {
+            is_map = line.contains("bpf-map") || line.contains("bpf_ringbuf");
+        }
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -81,6 +128,14 @@ mod tests {
         assert!(own_now - own > Duration::from_millis(20), "{:?}", own_now - own);
         assert!(machine_now - machine > Duration::from_millis(20), "{:?}", machine_now - machine);
         assert!(Tree(std::process::id()).peak_memory() > 1 << 20);
+    }
+
+    #[test]
+    fn of_mappings_only_ebpf_maps_are_rings() {
+        let smaps = "7f00-7f10 rw-s 00000000 00:0e 1 anon_inode:bpf-map\nSize: 64 kB\nRss: 64 kB\n\
+                     7f10-7f20 r--s 00001000 00:0e 1 anon_inode:bpf-map\nRss: 36 kB\n\
+                     7f20-7f30 rw-p 00000000 00:00 0 [heap]\nRss: 500 kB\n";
+        assert_eq!(resident_of_maps(smaps), 100 << 10);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     measure::Sample,
     statistics::{Results, Spread, machine},
     table,
+    workload::Pace,
 };
 
 /// One figure of all workloads that have it.
@@ -22,7 +23,7 @@ struct Plot {
     figure: fn(&Results, usize, usize) -> Option<Spread>,
 }
 
-const PLOTS: [Plot; 5] = [
+const PLOTS: [Plot; 7] = [
     Plot {
         title: "CPU time of the whole machine per mirrored request, beyond no mirror",
         unit: "µs",
@@ -36,18 +37,44 @@ const PLOTS: [Plot; 5] = [
     Plot {
         title: "Live throughput of closed loops",
         unit: "1000 requests/s",
-        figure: |r, w, c| r.spread(w, c, |s| Some(s.throughput / 1e3)).filter(|_| r.workloads[w].rate.is_none()),
+        figure: |r, w, c| r.spread(w, c, |s| Some(s.throughput / 1e3)).filter(|_| r.workloads[w].pace == Pace::Closed),
     },
     Plot {
         title: "Live latency, 99th percentile, at fixed rates",
         unit: "ms",
-        figure: |r, w, c| r.spread(w, c, |s| Some(s.latency_p99 / 1e3)).filter(|_| r.workloads[w].rate.is_some()),
+        figure: |r, w, c| r.spread(w, c, latency_p99).filter(|_| r.workloads[w].fixed_rate().is_some()),
     },
-    Plot { title: "Replay lag, 99th percentile", unit: "µs", figure: |r, w, c| r.spread(w, c, lag_p99) },
+    Plot {
+        title: "Replay lag, 99th percentile, at fixed rates",
+        unit: "µs",
+        figure: |r, w, c| r.spread(w, c, lag_p99).filter(|_| r.workloads[w].fixed_rate().is_some()),
+    },
+    Plot {
+        title: "Live latency, 99th percentile, at twice the rate that the machine sustains",
+        unit: "ms",
+        figure: |r, w, c| r.spread(w, c, latency_p99).filter(|_| overloaded(r, w)),
+    },
+    Plot {
+        title: "Requests lost, at twice the rate that the machine sustains",
+        unit: "%",
+        figure: |r, w, c| r.spread(w, c, lost).filter(|_| overloaded(r, w)),
+    },
 ];
+
+fn latency_p99(sample: &Sample) -> Option<f64> {
+    Some(sample.latency_p99 / 1e3)
+}
 
 fn lag_p99(sample: &Sample) -> Option<f64> {
     sample.lag.map(|lag| lag.p99)
+}
+
+fn lost(sample: &Sample) -> Option<f64> {
+    sample.lost.map(|lost| 100.0 * lost as f64 / sample.requests.max(1) as f64)
+}
+
+fn overloaded(results: &Results, workload: usize) -> bool {
+    matches!(results.workloads[workload].pace, Pace::Twice(_))
 }
 
 /// Of the contenders, in their order. They differ in lightness too, for those who cannot tell the hues.

@@ -38,10 +38,9 @@ pub struct ProgramCost {
 
 /// Runs traffic that is mirrored, and traffic that is not, past the programs. The statistics are switched on only here, because
 /// they make every program slower.
-pub fn measure(lab: &Lab) -> anyhow::Result<Vec<ProgramCost>> {
+pub fn measure(lab: &Lab, contender: &Contender) -> anyhow::Result<Vec<ProgramCost>> {
     let before: HashSet<u32> = loaded()?.iter().map(ProgramInfo::id).collect();
-    let contender = Contender::Tcpcopy { name: String::new(), tcpcopy: Vec::new(), intercept: Vec::new() };
-    let stage = Stage::set(lab, &contender)?;
+    let stage = Stage::set(lab, contender)?;
     let other = RealServer::nginx(&lab.source, OTHER_PORT, 10_000_000)?;
     let _enabled = enable_stats(Stats::RunTime).context("the kernel keeps no statistics of eBPF programs")?;
     let mut costs = Vec::new();

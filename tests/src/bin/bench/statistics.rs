@@ -3,7 +3,10 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::{contender::Contender, measure::Sample, programs::ProgramCost, workload::Workload};
+use crate::{
+    contender::Contender, crowd::Crowd, measure::Sample, programs::ProgramCost, softirq::SoftirqShare,
+    workload::Workload,
+};
 
 /// A figure over all rounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -37,6 +40,10 @@ pub struct Results {
     pub contenders: Vec<Contender>,
     /// What the eBPF programs cost.
     pub programs: Vec<ProgramCost>,
+    /// How much of the processes' time is their packets' way through the receiver.
+    pub softirqs: Vec<SoftirqShare>,
+    /// A very large number of open connections.
+    pub crowd: Option<Crowd>,
     /// By workload, by contender, by round.
     samples: Vec<Vec<Vec<Sample>>>,
 }
@@ -45,7 +52,14 @@ impl Results {
     /// Without a sample.
     pub fn new(workloads: &[Workload], contenders: &[Contender]) -> Self {
         let samples = vec![vec![Vec::new(); contenders.len()]; workloads.len()];
-        Self { workloads: workloads.to_vec(), contenders: contenders.to_vec(), programs: Vec::new(), samples }
+        Self {
+            workloads: workloads.to_vec(),
+            contenders: contenders.to_vec(),
+            programs: Vec::new(),
+            softirqs: Vec::new(),
+            crowd: None,
+            samples,
+        }
     }
 
     /// Adds what a round has yielded.
@@ -58,6 +72,11 @@ impl Results {
         &self.samples[workload][contender]
     }
 
+    /// The contenders that a workload was run with.
+    pub fn lines(&self, workload: usize) -> impl Iterator<Item = usize> {
+        (0..self.contenders.len()).filter(move |&c| !self.samples(workload, c).is_empty())
+    }
+
     /// A figure that not every contender has.
     pub fn spread(&self, workload: usize, contender: usize, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.samples(workload, contender).iter().filter_map(figure))
@@ -66,7 +85,7 @@ impl Results {
     /// Whole-machine time per mirrored request beyond the same round without a mirror, µs: the target's own serving is in it.
     /// `None` where loops are closed, because the contenders then do not do the same work.
     pub fn beyond(&self, workload: usize, contender: usize) -> Option<Spread> {
-        self.workloads[workload].rate?;
+        self.workloads[workload].fixed_rate()?;
         let pairs = self.samples(workload, 0).iter().zip(self.samples(workload, contender));
         if contender == 0 { None } else { Spread::of(pairs.map(|(without, with)| with.machine - without.machine)) }
     }
@@ -81,14 +100,17 @@ impl Results {
             })
         };
         let workload = |w: usize| {
-            let Workload { name, purpose, connections, rate, .. } = self.workloads[w];
-            let lines: Vec<Value> = (0..self.contenders.len()).map(|c| line(w, c)).collect();
-            json!({"workload": name, "purpose": purpose, "connections": connections, "rate": rate, "contenders": lines})
+            let Workload { name, purpose, connections, .. } = self.workloads[w];
+            let pace = self.workloads[w].describe_pace();
+            let lines: Vec<Value> = self.lines(w).map(|c| line(w, c)).collect();
+            json!({"workload": name, "purpose": purpose, "connections": connections, "pace": pace, "contenders": lines})
         };
         json!({
             "machine": machine(),
             "workloads": (0..self.workloads.len()).map(workload).collect::<Vec<_>>(),
             "programs": self.programs,
+            "softirqs": self.softirqs,
+            "crowd": self.crowd,
         })
     }
 }

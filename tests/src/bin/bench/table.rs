@@ -1,24 +1,94 @@
 //! The tables on the terminal.
 
+use std::collections::BTreeMap;
+
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::statistics::{Results, Spread, machine};
+use crate::{
+    crowd::Crowd,
+    measure::Sample,
+    statistics::{Results, Spread, machine},
+};
 
 /// Everything, medians with the spread of what matters most.
 pub fn render(results: &Results) -> String {
     let mut text = format!("{}\n", machine());
     for (w, workload) in results.workloads.iter().enumerate() {
-        let loop_ = workload.rate.map_or("closed loop".into(), |rate| format!("{rate} requests/s"));
-        text += &format!("\n{}: {}; {} connections, {loop_}\n", workload.name, workload.purpose, workload.connections);
+        let pace = workload.describe_pace();
+        text += &format!("\n{}: {}; {} connections, {pace}\n", workload.name, workload.purpose, workload.connections);
         text += &format!("{}\n", of_workload(results, w));
+        text += &counted_losses(results, w);
     }
-    text += "\nCPU beyond no mirror: the whole machine, softirqs and the target's serving included; median (least–most)\n\n";
+    if !results.workloads.is_empty() {
+        text += "\nCPU beyond: of the whole machine, softirqs and the target's serving included, less that without a mirror; \
+                 median (least–most). source, target: of the mirror's processes; server: of the one under test. Lag: from capture \
+                 to injection, the wait for the target's answers apart. MiB: beside the rings.\n";
+    }
+    let mut section = |title: &str, table: Table| {
+        if !table.is_empty() {
+            text += &format!("\n{title}\n{table}\n");
+        }
+    };
+    section("eBPF programs, by the kernel's statistics", programs(results));
+    section(
+        "Softirqs within the processes: sending on a veth does the receiver's work, up to the target's socket, in the sender's time",
+        softirqs(results),
+    );
+    if let Some(crowd) = &results.crowd {
+        section(&crowd.title(), of_crowd(crowd));
+    }
+    text
+}
+
+fn programs(results: &Results) -> Table {
     let mut table = table(&["eBPF program", "traffic", "runs", "ns per run"]);
     for cost in &results.programs {
         let ns = format!("{:.0}", cost.nanoseconds);
         table.add_row([cost.program.clone(), cost.traffic.into(), cost.runs.to_string(), ns]);
     }
-    text + &table.to_string()
+    table
+}
+
+fn softirqs(results: &Results) -> Table {
+    let mut table = table(&["process", "workload", "CPU µs/req", "of it NET_RX softirq", "share"]);
+    for share in &results.softirqs {
+        table.add_row([
+            share.process.to_owned(),
+            share.workload.to_owned(),
+            format!("{:.1}", share.cpu),
+            format!("{:.1}", share.softirq),
+            format!("{:.0} %", 100.0 * share.softirq / share.cpu),
+        ]);
+    }
+    table
+}
+
+fn of_crowd(crowd: &Crowd) -> Table {
+    let mut table = table(&["memory", "MiB", "octets per connection"]);
+    for part in &crowd.memory {
+        table.add_row([
+            part.what.clone(),
+            format!("{:.0}", part.octets / f64::from(1 << 20)),
+            format!("{:.0}", part.octets / crowd.connections as f64),
+        ]);
+    }
+    table
+}
+
+/// What `tcpcopy` itself says that it has lost, all rounds together.
+fn counted_losses(results: &Results, w: usize) -> String {
+    let mut text = String::new();
+    for c in results.lines(w) {
+        let mut sum = BTreeMap::<&str, u64>::new();
+        for (name, n) in results.samples(w, c).iter().flat_map(|sample| &sample.counted) {
+            *sum.entry(name).or_default() += n;
+        }
+        if !sum.is_empty() {
+            let list: Vec<String> = sum.into_iter().map(|(name, n)| format!("{name} {n}")).collect();
+            text += &format!("counted by {}: {}\n", results.contenders[c].name(), list.join(", "));
+        }
+    }
+    text
 }
 
 fn of_workload(results: &Results, w: usize) -> Table {
@@ -31,7 +101,7 @@ fn of_workload(results: &Results, w: usize) -> Table {
         "source",
         "target",
         "server",
-        "live failed",
+        "failed",
         "lost",
         "lag p50 µs",
         "p99",
@@ -39,14 +109,15 @@ fn of_workload(results: &Results, w: usize) -> Table {
         "MiB",
         "wake-ups/s",
     ]);
-    for (c, contender) in results.contenders.iter().enumerate() {
-        let figure = |f: fn(&crate::measure::Sample) -> Option<f64>, digits| number(results.spread(w, c, f), digits);
-        let failed: u64 = results.samples(w, c).iter().map(|s| s.failed).sum();
-        let lost: i64 = results.samples(w, c).iter().map(|s| s.lost).sum();
-        let requests: u64 = results.samples(w, c).iter().map(|s| s.requests).sum();
-        let memory = [figure(|s| s.source_memory, 0), figure(|s| s.target_memory, 0)];
+    for c in results.lines(w) {
+        let figure = |f: fn(&Sample) -> Option<f64>, digits| number(results.spread(w, c, f), digits);
+        let samples = results.samples(w, c);
+        let failed: u64 = samples.iter().map(|s| s.failed).sum();
+        let lost: Option<i64> = samples.iter().map(|s| s.lost).sum();
+        let requests: u64 = samples.iter().map(|s| s.requests).sum();
+        let memory = [figure(|s| s.source_memory, 1), figure(|s| s.target_memory, 1)];
         table.add_row([
-            contender.name().to_owned(),
+            results.contenders[c].name().to_owned(),
             figure(|s| Some(s.throughput), 0),
             figure(|s| Some(s.latency_p50), 0),
             figure(|s| Some(s.latency_p99), 0),
@@ -55,7 +126,7 @@ fn of_workload(results: &Results, w: usize) -> Table {
             figure(|s| s.target, 1),
             figure(|s| s.server, 1),
             failed.to_string(),
-            if c == 0 { "–".into() } else { format!("{lost} of {requests}") },
+            lost.map_or_else(|| "–".into(), |lost| format!("{lost} of {requests}")),
             figure(|s| s.lag.map(|l| l.p50), 0),
             figure(|s| s.lag.map(|l| l.p99), 0),
             figure(|s| s.lag.map(|l| l.p999), 0),

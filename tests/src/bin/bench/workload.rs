@@ -13,9 +13,22 @@ pub struct Workload {
     pub purpose: &'static str,
     /// Live connections at once.
     pub connections: usize,
-    /// Requests per second of all connections together; without it the loop is closed: as fast as answers come.
-    pub rate: Option<u32>,
+    /// When requests are sent.
+    pub pace: Pace,
+    /// Whether the contender that loads the target directly has a turn, too.
+    pub direct: bool,
     shape: Shape,
+}
+
+/// When requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// An open loop at so many requests per second, all connections together: equal work for every contender.
+    Fixed(u32),
+    /// A closed loop: as fast as answers come.
+    Closed,
+    /// An open loop at twice the rate of the closed one under `tcpcopy`, which is measured first.
+    Twice(Option<u32>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,18 +45,26 @@ enum Shape {
 pub const FILES: [(&str, usize); 4] = [("small", 64), ("1k", 1 << 10), ("100k", 100 << 10), ("upload", 1)];
 
 const fn at(name: &'static str, rate: u32, connections: usize, shape: Shape, purpose: &'static str) -> Workload {
-    Workload { name, purpose, connections, rate: Some(rate), shape }
+    Workload { name, purpose, connections, pace: Pace::Fixed(rate), direct: false, shape }
 }
 
 const fn closed(name: &'static str, connections: usize, shape: Shape, purpose: &'static str) -> Workload {
-    Workload { name, purpose, connections, rate: None, shape }
+    Workload { name, purpose, connections, pace: Pace::Closed, direct: false, shape }
+}
+
+const fn twice(name: &'static str, connections: usize, shape: Shape, purpose: &'static str) -> Workload {
+    Workload { name, purpose, connections, pace: Pace::Twice(None), direct: true, shape }
+}
+
+const fn with_direct(workload: Workload) -> Workload {
+    Workload { direct: true, ..workload }
 }
 
 /// All of them. CPU time is compared where the rate is fixed: at equal work.
-pub const ALL: [Workload; 11] = [
+pub const ALL: [Workload; 13] = [
     at("calm", 100, 16, Shape::Get("small"), "replay lag of a quiet service"),
-    at("keep-alive", 5_000, 32, Shape::Get("small"), "the cost of a small request"),
-    at("connections", 1_280, 16, Shape::Connections, "the cost of a connection for each request"),
+    with_direct(at("keep-alive", 5_000, 32, Shape::Get("small"), "the cost of a small request")),
+    with_direct(at("connections", 1_280, 16, Shape::Connections, "the cost of a connection for each request")),
     at("1k", 5_000, 32, Shape::Get("1k"), "1 KB responses"),
     at("100k", 500, 8, Shape::Get("100k"), "100 KB responses"),
     at("uploads", 500, 8, Shape::Post(64 << 10), "64 KB uploads"),
@@ -52,6 +73,8 @@ pub const ALL: [Workload; 11] = [
     closed("closed-32", 32, Shape::Get("small"), "keep-alive, as fast as answers come"),
     closed("closed-connections", 16, Shape::Connections, "a connection each, as fast as answers come"),
     closed("closed-uploads", 8, Shape::Post(64 << 10), "64 KB uploads, as fast as answers come"),
+    twice("overload", 256, Shape::Get("small"), "twice what the machine sustains, keep-alive"),
+    twice("overload-connections", 256, Shape::Connections, "twice what the machine sustains, a connection each"),
 ];
 
 impl Workload {
@@ -62,6 +85,33 @@ impl Workload {
         found.ok_or_else(|| format!("there is no workload {name:?}; there are {}", names()))
     }
 
+    /// The rate at which every contender has the same work to do.
+    pub fn fixed_rate(&self) -> Option<u32> {
+        match self.pace {
+            Pace::Fixed(rate) => Some(rate),
+            Pace::Closed | Pace::Twice(_) => None,
+        }
+    }
+
+    /// The closed loop whose throughput an overload is twice of.
+    pub fn sustained(&self) -> Option<Self> {
+        matches!(self.pace, Pace::Twice(_)).then_some(Self { pace: Pace::Closed, connections: 32, ..*self })
+    }
+
+    /// The same at twice that throughput, requests per second.
+    pub fn overload(self, sustained: f64) -> Self {
+        Self { pace: Pace::Twice(Some((2.0 * sustained) as u32)), ..self }
+    }
+
+    /// How the requests come, for tables.
+    pub fn describe_pace(&self) -> String {
+        match self.pace {
+            Pace::Fixed(rate) | Pace::Twice(Some(rate)) => format!("{rate} requests/s"),
+            Pace::Closed => "closed loop".into(),
+            Pace::Twice(None) => "twice the closed loop's rate".into(),
+        }
+    }
+
     /// The load on `server` for so long.
     pub fn load(&self, server: std::net::SocketAddr, time: Duration) -> Load {
         let (style, method) = match self.shape {
@@ -70,7 +120,12 @@ impl Workload {
             Shape::Post(octets) => (Style::KeepAlive, Method::Post(octets)),
         };
         let load = Load::keep_alive(server, self.connections, Limit::Time(time));
-        Load { style, method, rate: self.rate, ..load }
+        let rate = match self.pace {
+            Pace::Fixed(rate) => Some(rate),
+            Pace::Closed => None,
+            Pace::Twice(rate) => rate,
+        };
+        Load { style, method, rate, open: rate.is_some(), ..load }
     }
 }
 
