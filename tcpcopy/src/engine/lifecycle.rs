@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use tcpcopy_common::flow::Flow;
 
 use super::{
-    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, first_word, opening,
+    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, manners, opening,
     session::{Farewell, Last, Origin, Outcome, Session},
     stats::Reason,
 };
@@ -317,7 +317,7 @@ impl Engine {
                     now,
                     config: &self.config,
                     stats: &mut self.stats,
-                    first_word: first_word(&mut self.first_words, connection.rule),
+                    manners: manners(&mut self.manners, connection.rule),
                     credentials,
                 };
                 session.handle_timeout(&connection.stream, &mut cx)

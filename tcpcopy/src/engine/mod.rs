@@ -20,6 +20,7 @@
 // What sans-IO means here: clippy.toml at the top of the workspace has the list.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod acknowledge;
 mod answers;
 mod buffer;
 mod clients;
@@ -30,7 +31,6 @@ mod leftovers;
 mod lifecycle;
 mod live;
 mod opening;
-mod pacing;
 mod receiver;
 mod recovery;
 mod respond;
@@ -49,10 +49,9 @@ use tcpcopy_common::{flow::Flow, tcp_flags::RST};
 
 use self::{
     buffer::Pool,
-    gate::FirstWord,
     leftovers::Leftovers,
     seq::LiveSeq,
-    session::{Context, Farewell, Last, Opening, Outcome, Plan, Poll, Session},
+    session::{Context, Farewell, Last, Manners, Opening, Outcome, Plan, Poll, Session},
     stream::Stream,
     table::{FlowMap, Id, Slab},
     timers::Timers,
@@ -89,7 +88,7 @@ pub struct Engine {
     /// As many.
     leftovers: Vec<Leftovers>,
     /// By rule.
-    first_words: Vec<FirstWord>,
+    manners: Vec<Manners>,
     pool: Pool,
     stats: Stats,
     /// Timers that are due; kept for its memory.
@@ -148,7 +147,7 @@ impl Engine {
             farewells: VecDeque::new(),
             channels: Vec::new(),
             leftovers: Vec::new(),
-            first_words: vec![FirstWord::default(); config.rules.len()],
+            manners: vec![Manners::default(); config.rules.len()],
             pool: Pool::new(config.max_memory),
             stats: Stats::default(),
             due: Vec::new(),
@@ -276,7 +275,7 @@ impl Engine {
                 now,
                 config: &self.config,
                 stats: &mut self.stats,
-                first_word: first_word(&mut self.first_words, connection.rule),
+                manners: manners(&mut self.manners, connection.rule),
                 credentials,
             };
             session.poll(&connection.stream, &mut cx)
@@ -316,10 +315,10 @@ impl Engine {
     }
 }
 
-fn first_word(words: &mut Vec<FirstWord>, rule: u16) -> &mut FirstWord {
+fn manners(of: &mut Vec<Manners>, rule: u16) -> &mut Manners {
     let index = usize::from(rule);
-    if words.len() <= index {
-        words.resize(index + 1, FirstWord::default());
+    if of.len() <= index {
+        of.resize(index + 1, Manners::default());
     }
-    &mut words[index]
+    &mut of[index]
 }

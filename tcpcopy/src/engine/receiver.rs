@@ -18,7 +18,18 @@ pub(super) struct Received {
     /// Octets that nothing had reported before (approximately, when more ranges are out of order than we remember).
     pub new: u32,
     /// Whether the target wants an acknowledgement.
-    pub acknowledge: bool,
+    pub acknowledge: Want,
+}
+
+/// How urgently the target wants an acknowledgement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Want {
+    #[default]
+    Nothing,
+    /// What came was next in order.
+    Soon,
+    /// Something was lost, repeated or overtaken (RFC 5681, section 4.2), or this is a keep-alive probe.
+    Now,
 }
 
 /// Receiving half of a replayed connection.
@@ -82,8 +93,10 @@ impl Receiver {
         if len == 0 && !fin {
             // A keep-alive probe lies before what we expect, and wants an answer (RFC 9293, section 3.8.4). What lies after
             // it does not, although a report is missing: two ends that answer each other's bare ACKs never stop.
-            return Received { new: 0, acknowledge: self.next.is_after(seq) };
+            let probe = self.next.is_after(seq);
+            return Received { new: 0, acknowledge: if probe { Want::Now } else { Want::Nothing } };
         }
+        let in_order = seq == self.next && self.used == 0;
         if fin && !self.fin {
             self.fin = true;
             self.pushed = end;
@@ -97,7 +110,7 @@ impl Receiver {
             self.next = self.next.plus(1);
             self.finished = true;
         }
-        Received { new, acknowledge: true }
+        Received { new, acknowledge: if in_order { Want::Soon } else { Want::Now } }
     }
 
     /// Adds a range that begins at or after `next`; how much of it was new.
@@ -156,7 +169,7 @@ mod tests {
     #[test]
     fn reports_out_of_order_are_acknowledged_only_up_to_the_gap() {
         let mut r = receiver();
-        assert_eq!(r.receive(at(100), 50, false), Received { new: 50, acknowledge: true });
+        assert_eq!(r.receive(at(100), 50, false), Received { new: 50, acknowledge: Want::Now });
         assert_eq!(r.next(), at(0));
         assert_eq!(r.receive(at(0), 100, false).new, 100);
         assert_eq!(r.next(), at(150));
@@ -170,7 +183,7 @@ mod tests {
         r.receive(at(0), 10, false);
         assert!(r.is_finished());
         assert_eq!(r.next(), at(21));
-        assert_eq!(r.receive(at(10), 10, true), Received { new: 0, acknowledge: true });
+        assert_eq!(r.receive(at(10), 10, true), Received { new: 0, acknowledge: Want::Now });
         assert_eq!(r.next(), at(21));
     }
 
@@ -178,9 +191,9 @@ mod tests {
     fn a_keep_alive_probe_is_answered_and_a_pure_ack_is_not() {
         let mut r = receiver();
         r.receive(at(0), 10, false);
-        assert!(r.receive(at(9), 0, false).acknowledge);
-        assert!(!r.receive(at(10), 0, false).acknowledge);
-        assert!(!r.receive(at(11), 0, false).acknowledge, "the ACK of an ACK, when a report was lost");
+        assert_eq!(r.receive(at(9), 0, false).acknowledge, Want::Now);
+        assert_eq!(r.receive(at(10), 0, false).acknowledge, Want::Nothing);
+        assert_eq!(r.receive(at(11), 0, false).acknowledge, Want::Nothing, "the ACK of an ACK, when a report was lost");
     }
 
     #[test]

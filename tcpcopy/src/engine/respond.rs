@@ -6,7 +6,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    Context, Engine, Id, Replay, TargetId, first_word,
+    Context, Engine, Id, Replay, TargetId, manners,
     seq::{ReplaySeq, TargetSeq},
     session::{Farewell, Last, Outcome},
     stats::Reason,
@@ -45,7 +45,7 @@ impl Engine {
                     now,
                     config: &self.config,
                     stats: &mut self.stats,
-                    first_word: first_word(&mut self.first_words, connection.rule),
+                    manners: manners(&mut self.manners, connection.rule),
                     credentials,
                 };
                 session.handle_segment(response, &connection.stream, &mut cx)

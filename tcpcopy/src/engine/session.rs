@@ -19,10 +19,10 @@ use tcpcopy_common::{
 };
 
 use super::{
+    acknowledge::{Acknowledger, Nagle},
     answers::Answers,
     config::{Config, Credentials, TargetId},
     gate::{FirstWord, Gate},
-    pacing::Pacing,
     receiver::{Receiver, WINDOW},
     recovery::{Congestion, Rto},
     seq::{LiveAck, ReplaySeq},
@@ -57,10 +57,19 @@ pub(super) struct Context<'a> {
     pub now: Nanos,
     pub config: &'a Config,
     pub stats: &'a mut Stats,
-    /// Who speaks first on this rule's connections.
-    pub first_word: &'a mut FirstWord,
+    /// What this rule's servers are like.
+    pub manners: &'a mut Manners,
     /// Of the target's channel; `None` while it is down.
     pub credentials: Option<Credentials>,
+}
+
+/// What the servers of a rule are like, which their connections find out for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Manners {
+    /// Who speaks first.
+    pub first_word: FirstWord,
+    /// Whether they wait for acknowledgements.
+    pub nagle: Nagle,
 }
 
 /// What is to become of a session.
@@ -219,9 +228,7 @@ struct Open {
     guard: u64,
     /// The segment at `una` is to be sent again.
     resend: bool,
-    acknowledge: bool,
-    /// When acknowledgements are not to be sent at once.
-    pacing: Option<Box<Pacing>>,
+    acknowledger: Acknowledger,
     probe: bool,
     /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
     timed: Option<(NonZeroU64, Nanos)>,
@@ -520,11 +527,11 @@ impl Session {
             State::Connecting { .. } | State::Resting => None,
             State::Open(open) => open.closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)),
         };
-        let pacing = match &self.state {
-            State::Open(open) => open.pacing.as_ref().and_then(|pacing| pacing.deadline()),
+        let acknowledgement = match &self.state {
+            State::Open(open) => open.acknowledger.deadline(),
             State::Connecting { .. } | State::Resting => None,
         };
-        [self.retransmit_at, self.gate_until, state, pacing].into_iter().flatten().min()
+        [self.retransmit_at, self.gate_until, state, acknowledgement].into_iter().flatten().min()
     }
 
     /// Does what is due.
@@ -555,10 +562,8 @@ impl Session {
                 }
             }
             State::Open(open) => {
-                if let Some(pacing) = &mut open.pacing {
-                    // Also while the channel is down: what is due must not stay due.
-                    open.acknowledge |= pacing.release(now);
-                }
+                // Also while the channel is down: a deadline that has passed must go.
+                open.acknowledger.release(now);
                 if expired && up {
                     let probing = open.una == open.high;
                     // A target whose window stays closed may answer probes for ever; the session timeout is for that.

@@ -1,6 +1,6 @@
 //! What the target said.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, time::Duration};
 
 use tcpcopy_common::{
     response::{NO_WINDOW_SCALE, ResponseHeader, option},
@@ -9,8 +9,8 @@ use tcpcopy_common::{
 
 use super::{Context, Farewell, Open, Outcome, Session, State};
 use crate::engine::{
+    acknowledge::Acknowledger,
     gate::{FirstWord, GREETING},
-    pacing::Pacing,
     receiver::Receiver,
     recovery::{Congestion, Rto},
     seq::{ReplaySeq, TargetSeq},
@@ -92,8 +92,10 @@ impl Session {
         self.progress = now;
         let retried = self.rto.expirations() > 0;
         self.rto = Rto::new();
+        let mut handshake = Duration::ZERO;
         if let (State::Connecting { since, provoked: 0, .. }, false) = (&self.state, retried) {
-            self.rto.sample(now.since(*since));
+            handshake = now.since(*since);
+            self.rto.sample(handshake);
         }
         self.retransmit_at = None;
         let timestamps = r.options & option::TIMESTAMPS != 0;
@@ -109,9 +111,8 @@ impl Session {
         let taken = if timestamps { TIMESTAMPS } else { 0 };
         let segment_size = announced.min(ours).saturating_sub(taken).max(1);
         let receiver = Receiver::new(TargetSeq::from_be(r.seq));
-        let round_trip = cx.config.round_trip;
-        let pacing = (!round_trip.is_zero()).then(|| Box::new(Pacing::new(now, round_trip, receiver.next())));
         self.state = State::Open(Open {
+            acknowledger: Acknowledger::new(now, cx.config.round_trip, handshake, &receiver),
             receiver,
             una: self.origin,
             nxt: self.origin,
@@ -126,8 +127,6 @@ impl Session {
             recover: None,
             guard: self.origin,
             resend: false,
-            acknowledge: pacing.is_none(),
-            pacing,
             probe: false,
             timed: None,
             since: now,
@@ -158,7 +157,7 @@ impl Session {
         }
         if r.flags & SYN != 0 {
             // The SYN-ACK again: our ACK was lost.
-            open.acknowledge = true;
+            open.acknowledger.repeat();
             return Outcome::Continue;
         }
         let Some(acked) = acked else { return Outcome::Continue };
@@ -175,8 +174,10 @@ impl Session {
         let State::Open(open) = &self.state else { return Outcome::Continue };
         if let Some((_, at_fin)) = open.closed {
             let done = self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset);
+            // An acknowledgement that rode on our FIN has arrived with it.
+            let farewell = if open.acknowledger.is_settled() { Farewell::Nothing } else { Farewell::Acknowledge };
             return match self.after_fin(at_fin, stream, cx.config) {
-                Outcome::Continue if done => Outcome::Finished(Farewell::Acknowledge),
+                Outcome::Continue if done => Outcome::Finished(farewell),
                 outcome => outcome,
             };
         }
@@ -249,11 +250,14 @@ impl Session {
             open.receiver.note_end(seq.plus(r.payload_len));
         }
         let received = open.receiver.receive(seq, r.payload_len, fin);
-        match &mut open.pacing {
-            Some(pacing) if received.acknowledge => pacing.acknowledge(cx.now, open.receiver.next()),
-            Some(_) => {}
-            None => open.acknowledge |= received.acknowledge,
-        }
+        open.acknowledger.heard(
+            cx.now,
+            received.acknowledge,
+            received.new,
+            &open.receiver,
+            open.segment_size,
+            &mut cx.manners.nagle,
+        );
         cx.stats.response_bytes += u64::from(received.new);
         let closes = open.receiver.is_finished() && open.closed.is_none();
         if closes {
@@ -273,7 +277,7 @@ impl Session {
             }
             let greeting = acked == self.origin && cx.now.since(open.since) < GREETING;
             if greeting {
-                *cx.first_word = FirstWord::Server;
+                cx.manners.first_word = FirstWord::Server;
             }
         }
     }

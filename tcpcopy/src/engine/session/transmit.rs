@@ -101,11 +101,9 @@ impl Session {
 
     fn poll_open(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
         let State::Open(open) = &mut self.state else { return Poll::Idle };
-        if let Some(pacing) = &mut open.pacing {
-            open.acknowledge |= pacing.release(cx.now);
-            if pacing.acknowledged().is_none() {
-                return Poll::Idle;
-            }
+        open.acknowledger.release(cx.now);
+        if open.acknowledger.number(&open.receiver).is_none() {
+            return Poll::Idle;
         }
         if open.resend {
             open.resend = false;
@@ -131,10 +129,14 @@ impl Session {
             let offset = open.una.wrapping_sub(1);
             return Poll::Transmit(self.plan(offset, 0, ACK, 0));
         }
-        if open.acknowledge {
+        if open.acknowledger.is_due() {
             cx.stats.pure_acks += 1;
             let high = open.high;
-            return Poll::Transmit(self.plan(high, 0, ACK, 0));
+            let plan = self.plan(high, 0, ACK, 0);
+            if let State::Open(open) = &mut self.state {
+                open.acknowledger.told_alone(cx.now, &open.receiver);
+            }
+            return Poll::Transmit(plan);
         }
         Poll::Idle
     }
@@ -145,9 +147,9 @@ impl Session {
         let tsval = self.opening.tsval;
         let (ack, echo, segment_size) = match &mut self.state {
             State::Open(open) => {
-                open.acknowledge = false;
-                let paced = open.pacing.as_ref().and_then(|pacing| pacing.acknowledged());
-                (paced.unwrap_or(open.receiver.next()).get(), open.echo, open.segment_size)
+                open.acknowledger.told(&open.receiver);
+                let number = open.acknowledger.number(&open.receiver).unwrap_or(open.receiver.next());
+                (number.get(), open.echo, open.segment_size)
             }
             State::Connecting { .. } | State::Resting => (0, None, 1),
         };
@@ -264,7 +266,7 @@ impl Session {
     fn is_reply(&self, ack: Option<LiveAck>, cx: &Context<'_>) -> bool {
         match (self.read, ack) {
             (Some(read), Some(ack)) => ack.is_after(read),
-            (None, Some(_)) => *cx.first_word != FirstWord::Client,
+            (None, Some(_)) => cx.manners.first_word != FirstWord::Client,
             (_, None) => false,
         }
     }
@@ -286,7 +288,7 @@ impl Session {
 
     /// Whether the greeting, if the target speaks first on each connection, has been waited for.
     fn is_greeted(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.greeting_due && (*cx.first_word == FirstWord::Client || self.permitted(cx.now, cx).is_some()) {
+        if self.greeting_due && (cx.manners.first_word == FirstWord::Client || self.permitted(cx.now, cx).is_some()) {
             self.greeting_due = false;
             self.answers = Answers::default();
         }
@@ -296,7 +298,7 @@ impl Session {
     /// Asks the gate for a segment that is a reply; `None`: not yet.
     fn permitted(&mut self, captured: Nanos, cx: &mut Context<'_>) -> Option<Pass> {
         let greeting = self.read.is_none() || self.greeting_due;
-        let probing = greeting && *cx.first_word == FirstWord::Unknown;
+        let probing = greeting && cx.manners.first_word == FirstWord::Unknown;
         let limit = if probing { PROBE.min(cx.config.gate_limit) } else { cx.config.gate_limit };
         match self.gate.ask(cx.now, captured, limit, cx.config) {
             Permit::Wait(until) => {
@@ -308,7 +310,7 @@ impl Session {
                 cx.stats.gate_wait.record(waited);
                 if forced && greeting {
                     // No greeting came.
-                    *cx.first_word = FirstWord::Client;
+                    cx.manners.first_word = FirstWord::Client;
                 } else if forced {
                     cx.stats.gate_expired += 1;
                     cx.stats.sessions_ungated += u64::from(self.gate.strike());

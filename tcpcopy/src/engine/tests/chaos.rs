@@ -120,7 +120,7 @@ proptest! {
         memory in prop_oneof![Just(1usize << 20), Just(6000usize)],
     ) {
         let mut lab = Lab::with(Config { max_session_memory: memory, ..config() });
-        lab.engine.first_words.fill(FirstWord::Unknown);
+        lab.set_first_word(FirstWord::Unknown);
         lab.seed(seed);
         lab.weather = Weather { lose, duplicate: lose, delay: lose };
         lab.target.window = window;

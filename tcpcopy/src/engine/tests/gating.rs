@@ -165,7 +165,7 @@ fn greeting() -> App {
 #[test]
 fn where_the_server_speaks_first_the_client_waits_for_its_greeting() {
     let mut lab = Lab::new();
-    lab.engine.first_words.fill(FirstWord::Unknown);
+    lab.set_first_word(FirstWord::Unknown);
     lab.target.new_app = Box::new(|_| greeting());
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
@@ -174,13 +174,13 @@ fn where_the_server_speaks_first_the_client_waits_for_its_greeting() {
     assert_eq!(lab.only().received, b"");
     lab.run_ms(5);
     assert_eq!(lab.only().received, b"helo\n");
-    assert_eq!(lab.engine.first_words, [FirstWord::Server]);
+    assert_eq!(lab.engine.manners[0].first_word, FirstWord::Server);
 }
 
 #[test]
 fn a_greeting_seen_before_the_client_spoke_is_learned_for_the_next_connection() {
     let mut lab = Lab::new();
-    assert_eq!(lab.engine.first_words, [FirstWord::Client]);
+    assert_eq!(lab.engine.manners[0].first_word, FirstWord::Client);
     lab.target.new_app = Box::new(|_| greeting());
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
@@ -199,7 +199,7 @@ fn a_greeting_seen_before_the_client_spoke_is_learned_for_the_next_connection() 
 #[test]
 fn a_rule_without_greetings_is_not_held_up_for_ever() {
     let mut lab = Lab::new();
-    lab.engine.first_words.fill(FirstWord::Server);
+    lab.set_first_word(FirstWord::Server);
     for (port, ms) in [(40_000, 2010), (40_001, 2)] {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -212,7 +212,7 @@ fn a_rule_without_greetings_is_not_held_up_for_ever() {
 #[test]
 fn where_the_client_speaks_first_only_the_first_connection_waits() {
     let mut lab = Lab::new();
-    lab.engine.first_words.fill(FirstWord::Unknown);
+    lab.set_first_word(FirstWord::Unknown);
     for (port, ms) in [(40_000, 55), (40_001, 2)] {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -227,7 +227,7 @@ fn where_the_client_speaks_first_only_the_first_connection_waits() {
 #[test]
 fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wait() {
     let mut lab = Lab::new();
-    lab.engine.first_words.fill(FirstWord::Unknown);
+    lab.set_first_word(FirstWord::Unknown);
     for port in 40_000..40_004 {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -246,7 +246,7 @@ fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wai
 #[test]
 fn a_captured_handshake_ack_tells_who_speaks_first() {
     let mut lab = Lab::new();
-    lab.engine.first_words.fill(FirstWord::Unknown);
+    lab.set_first_word(FirstWord::Unknown);
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     client.send(&mut lab, 0, b"");

@@ -10,7 +10,7 @@ use tcpcopy_common::{
 
 use super::target::{Conn, INSTANCE, KEY, Later, Packet, Target};
 use crate::{
-    engine::{Config, Connection, Credentials, Engine, Flag, Replay, RuleTarget, TargetId},
+    engine::{Config, Connection, Credentials, Engine, Flag, Replay, RuleTarget, TargetId, gate::FirstWord},
     segment::{LiveSegment, Transmit},
     time::Nanos,
 };
@@ -82,8 +82,15 @@ impl Lab {
         };
         lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
         // Most tests are about protocols where the client speaks first, and need not wait to find out.
-        lab.engine.first_words.fill(crate::engine::gate::FirstWord::Client);
+        lab.set_first_word(FirstWord::Client);
         lab
+    }
+
+    /// What is known of who speaks first.
+    pub fn set_first_word(&mut self, word: FirstWord) {
+        for manners in &mut self.engine.manners {
+            manners.first_word = word;
+        }
     }
 
     pub fn seed(&mut self, seed: u64) {

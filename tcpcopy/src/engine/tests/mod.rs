@@ -2,6 +2,7 @@
 //!
 //! After every step the statistics must balance, and agree with what the sessions really hold.
 
+mod acknowledge;
 mod chaos;
 mod close;
 mod gating;

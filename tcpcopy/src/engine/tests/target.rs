@@ -15,6 +15,7 @@ use crate::{segment::TransmitOptions, time::Nanos};
 pub(super) const KEY: MarkKey = MarkKey { k0: 1, k1: 2 };
 pub(super) const INSTANCE: u32 = 7;
 const MS: u64 = 1_000_000;
+const RTO: u64 = 200 * MS;
 
 /// One segment on the way to the target.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub(super) struct Conn {
     /// Sent and not acknowledged: sequence number, length, flags.
     unacked: Vec<(u32, u32, u8)>,
     timer: Option<u64>,
+    /// When the timer was started anew (RFC 6298, sections 5.1 and 5.3).
+    restarted: u64,
     echo: u32,
     app: App,
     seen: usize,
@@ -236,6 +239,7 @@ impl Target {
             snd_una: self.iss.wrapping_add(1),
             unacked: Vec::new(),
             timer: None,
+            restarted: 0,
             echo: p.options.timestamps.map_or(0, |t| t.0),
             app,
             seen: 0,
@@ -255,6 +259,7 @@ impl Target {
         }
         if p.ack.wrapping_sub(conn.snd_una) as i32 > 0 {
             conn.snd_una = p.ack;
+            conn.restarted = now.0;
             let una = conn.snd_una;
             conn.unacked.retain(|&(seq, len, flags)| {
                 let end = seq.wrapping_add(len).wrapping_add(u32::from(flags & FIN != 0));
@@ -336,6 +341,9 @@ impl Target {
             return (out, later);
         }
         let Some(mut conn) = self.conns.remove(&flow) else { return (out, later) };
+        if conn.unacked.is_empty() {
+            conn.restarted = now.0;
+        }
         match work {
             Later::Do(_, _, Act::Write(_, len)) if !conn.closed => {
                 let (mut seq, end) = (conn.snd_nxt, conn.snd_nxt.wrapping_add(len));
@@ -363,14 +371,18 @@ impl Target {
             Later::Do(..) => {}
             Later::Retransmit(..) => {
                 conn.timer = None;
-                if let Some(&(seq, len, flags)) = conn.unacked.first() {
+                if conn.restarted + RTO <= now.0
+                    && let Some(&(seq, len, flags)) = conn.unacked.first()
+                {
+                    conn.restarted = now.0;
                     out.push(self.header(flow, Some(&conn), seq, len, flags));
                 }
             }
         }
         if !conn.unacked.is_empty() && conn.timer.is_none() {
-            conn.timer = Some(now.0 + 200 * MS);
-            later.push((now.0 + 200 * MS, Later::Retransmit(flow, isn)));
+            let at = conn.restarted + RTO;
+            conn.timer = Some(at);
+            later.push((at, Later::Retransmit(flow, isn)));
         }
         self.conns.insert(flow, conn);
         (out, later)

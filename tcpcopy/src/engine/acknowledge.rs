@@ -1,0 +1,432 @@
+//! When the target's octets are acknowledged: late enough that most acknowledgements ride on what is sent anyhow, and early
+//! enough that the target never waits for one.
+//!
+//! A client that seems *near* does what RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3, let it do: the acknowledgement
+//! of an answer waits for the next request or FIN, but not longer than [`DELAY`]; whatever might keep the target from sending is
+//! acknowledged at once. One that seems *far* (`-R`) acknowledges everything a round-trip time after it has come.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{
+    receiver::{Receiver, Want},
+    seq::TargetSeq,
+};
+use crate::time::Nanos;
+
+/// How long an acknowledgement waits for a segment to ride on: as long as Linux has it wait at least (`TCP_DELACK_MIN`). RFC 1122,
+/// section 4.2.3.2, allows 500 ms, but a target sends again what it finds unacknowledged after 200 ms.
+const DELAY: Duration = Duration::from_millis(40);
+/// An answer of at most so many segments waits as a whole, instead of every second segment: it leaves the target in one go,
+/// as the initial window has ten (RFC 6928) and shrinks only with a loss.
+const ANSWER: u32 = 8;
+/// Acknowledgements of a client far away that are under way. It acknowledges every second segment, so this is a window of
+/// 128 segments; with more, neighbours become one.
+const MOST: usize = 64;
+
+/// What a connection has acknowledged, and what it is about to.
+#[derive(Debug)]
+pub(super) struct Acknowledger {
+    due: Due,
+    client: Client,
+}
+
+/// Whether a segment is to be sent for the acknowledgement's sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// Nothing; what seemed to be a whole answer was acknowledged then, by a segment that did nothing else.
+    NothingSince(Nanos),
+    Later(Nanos),
+    Now,
+}
+
+/// Where the replayed client seems to be.
+#[derive(Debug)]
+enum Client {
+    Near(Near),
+    Far(Box<Far>),
+}
+
+#[derive(Debug)]
+struct Near {
+    /// What was acknowledged last.
+    told: TargetSeq,
+    /// What came was not always in order: the target's congestion window may be down to one segment.
+    careful: bool,
+    /// How long the handshake took, at most a second: before that, nothing can come because of an acknowledgement.
+    handshake_us: u32,
+}
+
+#[derive(Debug)]
+struct Far {
+    round_trip: Duration,
+    /// What the segments that are sent acknowledge; `None` before the handshake is over, when none may be sent.
+    told: Option<TargetSeq>,
+    /// When to acknowledge what, in the order of time.
+    waiting: VecDeque<(Nanos, TargetSeq)>,
+}
+
+impl Acknowledger {
+    /// For a connection whose SYN-ACK came just now, `handshake` after the SYN; `round_trip` is zero for a client that is near.
+    /// The end of the handshake is the first thing to be acknowledged.
+    pub fn new(now: Nanos, round_trip: Duration, handshake: Duration, receiver: &Receiver) -> Self {
+        let first = receiver.next();
+        if round_trip.is_zero() {
+            let near = Near { told: first, careful: false, handshake_us: handshake.as_micros().min(1_000_000) as u32 };
+            return Self { due: Due::Now, client: Client::Near(near) };
+        }
+        let mut waiting = VecDeque::with_capacity(MOST);
+        waiting.push_back((now.after(round_trip), first));
+        Self { due: Due::Nothing, client: Client::Far(Box::new(Far { round_trip, told: None, waiting })) }
+    }
+
+    /// What the segments that are sent now acknowledge, if any may be sent.
+    pub fn number(&self, receiver: &Receiver) -> Option<TargetSeq> {
+        match &self.client {
+            Client::Near(_) => Some(receiver.next()),
+            Client::Far(far) => far.told,
+        }
+    }
+
+    /// Takes in that the target sent something, which the receiver has taken in already: `new` octets of payload that nothing
+    /// had reported before. `segment_size`: about how many the target puts in a segment.
+    pub fn heard(
+        &mut self,
+        now: Nanos,
+        want: Want,
+        new: u32,
+        receiver: &Receiver,
+        segment_size: u16,
+        nagle: &mut Nagle,
+    ) {
+        match &mut self.client {
+            Client::Near(near) => {
+                if new > 0
+                    && let Due::NothingSince(at) = self.due
+                {
+                    let soonest = Duration::from_micros(near.handshake_us.into()) / 2;
+                    nagle.judge((soonest..=DELAY).contains(&now.since(at)));
+                }
+                let whole = receiver.is_complete();
+                let wait = match want {
+                    Want::Nothing => return,
+                    Want::Now => {
+                        near.careful = true;
+                        false
+                    }
+                    Want::Soon => {
+                        let segments = if whole && !near.careful { ANSWER } else { 1 };
+                        let waiting = receiver.next().distance(near.told).max(0) as u32;
+                        waiting <= segments * u32::from(segment_size) && !(whole && new > 0 && nagle.is_to_be_tried())
+                    }
+                };
+                self.due = match self.due {
+                    _ if !wait => Due::Now,
+                    Due::Nothing | Due::NothingSince(_) => Due::Later(now.after(DELAY)),
+                    due => due,
+                };
+            }
+            Client::Far(_) if want == Want::Nothing => {}
+            Client::Far(far) => far.acknowledge(now, receiver.next()),
+        }
+    }
+
+    /// The SYN-ACK came again: the end of the handshake was lost.
+    pub const fn repeat(&mut self) {
+        self.due = Due::Now;
+    }
+
+    /// Takes in that time has passed.
+    pub fn release(&mut self, now: Nanos) {
+        let due = match &mut self.client {
+            Client::Near(_) => matches!(self.due, Due::Later(at) if at <= now),
+            Client::Far(far) => far.release(now),
+        };
+        if due {
+            self.due = Due::Now;
+        }
+    }
+
+    /// When [`release`](Self::release) has something to do.
+    pub fn deadline(&self) -> Option<Nanos> {
+        match (&self.client, self.due) {
+            (Client::Near(_), Due::Later(at)) => Some(at),
+            (Client::Near(_), _) => None,
+            (Client::Far(far), _) => far.waiting.front().map(|(at, _)| *at),
+        }
+    }
+
+    /// Whether the last segment sent acknowledged everything that the target had sent.
+    pub fn is_settled(&self) -> bool {
+        match &self.client {
+            Client::Near(_) => matches!(self.due, Due::Nothing | Due::NothingSince(_)),
+            Client::Far(far) => far.waiting.is_empty() && self.due != Due::Now,
+        }
+    }
+
+    /// Whether to send a segment for the acknowledgement's sake.
+    pub fn is_due(&self) -> bool {
+        self.due == Due::Now
+    }
+
+    /// Takes in that a segment is sent, which acknowledges [`number`](Self::number).
+    pub const fn told(&mut self, receiver: &Receiver) {
+        self.due = Due::Nothing;
+        if let Client::Near(near) = &mut self.client {
+            near.told = receiver.next();
+        }
+    }
+
+    /// That segment does nothing but acknowledge.
+    pub fn told_alone(&mut self, now: Nanos, receiver: &Receiver) {
+        if receiver.is_complete() {
+            self.due = Due::NothingSince(now);
+        }
+    }
+}
+
+impl Far {
+    /// The target is to be told, a round-trip time from now, that everything before `next` has come.
+    fn acknowledge(&mut self, now: Nanos, next: TargetSeq) {
+        let at = now.after(self.round_trip);
+        if self.waiting.len() == MOST || self.waiting.back().is_some_and(|(last, _)| *last == at) {
+            self.waiting.pop_back();
+        }
+        self.waiting.push_back((at, next));
+    }
+
+    /// Lets those out that are due; whether there was one.
+    fn release(&mut self, now: Nanos) -> bool {
+        let mut released = false;
+        while let Some(&(_, next)) = self.waiting.front().filter(|(at, _)| *at <= now) {
+            self.waiting.pop_front();
+            self.told = Some(next);
+            released = true;
+        }
+        released
+    }
+}
+
+/// Whether the servers of a rule hold the rest of an answer back until its beginning is acknowledged: with Nagle's algorithm
+/// (RFC 9293, section 3.7.4) a header that was written by itself goes at once, and what follows it waits. To delay that
+/// acknowledgement until the next request would be wrong: the answer is not complete, as much as it looks so.
+///
+/// From what is reported it cannot be told from an answer that ends there. So some answers are acknowledged at once, to see
+/// whether more comes because of that; if it happens often, all are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Nagle {
+    answers: u8,
+    /// Answers that were acknowledged at once, and how many of them went on then; both halved now and then.
+    tried: u8,
+    went_on: u8,
+}
+
+impl Nagle {
+    /// Of the first answers, all are tried.
+    const FIRST: u8 = 16;
+    /// Of the others, one in so many.
+    const EVERY: u8 = 32;
+    /// One in so many that goes on is more than chance.
+    const CHANCE: u8 = 8;
+
+    /// Whether an answer, which came just now, is to be acknowledged at once.
+    fn is_to_be_tried(&mut self) -> bool {
+        self.answers = self.answers.wrapping_add(1);
+        let holds = self.went_on > self.tried / Self::CHANCE;
+        if self.tried >= Self::FIRST && !holds && !self.answers.is_multiple_of(Self::EVERY) {
+            return false;
+        }
+        if self.tried == u8::MAX {
+            self.tried /= 2;
+            self.went_on /= 2;
+        }
+        self.tried += 1;
+        true
+    }
+
+    /// An answer went on after it had been acknowledged; perhaps because of that.
+    const fn judge(&mut self, because: bool) {
+        if because {
+            self.went_on = self.went_on.saturating_add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTT: Duration = Duration::from_nanos(1_000);
+    const SEGMENT: u16 = 100;
+
+    /// A target's stream, and what acknowledges it.
+    struct Ends {
+        receiver: Receiver,
+        acknowledger: Acknowledger,
+        nagle: Nagle,
+        sent: u32,
+    }
+
+    impl Ends {
+        /// Open since time 0.
+        fn new(round_trip: Duration) -> Self {
+            let receiver = Receiver::new(TargetSeq::new(0));
+            let mut acknowledger = Acknowledger::new(Nanos(0), round_trip, RTT, &receiver);
+            if round_trip.is_zero() {
+                assert!(acknowledger.is_due(), "the end of the handshake");
+                acknowledger.told(&receiver);
+            }
+            let nagle = Nagle { tried: Nagle::FIRST, ..Nagle::default() };
+            Self { receiver, acknowledger, nagle, sent: 0 }
+        }
+
+        /// A segment; `skip` octets before it are missing.
+        fn hear(&mut self, now: u64, skip: u32, len: u32, push: bool) {
+            self.sent += skip;
+            let seq = TargetSeq::new(1 + self.sent);
+            self.sent += len;
+            if push {
+                self.receiver.note_end(seq.plus(len));
+            }
+            let received = self.receiver.receive(seq, len, false);
+            let (want, new) = (received.acknowledge, received.new);
+            self.acknowledger.heard(Nanos(now), want, new, &self.receiver, SEGMENT, &mut self.nagle);
+        }
+
+        fn acknowledge_alone(&mut self, now: u64) {
+            assert!(self.acknowledger.is_due());
+            self.acknowledger.told(&self.receiver);
+            self.acknowledger.told_alone(Nanos(now), &self.receiver);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_acknowledged_with_what_is_sent_next_or_after_a_delay() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.hear(5, 0, 50, true);
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.told(&ends.receiver);
+        assert_eq!(ends.acknowledger.deadline(), None);
+
+        ends.hear(10, 0, 50, true);
+        ends.hear(20, 0, 50, true);
+        let delayed = Nanos(10).after(DELAY);
+        assert_eq!(ends.acknowledger.deadline(), Some(delayed));
+        ends.acknowledger.release(Nanos(delayed.0 - 1));
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.release(delayed);
+        assert!(ends.acknowledger.is_due());
+        assert_eq!(
+            ends.acknowledger.deadline(),
+            None,
+            "what is due while the channel is down must not stay a deadline"
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_end_of_an_answer_is_acknowledged_every_second_segment() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.hear(5, 0, 100, false);
+        assert!(!ends.acknowledger.is_due());
+        ends.hear(5, 0, 1, false);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn a_long_answer_is_acknowledged_before_the_target_s_window_is_full() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.hear(5, 0, 800, true);
+        assert!(!ends.acknowledger.is_due());
+        ends.hear(5, 0, 1, true);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn after_a_loss_every_second_segment_is_acknowledged() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.hear(5, 10, 50, true);
+        ends.acknowledge_alone(6);
+        ends.sent = 0;
+        ends.hear(7, 0, 10, true);
+        assert!(ends.acknowledger.is_due(), "it fills a hole");
+        ends.acknowledge_alone(8);
+        ends.sent = 60;
+        ends.hear(9, 0, 101, true);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn a_client_far_away_acknowledges_each_piece_after_its_time() {
+        let mut ends = Ends::new(RTT);
+        ends.acknowledger.release(Nanos(999));
+        assert!(!ends.acknowledger.is_due() && ends.acknowledger.number(&ends.receiver).is_none());
+        ends.hear(500, 0, 10, false);
+        ends.acknowledger.release(Nanos(1_000));
+        let number = ends.acknowledger.number(&ends.receiver);
+        assert!(ends.acknowledger.is_due());
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(1)), Some(Nanos(1_500))));
+        ends.acknowledger.told(&ends.receiver);
+        ends.acknowledger.release(Nanos(1_499));
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.release(Nanos(5_000));
+        let number = ends.acknowledger.number(&ends.receiver);
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(11)), None));
+    }
+
+    #[test]
+    fn more_than_fit_become_one_and_the_last_is_kept() {
+        let mut ends = Ends::new(RTT);
+        for n in 0..1_000 {
+            ends.hear(n, 0, 1, false);
+        }
+        let Client::Far(far) = &ends.acknowledger.client else { unreachable!() };
+        assert_eq!((far.waiting.len(), far.waiting.capacity()), (MOST, MOST));
+        ends.acknowledger.release(Nanos(1_999));
+        assert_eq!(ends.acknowledger.number(&ends.receiver), Some(TargetSeq::new(1_001)));
+    }
+
+    /// A server with Nagle's algorithm, that writes header and body one after the other.
+    #[test]
+    fn a_target_that_waits_for_acknowledgements_gets_them_at_once() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.nagle = Nagle::default();
+        let mut now = 0;
+        for answer in 0..200 {
+            now += 10_000_000;
+            ends.hear(now, 0, 50, true);
+            assert!(ends.acknowledger.is_due(), "answer {answer}");
+            ends.acknowledge_alone(now);
+            now += RTT.as_nanos() as u64;
+            ends.hear(now, 0, 50, true);
+            ends.acknowledger.told(&ends.receiver);
+        }
+        // Now the service does it no more.
+        let mut due = |ends: &mut Ends| {
+            now += 10_000_000;
+            ends.hear(now, 0, 50, true);
+            let due = ends.acknowledger.is_due();
+            ends.acknowledger.told(&ends.receiver);
+            due
+        };
+        let late = (0..2_000).filter(|_| !due(&mut ends)).count();
+        assert!(late > 500, "{late}");
+    }
+
+    #[test]
+    fn what_comes_sooner_than_an_acknowledgement_can_reach_the_target_does_not_count() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.nagle = Nagle::default();
+        let mut at_once = 0;
+        for answer in 0..200 {
+            let now = answer * 10_000_000;
+            ends.hear(now, 0, 50, true);
+            if ends.acknowledger.is_due() {
+                at_once += 1;
+                ends.acknowledge_alone(now);
+            }
+            ends.hear(now + 400, 0, 50, true);
+            ends.acknowledger.told(&ends.receiver);
+        }
+        assert!((8..30).contains(&at_once), "{at_once}");
+    }
+}
