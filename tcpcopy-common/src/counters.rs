@@ -48,6 +48,11 @@ counters! {
         CopyFailed = "copy_failed",
         /// Discarded: larger than a record (IPv6 jumbograms of BIG TCP).
         TooLarge = "too_large",
+        /// Payload octets lost with [`NoRing`](Self::NoRing), [`CopyFailed`](Self::CopyFailed) and
+        /// [`TooLarge`](Self::TooLarge).
+        OtherBytes = "other_bytes",
+        /// SYN and FIN flags lost with these three.
+        OtherControl = "other_syn_fin",
         /// Discarded: an IP fragment, which has no whole TCP header or no whole payload. Counted when the address or the
         /// port of a rule can be seen in it, or cannot be excluded.
         Fragment = "fragment",

@@ -22,8 +22,8 @@ enum NotCopied {
     Unmatched,
     /// The reason, and the counter of it.
     Discarded(CaptureCounter),
-    /// The worker's ring had no room for this segment.
-    RingFull { payload_len: u32, flags: u8 },
+    /// It should have been copied, but could not be: the reason, and what is lost with it.
+    Lost { reason: CaptureCounter, payload_len: u32, flags: u8 },
 }
 
 impl From<NotIp> for NotCopied {
@@ -49,11 +49,15 @@ pub fn capture(packet: &impl Packet, link: Link) {
         }
         Err(NotCopied::Unmatched) => {}
         Err(NotCopied::Discarded(reason)) => reason.count(),
-        Err(NotCopied::RingFull { payload_len, flags }) => {
-            CaptureCounter::RingFull.count();
-            CaptureCounter::RingFullBytes.add(payload_len as u64);
+        Err(NotCopied::Lost { reason, payload_len, flags }) => {
+            reason.count();
             let control = (flags & SYN != 0) as u64 + (flags & FIN != 0) as u64;
-            CaptureCounter::RingFullControl.add(control);
+            let (octets_of, control_of) = match reason {
+                CaptureCounter::RingFull => (CaptureCounter::RingFullBytes, CaptureCounter::RingFullControl),
+                _ => (CaptureCounter::OtherBytes, CaptureCounter::OtherControl),
+            };
+            octets_of.add(payload_len as u64);
+            control_of.add(control);
         }
     }
 }
@@ -123,11 +127,13 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     if ip.fragment.more != 0 {
         return discard(CaptureCounter::Fragment);
     }
-    if ip.is_jumbo() {
-        return discard(CaptureCounter::TooLarge);
-    }
     let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else { return discard(CaptureCounter::Malformed) };
     let header_len = tcp.length();
+    let lose = |reason, payload_len| Err(NotCopied::Lost { reason, payload_len, flags: tcp.flags });
+    if ip.is_jumbo() {
+        // Its length is in an extension header; there is no padding behind so much.
+        return lose(CaptureCounter::TooLarge, packet.len().saturating_sub(ip.payload() + header_len));
+    }
     // The end is where IP says: an Ethernet frame may be padded behind it, but not cut off before it.
     let contradiction =
         header_len < TcpHeader::LENGTH || ip.payload_len < header_len || ip.payload() + ip.payload_len > packet.len();
@@ -139,7 +145,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         return discard(CaptureCounter::PureAck);
     }
     if payload_len > MAX_PAYLOAD as u32 {
-        return discard(CaptureCounter::TooLarge);
+        return lose(CaptureCounter::TooLarge, payload_len);
     }
     if tcp.flags & SYN != 0 {
         log::syn_captured(&flow);
@@ -162,7 +168,6 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     // Options and payload are neighbours in the packet as in the record.
     match ring::capture(packet, worker, &header, ip.payload() + TcpHeader::LENGTH, options_len + payload_len) {
         Ok(()) => Ok(payload_len),
-        Err(CaptureCounter::RingFull) => Err(NotCopied::RingFull { payload_len, flags: tcp.flags }),
-        Err(reason) => discard(reason),
+        Err(reason) => lose(reason, payload_len),
     }
 }

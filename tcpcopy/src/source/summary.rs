@@ -138,6 +138,8 @@ impl Summary {
                     C::NoRing,
                     C::CopyFailed,
                     C::TooLarge,
+                    C::OtherBytes,
+                    C::OtherControl,
                     C::Fragment,
                     C::Malformed,
                 ])

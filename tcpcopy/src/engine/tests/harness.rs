@@ -49,6 +49,8 @@ pub(super) struct Lab {
     random: u64,
     /// One way, in ns.
     pub delay: u64,
+    /// The most payload that the path to the target takes in a packet: the injector cuts to what fits.
+    pub path: usize,
     /// Whether [`audit`](Self::audit) is called after every step.
     pub audits: bool,
 }
@@ -78,6 +80,7 @@ impl Lab {
             order: 0,
             random: 0x2545_f491_4f6c_dd1d,
             delay: 50_000,
+            path: usize::MAX,
             audits: true,
         };
         lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
@@ -131,7 +134,7 @@ impl Lab {
     pub fn settle(&mut self) {
         let mut n = 0;
         while let Some(transmit) = self.engine.poll_transmit(self.now) {
-            let packets = cut(&transmit);
+            let packets = cut(&transmit, self.path);
             for packet in packets {
                 self.sent.push(packet.clone());
                 self.travel(|| Event::ToTarget(packet.clone()));
@@ -276,7 +279,7 @@ impl Lab {
     }
 }
 
-fn cut(transmit: &Transmit<'_>) -> Vec<Packet> {
+fn cut(transmit: &Transmit<'_>, most: usize) -> Vec<Packet> {
     assert!(transmit.segment_size > 0 && transmit.payload.len() <= 65_535 - 40);
     let packet = |offset: usize, payload: &[u8], flags| Packet {
         flow: transmit.flow,
@@ -289,7 +292,7 @@ fn cut(transmit: &Transmit<'_>) -> Vec<Packet> {
     if transmit.payload.is_empty() {
         return vec![packet(0, &[], transmit.flags)];
     }
-    let size = usize::from(transmit.segment_size);
+    let size = usize::from(transmit.segment_size).min(most);
     let count = transmit.payload.len().div_ceil(size);
     transmit
         .payload

@@ -331,3 +331,31 @@ fn two_ends_that_both_miss_something_do_not_answer_each_other_for_ever() {
     lab.settle();
     assert_eq!(lab.sent.len(), before + 1, "the data, and no ACK");
 }
+
+#[test]
+fn a_path_whose_mtu_shrinks_in_the_middle_of_an_upload_gets_smaller_packets() {
+    for lose in [0, 50] {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(|_| silent());
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        let octets: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+        let (first, rest) = octets.split_at(100_000);
+        client.send(&mut lab, 0, first);
+        lab.run_until(lab.now.0 + 250_000);
+        // What is under way is too large, and lost; from now on the injector cuts smaller pieces.
+        lab.weather.lose = 1000;
+        lab.run_until(lab.now.0 + 200_000);
+        lab.weather.lose = lose;
+        lab.path = 400;
+        let before = lab.sent.len();
+        client.send(&mut lab, 0, rest);
+        client.fin(&mut lab, 0);
+        lab.run_ms(120_000);
+        assert_eq!(lab.only().received, octets);
+        let after = &lab.sent[before..];
+        assert_eq!(after.iter().map(|packet| packet.payload.len()).max(), Some(400));
+        let stats = lab.engine.stats();
+        assert!(lab.lost > 0 && stats.retransmitted_bytes > 0 && stats.bytes.sent == 200_000);
+    }
+}
