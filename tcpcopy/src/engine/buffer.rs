@@ -183,4 +183,26 @@ mod tests {
         stores.into_iter().for_each(|store| pool.give_back(store));
         assert_eq!((pool.allocated(), pool.unused.len()), (LARGEST_KEPT + (MOST_KEPT - 1) * SMALLEST, MOST_KEPT));
     }
+
+    #[test]
+    fn a_store_grows_up_to_the_very_limit() {
+        let mut pool = Pool::new(2 * SMALLEST);
+        let mut store = pool.take();
+        pool.reserve(&mut store, SMALLEST).unwrap();
+        store.bytes.extend_from_slice(&[1; 100]);
+        assert_eq!(pool.reserve(&mut store, 2 * SMALLEST), Ok(()));
+        assert_eq!((store.bytes.capacity(), pool.allocated()), (2 * SMALLEST, 2 * SMALLEST));
+        assert_eq!(pool.reserve(&mut store, 2 * SMALLEST + 1), Err(Exhausted));
+    }
+
+    #[test]
+    fn an_unused_store_makes_room_for_one_that_grows() {
+        let mut pool = Pool::new(4 * SMALLEST);
+        let (mut a, mut b) = (pool.take(), pool.take());
+        pool.reserve(&mut a, SMALLEST).unwrap();
+        pool.reserve(&mut b, SMALLEST).unwrap();
+        pool.give_back(a);
+        pool.reserve(&mut b, 4 * SMALLEST).unwrap();
+        assert_eq!((pool.allocated(), pool.unused.len()), (4 * SMALLEST, 0));
+    }
 }

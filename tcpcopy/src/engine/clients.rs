@@ -219,7 +219,7 @@ mod tests {
                     }
                 }
             }
-            assert!(seen.len() as u32 > PORTS * 9 / 10, "{slots} slots use {} ports", seen.len());
+            assert!(seen.len() as u32 > PORTS * 98 / 100, "{slots} slots use {} ports", seen.len());
         }
     }
 
@@ -280,5 +280,69 @@ mod tests {
         assert!(pool.contains("255.255.255.255".parse().unwrap()) && !pool.contains("0.0.0.0".parse().unwrap()));
         assert!((0..20).all(|n| pool.pick(true, u64::MAX, n).is_some() && pool.pick(false, u64::MAX, n).is_some()));
         assert!(!AddressPool::default().has(true) && AddressPool::default().pick(true, 1, 0).is_none());
+    }
+
+    #[test]
+    fn a_pool_has_what_was_added_and_no_more() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut pool = AddressPool::default();
+        pool.add(address("10.0.0.1"), 0);
+        assert!(!pool.has(true) && !pool.has(false));
+        pool.add(address("10.9.0.1"), 3);
+        pool.add(address("255.255.255.255"), 9);
+        pool.add(address("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe"), 9);
+        assert!(pool.has(true) && pool.has(false));
+        let inside = ["10.9.0.1", "10.9.0.3", "255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
+        assert!(inside.iter().all(|a| pool.contains(address(a))));
+        assert!(
+            ["10.9.0.0", "10.9.0.4", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffd"]
+                .iter()
+                .all(|a| !pool.contains(address(a)))
+        );
+        // Each in turn, from the one that the hash names on.
+        let v4: Vec<_> = (0..5).map(|n| pool.pick(true, 7, n).unwrap()).collect();
+        let expected = ["255.255.255.255", "10.9.0.1", "10.9.0.2", "10.9.0.3", "255.255.255.255"];
+        assert_eq!(v4, expected.map(|a| IpAddress::from(address(a))));
+        let v6: HashSet<_> = (0..5).map(|n| pool.pick(false, 7, n).unwrap()).collect();
+        assert_eq!(v6.len(), 2);
+    }
+
+    #[test]
+    fn a_client_has_one_address_whatever_it_connects_to() {
+        let config = config(&[("10.9.0.0", 60_000)], Ports::Own);
+        let first = |own: Flow| all(&config, &own)[0].client;
+        let expected = first(flow(40_000));
+        let other = IpAddress::from_v4([10, 0, 0, 77]);
+        assert_eq!(first(Flow { server: other, ..flow(40_000) }), expected);
+        assert_eq!(first(Flow { server_port: [1, 1], ..flow(40_000) }), expected);
+        assert_ne!(first(Flow { client: other, ..flow(40_000) }), expected);
+    }
+
+    #[test]
+    fn ports_leave_the_remainder_of_their_slot() {
+        for (slot, slots) in [(0, 1), (0, 3), (2, 3), (5, 8), (4095, 4096)] {
+            let config = config(&[], Ports::Dealt { slot, slots, region: None });
+            assert!((0..50).flat_map(|own| all(&config, &flow(own))).all(|flow| port(&flow) % slots == slot));
+        }
+    }
+
+    #[test]
+    fn a_search_begins_in_the_region_is_then_scattered_and_ends_in_a_row() {
+        let ports = |own, region| {
+            let config = config(&[], Ports::Dealt { slot: 0, slots: 1, region });
+            all(&config, &flow(own)).iter().map(|flow| u32::from(port(flow))).collect::<Vec<_>>()
+        };
+        let (in_region, scattered) = (usize::from(IN_REGION), usize::from(SCATTERED));
+        let size = PORTS / REGIONS;
+        for own in 0..200 {
+            let (within, without) = (ports(own, Some(100)), ports(own, None));
+            let begin = FIRST_PORT + 100 * size;
+            assert!(within[..in_region].iter().all(|port| (begin..begin + size).contains(port)), "{within:?}");
+            assert!(within[..in_region].windows(2).all(|two| (two[0] + 1 - begin) % size == two[1] - begin));
+            assert_eq!(within[in_region..], without[in_region..]);
+            let in_a_row =
+                |ports: &[u32]| ports.windows(2).all(|two| (two[0] + 1 - FIRST_PORT) % PORTS == two[1] - FIRST_PORT);
+            assert!(in_a_row(&without[scattered..]) && !in_a_row(&without[..=scattered]), "{without:?}");
+        }
     }
 }

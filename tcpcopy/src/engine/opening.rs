@@ -73,4 +73,25 @@ mod tests {
         let gap = |port| opening(3, now, &flow(port + 1), None).isn.distance(opening(3, now, &flow(port), None).isn);
         assert!((1..100).any(|p| gap(p) != gap(p + 1)));
     }
+
+    #[test]
+    fn numbers_grow_with_the_clock_and_pass_what_was_used() {
+        let at = |ms: u64, used| opening(3, Nanos((1 << 40) + ms * 1_000_000), &flow(1), used);
+        let first = at(0, None);
+        let later = at(5, Some(first));
+        assert_eq!((later.isn.distance(first.isn), later.tsval.wrapping_sub(first.tsval)), (5 * 15_625, 5));
+        // The clock has not moved, or just so far that the SYN of the one before has the number.
+        for used in [first.isn, first.isn.plus(1), first.isn.plus(u32::MAX)] {
+            let next = at(0, Some(Opening { isn: used, tsval: first.tsval }));
+            assert_eq!((next.isn, next.tsval), (used.plus(1 << 16), first.tsval.wrapping_add(1)));
+        }
+        let next = at(0, Some(Opening { isn: first.isn.plus(u32::MAX - 1), tsval: first.tsval.wrapping_sub(9) }));
+        assert_eq!((next.isn, next.tsval), (first.isn, first.tsval));
+    }
+
+    #[test]
+    fn timestamps_differ_from_one_four_tuple_to_the_next() {
+        let tsval = |port| opening(3, Nanos(1 << 40), &flow(port), None).tsval;
+        assert!((1..100).all(|port| tsval(port) != tsval(port + 1)));
+    }
 }

@@ -233,4 +233,36 @@ mod tests {
             prop_assert!(new >= 39 * 7 + 10);
         }
     }
+
+    #[test]
+    fn a_number_half_a_gigabyte_away_is_of_another_connection() {
+        let r = receiver();
+        let far = PLAUSIBLE as u32;
+        assert!([0, far - 1, (far - 1).wrapping_neg()].into_iter().all(|offset| r.is_plausible(at(offset))));
+        assert!([far, far.wrapping_neg(), 1 << 31].into_iter().all(|offset| !r.is_plausible(at(offset))));
+    }
+
+    #[test]
+    fn an_end_noted_late_does_not_move_the_end_back_nor_past_the_fin() {
+        let mut r = receiver();
+        r.note_end(at(30));
+        r.note_end(at(20));
+        r.receive(at(0), 20, false);
+        assert!(!r.is_complete());
+        r.receive(at(20), 10, true);
+        r.note_end(at(90));
+        assert!(r.is_complete() && r.is_finished());
+    }
+
+    #[test]
+    fn ranges_out_of_order_are_all_remembered() {
+        let mut r = receiver();
+        for offset in [300, 100, 200, 400] {
+            assert_eq!(r.receive(at(offset), 10, false).new, 10);
+        }
+        for (offset, next) in [(0, 110), (110, 210), (210, 310), (310, 410)] {
+            r.receive(at(offset), 100, false);
+            assert_eq!(r.next(), at(next), "after the gap at {offset}");
+        }
+    }
 }

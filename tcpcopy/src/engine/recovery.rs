@@ -184,4 +184,52 @@ mod tests {
         (0..100).for_each(|_| c.acknowledge(1000, 1000));
         assert_eq!(c.window(), 10_000);
     }
+
+    #[test]
+    fn the_time_out_is_that_of_rfc_6298() {
+        let ms = Duration::from_millis;
+        let mut rto = Rto::new();
+        rto.sample(ms(100));
+        rto.sample(ms(200));
+        // SRTT 112.5 ms, RTTVAR 62.5 ms.
+        assert_eq!(rto.current(), Duration::from_micros(362_500));
+        rto.sample(ms(100));
+        assert_eq!(rto.current(), Duration::from_micros(110_938 + 4 * (46_875 + 3125)));
+    }
+
+    #[test]
+    fn an_opened_window_takes_the_doubling_back() {
+        let mut rto = Rto::new();
+        rto.sample(Duration::from_millis(300));
+        let before = rto.current();
+        (0..3).for_each(|_| rto.expire());
+        assert_eq!((rto.calm().current(), rto.calm().expirations()), (before, 0));
+    }
+
+    #[test]
+    fn a_window_used_by_half_grows() {
+        let mut c = Congestion::new(1000);
+        c.acknowledge(1000, 5000);
+        assert_eq!(c.window(), 11_000);
+    }
+
+    #[test]
+    fn losses_leave_half_of_the_flight_but_two_segments() {
+        let mut c = Congestion::new(1000);
+        c.lose(1000);
+        assert_eq!(c.window(), 2000);
+        // Slow start up to half of what was under way, then a segment per round trip.
+        c.collapse(20_000);
+        let windows: Vec<_> = (0..6)
+            .map(|_| {
+                c.acknowledge(c.window(), c.window());
+                c.window()
+            })
+            .collect();
+        assert_eq!(windows, [2000, 4000, 8000, 16_000, 17_000, 18_000]);
+        c.collapse(0);
+        c.acknowledge(500, 1000);
+        c.acknowledge(1000, 1500);
+        assert_eq!(c.window(), 2500, "slow start up to two segments");
+    }
 }

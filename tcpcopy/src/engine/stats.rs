@@ -344,4 +344,34 @@ mod tests {
         assert_eq!((a.syns.captured, a.sessions.active, a.pure_acks), (2, 2, 4));
         assert_eq!(a.check(), Ok(()));
     }
+
+    #[test]
+    fn merging_adds_every_kind_of_count() {
+        let stats = |n: u64| {
+            let mut stats = Stats::default();
+            for ledger in [&mut stats.bytes, &mut stats.syns, &mut stats.fins] {
+                ledger.capture(10 * n);
+                ledger.send(2 * n);
+                ledger.discard(Reason::CaptureGap, 3 * n);
+                ledger.discard(Reason::Nonsense, n);
+            }
+            stats.sessions = Sessions { seen: 3 * n, finished: n, active: n, aborted: ByReason::default() };
+            stats.sessions.aborted.add(Reason::TargetReset, n);
+            stats
+        };
+        let mut sum = stats(3);
+        sum.merge(&stats(5));
+        let expected = stats(8);
+        assert_eq!((sum.bytes, sum.syns, sum.fins), (expected.bytes, expected.syns, expected.fins));
+        assert_eq!(sum.sessions, expected.sessions);
+        assert_eq!(sum.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_leftover_settled_twice_is_noticed() {
+        let mut stats = Stats { leftovers: 2, leftovers_settled: 1, leftovers_given_up: 1, ..Stats::default() };
+        assert_eq!(stats.check(), Ok(()));
+        stats.leftovers = 1;
+        assert_eq!(stats.check(), Err(Unbalanced { what: "leftover connections", seen: 1, accounted: 2 }));
+    }
 }
