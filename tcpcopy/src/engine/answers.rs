@@ -49,7 +49,7 @@ impl Answers {
             // An answer is missing to the requests before it.
             return if self.behind > 0 && self.behind >= self.last { requests } else { 0 };
         }
-        if self.behind > 0 && self.said <= self.behind {
+        if self.said <= self.behind {
             return requests;
         }
         // Pipelined requests, or one in several writes.
@@ -78,6 +78,7 @@ mod tests {
     fn equal_answers_owe_nothing() {
         let answers = account(&[(0, 100, false), (100, 300, false), (300, 50, false)]);
         assert_eq!((answers.unclear(true, 50), answers.unclear(false, 50)), (0, 0));
+        assert_eq!(Answers::default().unclear(false, 50), 0, "nothing was asked");
     }
 
     #[test]
@@ -116,6 +117,8 @@ mod tests {
         assert_eq!(answers.unclear(true, 200), 0, "one write, and another server");
         answers.write();
         assert_eq!((answers.unclear(true, 200), answers.unclear(true, 134), answers.unclear(true, 133)), (1, 1, 0));
+        answers.said(50);
+        assert_eq!((answers.unclear(true, 201), answers.unclear(true, 200)), (1, 0), "three quarters");
     }
 
     #[test]

@@ -439,3 +439,62 @@ fn late_reports_of_an_earlier_connection_cost_no_syn_retries() {
     assert_eq!(lab.only().received, b"new\n");
     lab.assert_nothing_lost();
 }
+
+#[test]
+fn a_target_that_reads_to_the_end_and_closes_without_an_answer_is_not_asked_again() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    // It waits for an answer as long as it may; then the target takes it, and closes too.
+    client.fin(&mut lab, 10);
+    lab.run_ms(2100);
+    assert!(lab.only().fin_received);
+    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
+    let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Close(0)));
+    for response in responses {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    lab.settle();
+    lab.run_ms(100);
+    lab.assert_nothing_lost();
+    let stats = lab.engine.stats();
+    assert_eq!((stats.reconnects, stats.requests_unanswered, stats.gate_expired), (0, 1, 1));
+}
+
+#[test]
+fn a_connection_that_the_target_resets_before_any_request_is_opened_again_for_the_first() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|n| match n {
+        0 => Box::new(|input| if input.is_none() { vec![Act::Reset(1000)] } else { Vec::new() }),
+        _ => lines(10),
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().sessions.active, 1);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["one\n"]);
+    lab.assert_nothing_lost();
+}
+
+#[test]
+fn a_pipelined_request_that_crosses_the_target_s_fin_moves_at_once() {
+    let mut lab = Lab::new();
+    // The answer, and the close right after it.
+    lab.target.new_app = Box::new(|n| close_late(if n == 0 { 1 } else { 99 }, 1000));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().reconnects, 0);
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(5);
+    assert_eq!(lab.engine.stats().reconnects, 1);
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"two\n");
+}

@@ -13,6 +13,8 @@ mod limits;
 mod loss;
 mod misbehaving;
 mod owed;
+mod reports;
+mod segments;
 mod sessions;
 mod target;
 
