@@ -14,16 +14,24 @@ pub(super) struct Answers {
     last: u32,
     /// What the target has said since the newest request was let through.
     said: u32,
-    /// Requests let through without waiting, or before an answer.
+    /// Requests before the newest that were let through before the answer to the one before had ended. From the first on,
+    /// every octet counts.
     early: u8,
     /// Ends of writes in the newest request: several may be several requests.
     writes: u8,
+    /// Whether the newest request was.
+    newest_early: bool,
 }
 
 impl Answers {
     /// The target said something.
     pub const fn said(&mut self, octets: u32) {
         self.said = self.said.saturating_add(octets);
+    }
+
+    /// The target went on with an answer after the request that was to wait for it had been let through.
+    pub const fn went_on(&mut self) {
+        self.newest_early = true;
     }
 
     /// The live client's write ends with the segment that is sent.
@@ -34,23 +42,28 @@ impl Answers {
     /// A request is let through that the live client sent after it had read `live` octets. `early`: not because the target
     /// has answered.
     pub fn request(&mut self, live: u32, early: bool) {
+        let exact = self.early() > 0 || self.behind >= self.last / 2;
         // Less than half an answer is how versions of a server differ, and would add up.
-        let carried = if self.behind < self.last / 2 { 0 } else { self.behind };
+        let carried = if exact { self.behind } else { 0 };
         let behind = carried.saturating_add(live).saturating_sub(self.said);
-        let early = self.early.saturating_add(u8::from(early));
-        *self = Self { behind, last: live, said: 0, early, writes: 0 };
+        *self = Self { behind, last: live, said: 0, early: self.early(), writes: 0, newest_early: early };
+    }
+
+    const fn early(&self) -> u8 {
+        self.early.saturating_add(self.newest_early as u8)
     }
 
     /// How many requests may have stayed without an answer, if the target says no more. `answered`: it has said something
     /// since the newest one, which is not among them otherwise; `live`: how much the live server has answered to that.
     pub fn unclear(&self, answered: bool, live: u32) -> u64 {
-        let requests = u64::from(self.early.max(1));
+        let early = u64::from(self.early());
         if !answered {
             // An answer is missing to the requests before it.
-            return if self.behind > 0 && self.behind >= self.last { requests } else { 0 };
+            return if self.behind > 0 && self.behind >= self.last { early.max(1) } else { 0 };
         }
-        if self.said <= self.behind {
-            return requests;
+        if let Some(missing) = self.behind.checked_sub(self.said) {
+            // To the newest, and perhaps to the one before it.
+            return early.max(1 + u64::from(missing > 0 && missing >= self.last));
         }
         // Pipelined requests, or one in several writes.
         let short = u64::from(self.said) * 4 < u64::from(live) * 3;
@@ -109,6 +122,24 @@ mod tests {
         // Two answers were cut in two: the second half of each passed for the next.
         assert_eq!(account(&[(0, 50, false), (100, 50, false), (100, 100, false)]).unclear(true, 100), 1);
         assert_eq!(account(&[(0, 51, false), (100, 49, false), (100, 100, false)]).unclear(true, 100), 0);
+    }
+
+    #[test]
+    fn once_an_answer_was_cut_in_two_every_octet_counts() {
+        let mut answers = account(&[(0, 90, false)]);
+        answers.request(100, false);
+        answers.went_on();
+        answers.said(10);
+        // The rest has let the third request through, and the answer to the second passes for the third's.
+        answers.request(100, false);
+        answers.said(100);
+        assert_eq!(
+            (
+                answers.unclear(true, 100),
+                account(&[(0, 90, false), (100, 10, false), (100, 100, false)]).unclear(true, 100)
+            ),
+            (1, 0)
+        );
     }
 
     #[test]

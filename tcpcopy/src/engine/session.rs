@@ -512,7 +512,8 @@ impl Session {
             Outcome::Finished(farewell) => farewell != Farewell::Reset && self.is_answered_live(stream),
             _ => false,
         };
-        if !(closed_first && ended) {
+        // Where the gate has been given up, the two servers do not speak in step, and the target had its reason to end.
+        if !ended || !closed_first && self.gate.is_off() {
             return 0;
         }
         let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);

@@ -46,7 +46,7 @@ const KEPT: &[(u64, &str)] = &[
 ];
 
 /// Seeds of every test run.
-const SEEDS: u64 = 1000;
+const SEEDS: u64 = 2000;
 
 #[test]
 fn seeds_that_failed_once_pass() {

@@ -203,6 +203,8 @@ pub struct Scenario {
     pub services: [Service; 2],
     pub target: TargetSettings,
     pub session_memory: Option<usize>,
+    /// The target's answers are as long as the live server's, so that what it owes can be told.
+    pub alike: bool,
     pub connections: Vec<Connection>,
 }
 
@@ -236,8 +238,15 @@ impl Scenario {
         let target = target(&mut r);
         let session_memory = r.chance(60).then(|| r.within(2_000..=40_000) as usize);
         let count = r.magnitude(1..=16) as u8;
-        let connections = (0..count).map(|id| connection(seed, id, gaps)).collect();
-        Self { seed, up, down, services, target, session_memory, connections }
+        let mut connections: Vec<_> = (0..count).map(|id| connection(seed, id, gaps)).collect();
+        let alike = Random::new(seed, 5000).chance(300);
+        if alike {
+            for request in connections.iter_mut().flat_map(|c| &mut c.writes).flat_map(|w| &mut w.requests) {
+                let pieces = request.reply.pieces.min(request.answer.0 as usize);
+                request.reply = Reply { pieces, size: request.answer.0 as usize / pieces * pieces, ..request.reply };
+            }
+        }
+        Self { seed, up, down, services, target, session_memory, alike, connections }
     }
 
     /// What could be left out, the largest parts first.

@@ -274,6 +274,7 @@ impl Session {
                 self.fruitless = 0;
             } else if self.request < self.sent && acked > self.origin {
                 self.gate.opened_early();
+                self.answers.went_on();
             }
             let greeting = acked == self.origin && cx.now.since(open.since) < GREETING;
             if greeting {

@@ -193,10 +193,16 @@ fn a_pipeline_that_the_target_answers_in_part_and_closes_upon_is_counted() {
 }
 
 #[test]
-fn a_live_client_that_ends_first_leaves_nothing_unclear() {
+fn an_answer_that_the_replayed_fin_cuts_off_is_counted() {
     let mut lab = Lab::new();
+    // The late answer to the first line passes for the second's, so the FIN follows; the target closes before the second.
     lab.target.new_app = Box::new(|_| script(vec![vec![Act::Write(2500 * MS, 10)], vec![Act::Write(2600 * MS, 10)]]));
     live_lines(&mut lab, &[0, 0]);
-    assert_eq!((lab.engine.stats().gate_expired, owed(&lab)), (1, (0, 0)));
+    assert_eq!((lab.engine.stats().gate_expired, owed(&lab)), (1, (0, 1)));
     lab.assert_nothing_lost();
+
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| lines(10));
+    live_lines(&mut lab, &[0, 5000, 0]);
+    assert_eq!(owed(&lab), (0, 0));
 }
