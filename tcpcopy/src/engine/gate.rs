@@ -292,4 +292,13 @@ mod tests {
         }
         assert!(gate.is_off() && granted(gate.ask(Nanos(0), Nanos(0), LIMIT, &config())));
     }
+
+    #[test]
+    fn a_replay_is_late_from_more_than_five_milliseconds_on() {
+        for (captured, late) in [(Nanos(95 * MS), false), (Nanos(95 * MS - 1), true)] {
+            let mut gate = Gate::new();
+            gate.answered(Nanos(100 * MS - 62_500), true, true);
+            assert_eq!(granted(gate.ask(Nanos(100 * MS), captured, LIMIT, &config())), late);
+        }
+    }
 }

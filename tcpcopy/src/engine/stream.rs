@@ -556,6 +556,70 @@ mod tests {
         assert_eq!((rig.all(), rig.stream.first_mark()), (&b"d"[..], 1));
     }
 
+    #[test]
+    fn what_may_be_held_is_octets_and_marks_together() {
+        let mark = size_of::<Mark>();
+        let mut rig = Rig::new(7);
+        let mut put = |offset: u32, octets: &[u8], limit| {
+            rig.stream.insert(&mut rig.pool, limit, rig.isn.plus(offset), octets, facts(0, 1, true))
+        };
+        assert_eq!(put(0, &[1; 1001], 1000), Err(Reason::SessionMemory));
+        assert!(put(0, &[1; 1000], 1000).is_ok());
+        assert_eq!(put(1000, b"x", 1000 + mark), Err(Reason::SessionMemory));
+        assert!(put(1000, b"x", 1001 + mark).is_ok());
+        assert_eq!(put(1001, b"x", 1001 + 2 * mark), Err(Reason::SessionMemory));
+        let far = Inserted { too_far: 2, ..Inserted::default() };
+        assert_eq!(put(1001 + 5001, b"xy", 5000), Ok(far));
+        rig.stream.release(&mut rig.pool, 900);
+        assert!(rig.stream.insert(&mut rig.pool, 102 + 2 * mark, rig.isn.plus(1001), b"x", facts(0, 1, true)).is_ok());
+    }
+
+    #[test]
+    fn a_refused_segment_leaves_no_empty_store() {
+        let mut rig = Rig::new(7);
+        rig.pool = Pool::new(2048);
+        assert_eq!(rig.put_with(0, &[0; 4096], facts(0, 1, true)), Err(Reason::TotalMemory));
+        assert!(rig.stream.store.is_none());
+    }
+
+    #[test]
+    fn a_fin_ahead_stays_a_hole_until_everything_before_it_is_there() {
+        let mut rig = Rig::new(7);
+        assert_eq!(rig.stream.close(rig.isn.plus(6), Nanos(5), None), Some(true));
+        rig.put(0, b"ab");
+        assert_eq!(rig.stream.hole_since(), Some(Nanos(5)));
+        assert_eq!(rig.stream.skip_hole(&mut rig.pool), 4, "octets that are missing before the FIN");
+        assert_eq!((rig.stream.end(), rig.stream.fin().map(|fin| fin.offset)), (6, Some(6)));
+    }
+
+    #[test]
+    fn a_stream_is_over_after_a_fin_as_after_a_reset() {
+        let (mut closed, mut aborted) = (Rig::new(7), Rig::new(7));
+        assert!(!closed.stream.is_over());
+        closed.stream.close(closed.isn, Nanos(0), None);
+        aborted.stream.abort(None);
+        assert!(closed.stream.is_over() && aborted.stream.is_over());
+    }
+
+    #[test]
+    fn marks_are_numbered_on_after_everything_was_forgotten() {
+        let mut rig = Rig::new(7);
+        rig.put(0, b"a");
+        rig.put(1, b"b");
+        rig.stream.clear(&mut rig.pool);
+        assert_eq!(rig.stream.first_mark(), 2);
+    }
+
+    #[test]
+    fn a_segment_next_to_what_is_there_adds_one_mark() {
+        let mut rig = Rig::new(7);
+        rig.put(4, b"ef");
+        rig.put(2, b"cd");
+        rig.put(0, b"ab");
+        let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset).collect();
+        assert_eq!(marks, [0, 2, 4]);
+    }
+
     proptest! {
         /// However a stream is cut, repeated and shuffled, it comes out as it was, each octet once.
         #[test]

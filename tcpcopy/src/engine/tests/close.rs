@@ -498,3 +498,22 @@ fn a_pipelined_request_that_crosses_the_target_s_fin_moves_at_once() {
     assert_eq!(lab.engine.stats().reconnects, 1);
     assert_eq!(lab.target.conns.values().next().unwrap().received, b"two\n");
 }
+
+#[test]
+fn a_target_that_resets_after_the_live_client_has_ended_ends_the_session() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    lab.weather.lose = 1000;
+    client.fin(&mut lab, 100);
+    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
+    let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Reset(0)));
+    for response in responses {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    lab.settle();
+    lab.assert_done();
+    assert_eq!(lab.engine.stats().sessions.finished, 1);
+}

@@ -105,3 +105,20 @@ fn the_last_acknowledgement_keeps_the_window_open() {
     let reset = Last::reset(TARGET, Client::new(1).flow, ReplaySeq::new(1));
     assert_eq!((reset.transmit().window, Last { flags: ACK, ..reset }.transmit().window), (0, u16::MAX));
 }
+
+#[test]
+fn what_was_asked_for_before_the_channel_broke_is_asked_for_again_at_once() {
+    let mut lab = Lab::new();
+    Client::new(40_000).syn(&mut lab);
+    lab.run_ms(5);
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    lab.engine.handle_shutdown(lab.now);
+    assert_eq!(lab.engine.poll_transmit(lab.now), None);
+    for _ in 0..3 {
+        lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
+        assert_eq!(lab.engine.poll_transmit(lab.now).map(|syn| syn.flags), Some(SYN));
+        assert_eq!(lab.engine.poll_transmit(lab.now), None);
+        lab.engine.handle_channel_down(lab.now, TARGET);
+    }
+    assert_eq!(lab.engine.stats().leftovers, 1);
+}

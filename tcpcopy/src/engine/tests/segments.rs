@@ -1,12 +1,12 @@
 //! Live segments that are not as usual.
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
 use super::{
     harness::{Client, Lab, config},
     target::{lines_then_close, silent},
 };
-use crate::engine::{Config, Reason};
+use crate::engine::{AddressPool, Config, Ports, Reason};
 
 #[test]
 fn a_syn_may_carry_octets_and_come_twice() {
@@ -67,18 +67,62 @@ fn a_number_without_the_ack_flag_acknowledges_nothing() {
 
 #[test]
 fn a_fin_for_which_there_is_no_room_is_counted() {
-    let mut lab = Lab::with(Config { max_session_memory: 10_000, ..config() });
-    lab.target.window = Some(0);
+    for (flags, fins) in [(ACK | FIN, 1), (ACK, 0)] {
+        let mut lab = Lab::with(Config { max_session_memory: 10_000, ..config() });
+        lab.target.window = Some(0);
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        lab.run_ms(5);
+        let segment = client.segment(&lab, flags, &[1; 20_000]);
+        lab.live(&segment);
+        let stats = lab.engine.stats();
+        assert_eq!(stats.fins.discarded.get(Reason::SessionMemory), fins);
+        assert_eq!(stats.bytes.discarded.get(Reason::SessionMemory), 20_000);
+    }
+}
+
+#[test]
+fn what_the_reset_of_an_unknown_connection_carries_is_counted() {
+    let mut lab = Lab::new();
+    let client = Client::new(40_000);
+    let segment = client.segment(&lab, ACK | RST, b"why");
+    lab.live(&segment);
+    assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::BeforeJoin), 3);
+}
+
+#[test]
+fn a_request_that_could_join_but_finds_no_port_is_skipped_whole() {
+    let mut pool = AddressPool::default();
+    pool.add([10, 9, 0, 1].into(), 1);
+    let ports = Ports::Dealt { slot: 0, slots: 4096, region: None };
+    let mut lab = Lab::with(Config { addresses: Some(pool), ports, ..config() });
+    lab.target.new_app = Box::new(|_| silent());
+    for port in 0..20 {
+        Client::new(40_000 + port).syn(&mut lab);
+        lab.run_ms(1);
+    }
+    let refused = lab.engine.stats().syns.discarded.get(Reason::Collision);
+    assert!((4..=5).contains(&refused), "15 or 16 ports, {refused} refused");
+    let mut late = Client::new(41_000);
+    late.send(&mut lab, 50, b"before\n");
+    late.send(&mut lab, 50, b"one\n");
+    late.send(&mut lab, 50, b"two two\n");
+    let discarded = &lab.engine.stats().bytes.discarded;
+    assert_eq!((discarded.get(Reason::BeforeJoin), discarded.get(Reason::Collision)), (7, 12));
+}
+
+#[test]
+fn after_a_reset_there_is_no_next_request_to_wait_for() {
+    let seconds = std::time::Duration::from_secs;
+    let mut lab = Lab::with(Config { session_timeout: seconds(10), keepalive_timeout: seconds(50), ..config() });
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     lab.run_ms(5);
-    let segment = client.segment(&lab, ACK | FIN, &[1; 20_000]);
-    lab.live(&segment);
-    let segment = client.segment(&lab, ACK, &[1; 20_000]);
-    lab.live(&segment);
-    let stats = lab.engine.stats();
-    assert_eq!(stats.fins.discarded.get(Reason::SessionMemory), 1);
-    assert_eq!(stats.bytes.discarded.get(Reason::SessionMemory), 40_000);
+    lab.weather.lose = 1000;
+    client.send(&mut lab, 0, b"one\n");
+    client.rst(&mut lab, 0);
+    lab.run_ms(11_000);
+    assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 1);
 }
 
 #[test]
