@@ -54,7 +54,7 @@ pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
     };
     if tcp.flags & (SYN | ACK) != SYN {
         if let Some(session) = maps::session_seen(&flow) {
-            count_segment(&session, &ip, &tcp);
+            count_segments(packet.segments(), &session, &ip, &tcp);
         }
         return Verdict::Pass;
     }
@@ -100,7 +100,7 @@ fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn
     let instance = u32::from_be_bytes(mark.instance);
     match open(flow, &mark, instance, tcp.seq) {
         Ok(session) => {
-            count_segment(&session, ip, tcp);
+            count_segments(packet.segments(), &session, ip, tcp);
             return Syn::Opens;
         }
         Err(Refusal::Counted(reason)) => reason.count(),
@@ -165,11 +165,11 @@ fn reclaim(flow: &Flow) {
 }
 
 #[inline(always)]
-fn count_segment(session: &Session, ip: &Ip, tcp: &TcpHeader) {
+fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
     let Some(stats) = maps::wire_stats(session.instance) else { return };
     // SAFETY: the entry belongs to this CPU, on which programs of this type do not interrupt each other.
     let stats = unsafe { &mut *stats };
-    stats.segments += 1;
+    stats.segments += segments as u64;
     stats.payload_bytes += ip.payload_len.saturating_sub(tcp.length()) as u64;
     stats.syns += (tcp.flags & SYN != 0) as u64;
     stats.fins += (tcp.flags & FIN != 0) as u64;

@@ -24,6 +24,9 @@ pub trait Packet {
     /// Octets of the whole packet, link header included.
     fn len(&self) -> u32;
 
+    /// How many packets of the wire this is: more than one where the stack, or an interface, has coalesced them.
+    fn segments(&self) -> u32;
+
     /// Addresses of the linear part's start and end.
     fn linear(&self) -> (usize, usize);
 
@@ -65,6 +68,16 @@ impl Packet for TcContext {
     }
 
     #[inline(always)]
+    fn segments(&self) -> u32 {
+        // SAFETY: the context is valid.
+        match unsafe { (*self.skb.skb).gso_segs } {
+            // Not coalesced.
+            0 => 1,
+            segments => segments,
+        }
+    }
+
+    #[inline(always)]
     fn linear(&self) -> (usize, usize) {
         (self.data(), self.data_end())
     }
@@ -84,6 +97,11 @@ impl Packet for XdpContext {
     fn len(&self) -> u32 {
         // SAFETY: the context is valid.
         unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
+    }
+
+    #[inline(always)]
+    fn segments(&self) -> u32 {
+        1
     }
 
     #[inline(always)]

@@ -1,3 +1,4 @@
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use bytemuck::bytes_of;
 use tcpcopy_common::{
     counters::TargetCounter::{self, *},
@@ -203,6 +204,26 @@ fn the_target_s_own_traffic_takes_its_four_tuple_back() {
     let [report] = fixture.reports()[..] else { panic!("one report") };
     assert_eq!((report.kind, report.instance, report.flow), (kind::RECLAIMED, 2, syn.flow()));
     fixture.expect("unmarked again", &unmarked, TCX_NEXT, None);
+}
+
+#[test]
+fn coalesced_segments_are_counted_as_they_were_on_the_wire() {
+    /// Of `struct __sk_buff`: its size, and where `gso_segs` is.
+    const CONTEXT: (usize, usize) = (192, 164);
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    let syn = marked_syn("192.0.2.7:40000", 1, ISN);
+    fixture.expect("marked", &syn, TCX_NEXT, Some(Learned));
+    let data = Packet { flags: 0x18, options: vec![], payload: vec![7; 900], ..syn }.bytes();
+    let mut context = [0; CONTEXT.0];
+    context[CONTEXT.1..][..4].copy_from_slice(&45u32.to_ne_bytes());
+    let learn = fixture.interceptor.object().program::<SchedClassifier>("learn").unwrap();
+    let options = TestRunOptions { data_in: Some(&data), ctx_in: Some(&context), ..TestRunOptions::new() };
+    assert_eq!(learn.test_run(options).unwrap().return_value, TCX_NEXT);
+    let stats = fixture.interceptor.wire_stats(1).unwrap();
+    assert_eq!((stats.segments, stats.payload_bytes), (1 + 45, 900));
 }
 
 #[test]
