@@ -11,12 +11,12 @@ use crate::{
 };
 
 const XDP_PASS: u32 = 2;
-const CLIENT4: &str = "192.0.2.7:40000";
+pub(super) const CLIENT4: &str = "192.0.2.7:40000";
 const CLIENT6: &str = "[2001:db8::7]:40000";
 
-struct Fixture {
-    capture: Capture,
-    readers: Vec<RingReader>,
+pub(super) struct Fixture {
+    pub(super) capture: Capture,
+    pub(super) readers: Vec<RingReader>,
     hook: Hook,
 }
 
@@ -40,6 +40,18 @@ impl Fixture {
         clients: Option<&ClientFilter>,
         sampling: Option<Sampling>,
     ) -> Self {
+        Self::on("lo", hook, workers, ring_bytes, clients, sampling)
+    }
+
+    /// For an interface, to which the programs are not attached.
+    pub(super) fn on(
+        interface: &str,
+        hook: Hook,
+        workers: u32,
+        ring_bytes: u32,
+        clients: Option<&ClientFilter>,
+        sampling: Option<Sampling>,
+    ) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
         let (capture, readers) = Capture::load(&CaptureSetup {
@@ -54,7 +66,7 @@ impl Fixture {
             sampling,
             workers,
             ring_bytes,
-            interfaces: &["lo".to_owned()],
+            interfaces: &[interface.to_owned()],
             hook,
             debug: false,
         })
@@ -69,7 +81,7 @@ impl Fixture {
         }
     }
 
-    fn count(&self, counter: CaptureCounter) -> u64 {
+    pub(super) fn count(&self, counter: CaptureCounter) -> u64 {
         self.capture.counters().unwrap().get(counter)
     }
 
@@ -353,41 +365,6 @@ fn the_smallest_range_decides_whether_a_client_is_copied() {
         for client in not_copied.split(' ') {
             let what = format!("{client}, --clients {only} --exclude {except}");
             fixture.expect_none(&what, &from(client).0, Some(Filtered));
-        }
-    }
-}
-
-/// Prints what the programs cost per packet: `cargo test --release -p tcpcopy --lib cost -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn cost_of_capturing() {
-    // As many as a ring holds that stays in the cache.
-    const RUNS: u32 = 150;
-    let segment = |payload: usize, port: u16| Packet {
-        payload: vec![0; payload],
-        options: vec![1, 1, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0],
-        ..packet(CLIENT4, &format!("10.0.0.3:{port}"))
-    };
-    let table = [
-        ("not IP", vec![0; 64]),
-        ("unmatched, 512 octets", segment(512, 81).bytes()),
-        ("pure ACK", Packet { flags: 0x10, ..segment(0, 80) }.bytes()),
-        ("matched, 64 octets", segment(64, 80).bytes()),
-        ("matched, 512 octets", segment(512, 80).bytes()),
-        ("matched, 1448 octets", segment(1448, 80).bytes()),
-    ];
-    for (hook, program) in [(Hook::Tc, "capture_tc"), (Hook::Xdp, "capture_xdp")] {
-        for (what, packet) in &table {
-            let mut fixture = Fixture::with_ring(hook, 1, 1 << 18);
-            let best = (0..200)
-                .map(|_| {
-                    let cost = super::cost(fixture.capture.object(), program, packet, RUNS);
-                    fixture.readers[0].drain(usize::MAX, |_| {});
-                    cost
-                })
-                .min();
-            assert_eq!(fixture.count(RingFull), 0);
-            eprintln!("{program}, {what}: {best:?}");
         }
     }
 }

@@ -1,7 +1,5 @@
 //! Tests of the programs, run in the kernel by `BPF_PROG_TEST_RUN`. They need root.
 
-use std::time::Duration;
-
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 
 use tcpcopy_common::capture::criterion;
@@ -10,6 +8,7 @@ use super::object::Object;
 
 mod attach;
 mod capture;
+mod cost;
 mod learn;
 mod packets;
 mod swallow;
@@ -80,14 +79,4 @@ fn run_tc(object: &mut Object, program: &'static str, packet: &[u8]) -> u32 {
 fn run_xdp(object: &mut Object, program: &'static str, packet: &[u8]) -> u32 {
     let program = object.program::<Xdp>(program).unwrap();
     program.test_run(TestRunOptions { data_in: Some(packet), ..TestRunOptions::new() }).unwrap().return_value
-}
-
-/// What a program costs on average, with the bare cost of running it.
-fn cost(object: &mut Object, program: &'static str, packet: &[u8], runs: u32) -> Duration {
-    let options = TestRunOptions { data_in: Some(packet), repeat: runs, ..TestRunOptions::new() };
-    let result = match program {
-        "capture_xdp" => object.program::<Xdp>(program).unwrap().test_run(options),
-        _ => object.program::<SchedClassifier>(program).unwrap().test_run(options),
-    };
-    result.unwrap().duration
 }
