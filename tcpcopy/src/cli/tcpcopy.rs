@@ -82,6 +82,10 @@ pub struct CopyArgs {
     #[arg(long, value_enum, default_value_t = InjectArg::Auto)]
     inject: InjectArg,
     /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
+    /// Hand replayed packets to the interface past its queueing discipline: a little cheaper, but they are not shaped, and lost at
+    /// once where the interface is busy. Only with packet sockets
+    #[arg(long)]
+    bypass_qdisc: bool,
     #[arg(short = 'H', long, value_name = "ADDRESS")]
     loopback_client: Option<String>,
     /// Worker threads; each has a ring, a share of the connections, and a connection to each intercept for each copy. -C, which
@@ -151,6 +155,8 @@ pub struct Settings {
     /// 1 to [`MAX_WORKERS`].
     pub workers: u32,
     /// Octets of one worker's ring.
+    /// Whether packet sockets bypass the queueing discipline.
+    pub bypass_qdisc: bool,
     pub ring_bytes: u32,
     /// Which connections are copied.
     pub selection: Selection,
@@ -251,6 +257,7 @@ fn most_targets(rules: &[Rule]) -> u32 {
     };
     rules.iter().map(of_service).max().unwrap_or(0)
 }
+            bypass_qdisc: self.bypass_qdisc,
 
 /// Parses `ADDRESS[:PORT][,…]`.
 fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, UsageError> {

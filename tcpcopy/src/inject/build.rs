@@ -2,7 +2,10 @@
 
 use tcpcopy_common::{mark, tcp_flags};
 
-use super::checksum::Checksum;
+use super::{
+    checksum::Checksum,
+    frame::{EthernetHeader, FRONT, LARGEST, TCP_CHECKSUM},
+};
 use crate::segment::{Transmit, TransmitOptions};
 
 const IPV4_HEADER: usize = 20;
@@ -98,13 +101,28 @@ fn write_options(options: &TransmitOptions, to: &mut [u8]) -> usize {
     len
 }
 
-/// The packets of one [`Transmit`], from the IP header on, in order.
+/// What a socket takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// IP packets, complete.
+    Packets,
+    /// Frames with this link header, whose checksums the kernel completes.
+    Frames(EthernetHeader),
+    /// The same, and many segments in one of them.
+    SuperFrames(EthernetHeader),
+}
+
+/// The packets of one [`Transmit`], in order, in the form that the socket takes.
 ///
-/// The payload is cut into pieces of at most the transmit's segment size, less where the MTU leaves no room for that.
+/// The payload is cut into pieces of at most the transmit's segment size, less where the MTU leaves no room for that. Of
+/// super-packets, the kernel does the cutting.
 pub(super) struct Packets<'a> {
     headers: Headers,
-    /// The largest payload of one packet.
+    form: Form,
+    /// The largest payload of one segment.
     size: usize,
+    /// The largest payload of one packet: that of as many segments as it may hold.
+    most: usize,
     /// Sequence number and control bits of the next packet, were it the last.
     seq: u32,
     flags: u8,
@@ -112,62 +130,125 @@ pub(super) struct Packets<'a> {
     done: bool,
 }
 
+/// A packet that was written: how it counts on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    /// IP packets, of which a super-packet becomes several.
+    pub(super) segments: u16,
+    /// Their octets, from the IP headers on.
+    pub(super) octets: u32,
+}
+
 impl<'a> Packets<'a> {
-    pub(super) fn new(transmit: &Transmit<'a>, mtu: u16) -> Self {
+    pub(super) fn new(transmit: &Transmit<'a>, mtu: u16, form: Form) -> Self {
         let headers = Headers::new(transmit);
         let room = usize::from(mtu).saturating_sub(headers.len).max(1);
         let size = usize::from(transmit.segment_size.max(1)).min(room);
-        Self { headers, size, seq: transmit.seq, flags: transmit.flags, rest: transmit.payload, done: false }
+        // What a kernel would make of a SYN with much data is not worth finding out.
+        let several = matches!(form, Form::SuperFrames(_)) && transmit.flags & tcp_flags::SYN == 0;
+        let most = if several { ((LARGEST - headers.len) / size).max(1) * size } else { size };
+        Self {
+            headers,
+            form,
+            size,
+            most,
+            seq: transmit.seq,
+            flags: transmit.flags,
+            rest: transmit.payload,
+            done: false,
+        }
     }
 
-    /// The length of the next packet, while there is one.
-    pub(super) fn next_length(&self) -> Option<usize> {
-        (!self.done).then(|| self.headers.len + self.size.min(self.rest.len()))
+    /// The payload of the next packet, and how many octets precede it, while there is one.
+    pub(super) fn peek(&self) -> Option<(&'a [u8], usize)> {
+        let front = if matches!(self.form, Form::Packets) { 0 } else { FRONT };
+        (!self.done).then(|| (&self.rest[..self.most.min(self.rest.len())], front + self.headers.len))
     }
 
-    /// How many packets are still to come.
+    /// How many segments are still to come.
     pub(super) fn remaining(&self) -> u64 {
-        if self.done { 0 } else { self.rest.len().div_ceil(self.size).max(1) as u64 }
+        if self.done { 0 } else { segments(self.rest.len(), self.size) as u64 }
     }
 
     /// Appends the next packet to `buffer`. `id` numbers IPv4 packets: what reassembles fragments needs it to differ
     /// between packets, though with DF there should be none (RFC 6864).
-    pub(super) fn write(&mut self, id: u16, buffer: &mut Vec<u8>) {
-        let (payload, rest) = self.rest.split_at(self.size.min(self.rest.len()));
-        self.rest = rest;
-        self.done = rest.is_empty();
+    pub(super) fn write(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = &self.rest[..self.most.min(self.rest.len())];
+        match self.form {
+            Form::Packets => {
+                let start = buffer.len();
+                let written = self.headers(id, buffer);
+                buffer.extend_from_slice(payload);
+                let tcp = &mut buffer[start + self.headers.ip..];
+                let sum = self.headers.pseudo.add(&(tcp.len() as u16).to_be_bytes()).add(tcp).finish();
+                tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
+                written
+            }
+            Form::Frames(_) | Form::SuperFrames(_) => {
+                let written = self.write_front(id, buffer);
+                buffer.extend_from_slice(payload);
+                written
+            }
+        }
+    }
+
+    /// Appends what precedes the payload of the next packet to `buffer`: only of frames, the headers of others are not
+    /// complete without their payload.
+    pub(super) fn write_front(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = self.most.min(self.rest.len());
+        if let Form::Frames(ethernet) | Form::SuperFrames(ethernet) = &self.form {
+            // The segment size comes from a u16.
+            let segment = (payload > self.size).then_some(self.size as u16);
+            let Headers { ip, len, .. } = self.headers;
+            buffer.extend_from_slice(&ethernet.front(ip != IPV4_HEADER, ip, len, segment));
+        }
+        let start = buffer.len();
+        let written = self.headers(id, buffer);
+        let tcp = &mut buffer[start + self.headers.ip..];
+        let length = (tcp.len() + payload) as u16;
+        let sum = self.headers.pseudo.add(&length.to_be_bytes()).partial();
+        tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
+        written
+    }
+
+    /// Appends the headers of the next packet, complete but for the TCP checksum, and goes on to the one after it.
+    fn headers(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = self.most.min(self.rest.len());
+        self.rest = &self.rest[payload..];
+        self.done = self.rest.is_empty();
         // PSH and FIN concern what follows the last octet; SYN what precedes the first.
         let later = if self.done { 0 } else { tcp_flags::PSH | tcp_flags::FIN };
-        packet(&self.headers, self.seq, self.flags & !later, id, payload, buffer);
+        write_headers(&self.headers, self.seq, self.flags & !later, id, payload, buffer);
         let syn = self.flags & tcp_flags::SYN;
         self.flags &= !tcp_flags::SYN;
-        self.seq = self.seq.wrapping_add(payload.len() as u32).wrapping_add(u32::from(syn != 0));
+        self.seq = self.seq.wrapping_add(payload as u32).wrapping_add(u32::from(syn != 0));
+        let segments = segments(payload, self.size);
+        Written { segments: segments as u16, octets: (payload + segments * self.headers.len) as u32 }
     }
 }
 
-/// Appends one packet.
-fn packet(headers: &Headers, seq: u32, flags: u8, id: u16, payload: &[u8], buffer: &mut Vec<u8>) {
+/// How many segments of at most `size` octets a payload makes: without any it is one.
+fn segments(payload: usize, size: usize) -> usize {
+    payload.div_ceil(size).max(1)
+}
+
+/// Appends the headers of one packet with so many octets of payload.
+fn write_headers(headers: &Headers, seq: u32, flags: u8, id: u16, payload: usize, buffer: &mut Vec<u8>) {
     let start = buffer.len();
     buffer.extend_from_slice(&headers.bytes[..headers.len]);
-    buffer.extend_from_slice(payload);
-    let packet = &mut buffer[start..];
-    // At most 65,535, because the MTU is a u16.
-    let length = (packet.len() as u16).to_be_bytes();
-    let (ip, tcp) = packet.split_at_mut(headers.ip);
-    let tcp_length = (tcp.len() as u16).to_be_bytes();
-
+    let (ip, tcp) = buffer[start..].split_at_mut(headers.ip);
+    // At most 65,535, because the MTU is a u16, and so is the limit of super-packets.
+    let tcp_length = tcp.len() + payload;
+    let length = (ip.len() + tcp_length) as u16;
     tcp[4..8].copy_from_slice(&seq.to_be_bytes());
     tcp[13] = flags;
-    let sum = headers.pseudo.add(&tcp_length).add(tcp).finish();
-    tcp[16..18].copy_from_slice(&sum);
-
     if headers.ip == IPV4_HEADER {
-        ip[2..4].copy_from_slice(&length);
+        ip[2..4].copy_from_slice(&length.to_be_bytes());
         ip[4..6].copy_from_slice(&id.to_be_bytes());
         let sum = Checksum::default().add(ip).finish();
         ip[10..12].copy_from_slice(&sum);
     } else {
-        ip[4..6].copy_from_slice(&tcp_length);
+        ip[4..6].copy_from_slice(&(tcp_length as u16).to_be_bytes());
     }
 }
 
@@ -209,13 +290,14 @@ mod tests {
     }
 
     fn build(transmit: &Transmit<'_>, mtu: u16) -> Vec<Vec<u8>> {
-        let mut packets = Packets::new(transmit, mtu);
+        let mut packets = Packets::new(transmit, mtu, Form::Packets);
         let mut built = Vec::new();
         let expected = packets.remaining();
-        while let Some(length) = packets.next_length() {
+        while let Some((payload, before)) = packets.peek() {
             let mut buffer = vec![];
-            packets.write(built.len() as u16, &mut buffer);
-            assert_eq!(buffer.len(), length);
+            let written = packets.write(built.len() as u16, &mut buffer);
+            assert_eq!(buffer.len(), before + payload.len());
+            assert_eq!(written, Written { segments: 1, octets: buffer.len() as u32 });
             built.push(buffer);
             assert_eq!(packets.remaining() + built.len() as u64, expected);
         }
@@ -308,6 +390,51 @@ mod tests {
         let second = 0xffff_fff0u32.wrapping_add(1001).to_be_bytes().to_vec();
         assert_eq!(seqs, [(vec![0xff, 0xff, 0xff, 0xf0], tcp_flags::SYN), (second, tcp_flags::PSH)]);
     }
+
+    #[test]
+    fn super_packets_hold_whole_segments_and_count_as_them() {
+        let data = [7; 65_536];
+        for (v6, segment_size, sizes) in
+            [(false, 1000, &[65_000, 536][..]), (true, 1428, &[64_260, 1276]), (false, 40_000, &[40_000, 25_536])]
+        {
+            let mut transmit = transmit(v6, &data);
+            transmit.segment_size = segment_size;
+            let mut packets = Packets::new(&transmit, u16::MAX, Form::SuperFrames(LINK));
+            let headers = if v6 { 60 } else { 40 };
+            let mut buffer = vec![];
+            for (i, &size) in sizes.iter().enumerate() {
+                assert_eq!(packets.peek().unwrap().0.len(), size);
+                let segments = size.div_ceil(segment_size.into());
+                buffer.clear();
+                let written = packets.write(7, &mut buffer);
+                let octets = (size + segments * headers) as u32;
+                assert_eq!(written, Written { segments: segments as u16, octets });
+                assert_eq!(buffer.len(), FRONT + headers + size);
+                // Only what has several segments needs to be cut up.
+                assert_eq!(buffer[1] != 0, segments > 1);
+                let flags = buffer[FRONT + headers - 20 + 13];
+                assert_eq!(flags, if i + 1 == sizes.len() { ALL } else { tcp_flags::ACK });
+            }
+            assert!(packets.peek().is_none());
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_is_left_to_the_kernel_is_that_of_the_pseudo_header() {
+        let transmit = transmit(false, b"GET /");
+        let mut whole = Packets::new(&transmit, 1500, Form::Frames(LINK));
+        let (mut frame, mut front) = (vec![], vec![]);
+        whole.write(0, &mut frame);
+        Packets::new(&transmit, 1500, Form::Frames(LINK)).write_front(0, &mut front);
+        assert_eq!(frame, [&front[..], b"GET /"].concat());
+        // What an interface does: the sum from the start of the TCP header on, in place of what is there.
+        let mut packet = frame.split_off(FRONT);
+        let sum = naive(&packet[IPV4_HEADER..]).to_be_bytes();
+        packet[IPV4_HEADER + TCP_CHECKSUM..][..2].copy_from_slice(&sum);
+        assert_eq!(packet, build(&transmit, 1500)[0]);
+    }
+
+    const LINK: EthernetHeader = EthernetHeader::new([1; 6], [2; 6], false);
 
     proptest! {
         #[test]

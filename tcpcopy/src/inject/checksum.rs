@@ -28,10 +28,16 @@ impl Checksum {
     /// The checksum, as it stands in the header.
     #[inline]
     pub(super) fn finish(self) -> [u8; 2] {
+        self.partial().map(|octet| !octet)
+    }
+
+    /// The sum so far, as it stands in the header of a packet whose checksum somebody else completes.
+    #[inline]
+    pub(super) fn partial(self) -> [u8; 2] {
         let mut sum = fold32(self.0);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
-        (!(sum as u16)).to_ne_bytes()
+        (sum as u16).to_ne_bytes()
     }
 }
 

@@ -8,6 +8,9 @@
 //! Two backends. A *packet socket* (AF_PACKET) hands packets to the interface as they are: nothing on this host, netfilter
 //! included, sees them, and it is nearly twice as fast. It needs to know the next hop. A *raw socket* (IPPROTO_RAW) lets the
 //! kernel route: it reaches everything, this host itself included, but passes netfilter.
+//!
+//! On an Ethernet the packet socket takes whole *frames*, which lets a large payload leave as one super-packet, and the
+//! checksums to the interface (`frame`).
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -19,12 +22,13 @@ mod address;
 mod batch;
 mod build;
 mod checksum;
+mod frame;
 mod path;
 mod socket;
 mod stats;
 
 use batch::Batch;
-use build::Packets;
+use build::{Form, Packets};
 use path::{Path, Way};
 
 pub use path::Paths;
@@ -90,12 +94,27 @@ pub enum InjectError {
     Watch(#[source] io::Error),
 }
 
+/// From this payload on, a super-packet is sent at once, with what waits before it, rather than copied into the batch: a
+/// system call costs about as much as copying so much (measured).
+const SEND_AT_ONCE: usize = 16 << 10;
+
+/// How an injector sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// How many packets are collected for one system call: 1 to 64, others are brought into that range.
+    pub batch: usize,
+    /// Hand packets to the interface past its queueing discipline (`PACKET_QDISC_BYPASS`). Where the interface is busy they
+    /// are lost at once. Nor is there anybody to cut super-packets up, so none are made. Raw sockets do not know this.
+    pub bypass_qdisc: bool,
+}
+
 /// Sends replayed segments. One per worker thread; it never blocks.
 pub struct Injector {
     paths: Arc<Paths>,
     /// The paths as of `generation`.
     current: Arc<[Path]>,
     generation: u64,
+    frame: Option<Batch>,
     packet: Option<Batch>,
     raw_v4: Option<Batch>,
     raw_v6: Option<Batch>,
@@ -107,22 +126,25 @@ pub struct Injector {
 }
 
 impl Injector {
-    /// Opens the sockets. `batch` is how many packets are collected for one system call: 1 to 64, others are brought into that
-    /// range.
+    /// Opens the sockets.
     ///
     /// # Errors
     /// When a socket cannot be opened.
-    pub fn open(paths: Arc<Paths>, batch: usize) -> Result<Self, InjectError> {
+    pub fn open(paths: Arc<Paths>, sending: Sending) -> Result<Self, InjectError> {
+        let Sending { batch, bypass_qdisc } = sending;
         let generation = paths.generation();
         let current = paths.current();
         let backend = paths.backend();
         // What a later change of paths may need is opened now, while an error still finds somebody to act on it.
-        let packet = (backend != Backend::Raw).then(socket::packet).transpose()?;
+        let packets = backend != Backend::Raw;
+        let frame = packets.then(|| socket::frame(bypass_qdisc)).transpose()?.map(|socket| Batch::new(socket, batch));
+        let packet = packets.then(|| socket::packet(bypass_qdisc)).transpose()?;
         let raw = |v6: bool| {
             let wanted = backend != Backend::Packet && current.iter().any(|path| path.target.is_v4() != v6);
             wanted.then(|| socket::raw(v6)).transpose()
         };
         Ok(Self {
+            frame: if bypass_qdisc { frame.map(Batch::without_super_packets) } else { frame },
             packet: packet.map(|socket| Batch::new(socket, batch)),
             raw_v4: raw(false)?.map(|socket| Batch::new(socket, batch)),
             raw_v6: raw(true)?.map(|socket| Batch::new(socket, batch)),
@@ -141,25 +163,33 @@ impl Injector {
         self.refresh();
         let target = &transmit.flow.server;
         let found = self.path(target).map(|path| (path.mtu, path.way));
-        let (mtu, batch, to) = match found {
-            Some((mtu, Way::Packet(to))) => (mtu, self.packet.as_mut(), to),
-            Some((mtu, Way::Raw(to))) if target.is_v4() => (mtu, self.raw_v4.as_mut(), to),
-            Some((mtu, Way::Raw(to))) => (mtu, self.raw_v6.as_mut(), to),
+        let (mtu, batch, to, link) = match found {
+            Some((mtu, Way::Frame(to, link))) => (mtu, self.frame.as_mut(), to, Some(link)),
+            Some((mtu, Way::Packet(to))) => (mtu, self.packet.as_mut(), to, None),
+            Some((mtu, Way::Raw(to))) if target.is_v4() => (mtu, self.raw_v4.as_mut(), to, None),
+            Some((mtu, Way::Raw(to))) => (mtu, self.raw_v6.as_mut(), to, None),
             Some((mtu, Way::Blocked)) => {
-                self.stats.unresolved += Packets::new(transmit, mtu).remaining();
+                self.stats.unresolved += Packets::new(transmit, mtu, Form::Packets).remaining();
                 return;
             }
             None => {
-                self.stats.unresolved += Packets::new(transmit, u16::MAX).remaining();
+                self.stats.unresolved += Packets::new(transmit, u16::MAX, Form::Packets).remaining();
                 return;
             }
         };
-        let mut packets = Packets::new(transmit, mtu);
+        let form = match (link, &batch) {
+            (None, _) => Form::Packets,
+            (Some(link), Some(batch)) if batch.takes_super_packets() => Form::SuperFrames(link),
+            (Some(link), _) => Form::Frames(link),
+        };
+        let mut packets = Packets::new(transmit, mtu, form);
         let Some(batch) = batch else {
             self.stats.unresolved += packets.remaining();
             return;
         };
-        while let Some(length) = packets.next_length() {
+        while let Some((payload, before)) = packets.peek() {
+            let at_once = link.is_some() && payload.len() >= SEND_AT_ONCE;
+            let length = if at_once { before } else { before + payload.len() };
             if !batch.has_room(length) {
                 batch.flush(&mut self.stats);
                 if !batch.has_room(length) {
@@ -167,14 +197,19 @@ impl Injector {
                     return;
                 }
             }
-            batch.add(to, |buffer| packets.write(self.id, buffer));
-            self.id = self.id.wrapping_add(1);
+            let written = if at_once {
+                batch.send_with(to, payload, &mut self.stats, |buffer| packets.write_front(self.id, buffer))
+            } else {
+                batch.add(to, |buffer| packets.write(self.id, buffer))
+            };
+            // The kernel numbers the segments of a super-packet from that on.
+            self.id = self.id.wrapping_add(written.segments);
         }
     }
 
     /// Sends what has been collected, as far as the sockets take it without blocking; see [`pending`](Self::pending).
     pub fn flush(&mut self) {
-        for batch in [&mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
+        for batch in [&mut self.frame, &mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
             if batch.pending() > 0 {
                 batch.flush(&mut self.stats);
             }
@@ -185,7 +220,7 @@ impl Injector {
     /// again soon.
     #[must_use]
     pub fn pending(&self) -> usize {
-        [&self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
+        [&self.frame, &self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
     }
 
     /// Takes note of changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this by
@@ -197,7 +232,7 @@ impl Injector {
         }
         // What was built for the old paths goes there or nowhere.
         self.flush();
-        for batch in [&mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
+        for batch in [&mut self.frame, &mut self.packet, &mut self.raw_v4, &mut self.raw_v6].into_iter().flatten() {
             batch.discard(&mut self.stats);
         }
         self.generation = generation;

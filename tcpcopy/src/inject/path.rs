@@ -20,9 +20,11 @@ use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcpcopy_common::flow::IpAddress;
 
-use super::{Backend, InjectError, address::SocketAddress};
+use super::{Backend, InjectError, address::SocketAddress, frame::EthernetHeader};
 use crate::net::{
-    NetError, interface, neighbour,
+    NetError,
+    interface::{self, Interface, Mac},
+    neighbour,
     netlink::{Announcements, Drained, Netlink},
     route::{self, RouteKind},
 };
@@ -47,7 +49,9 @@ pub(super) struct Path {
 /// The socket that packets to a target go to, and the address to give it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// The packet socket.
+    /// The frame socket, with this link header.
+    Frame(SocketAddress, EthernetHeader),
+    /// The packet socket, which makes the link header, if there is one.
     Packet(SocketAddress),
     /// The raw socket of the target's IP version.
     Raw(SocketAddress),
@@ -76,8 +80,37 @@ enum Plan {
     Raw { mtu: u16 },
     /// A packet socket, without a link-layer address: the link has none (tun, PPP).
     Link { ifindex: u32, mtu: u16 },
-    /// A packet socket, once the next hop's link-layer address is known.
-    Hop { hop: IpAddr, ifindex: u32, interface: String, mtu: u16 },
+    /// A packet or frame socket, once the next hop's link-layer address is known.
+    Hop(Hop),
+}
+
+/// A next hop on an Ethernet.
+#[derive(Clone, Debug)]
+struct Hop {
+    address: IpAddr,
+    ifindex: u32,
+    interface: String,
+    mtu: u16,
+    /// The interface's own address, where frames can be sent.
+    source: Option<Mac>,
+}
+
+impl Hop {
+    fn new(address: IpAddr, mtu: u16, out: Interface) -> Self {
+        // Over hardware that does not add tags, the link header of a VLAN has the tag in it. The kernel takes the header of a
+        // frame to be as long, which makes nonsense of its super-packets.
+        let source = out.mac.filter(|_| out.kind.as_deref() != Some("vlan"));
+        Self { address, ifindex: out.index, interface: out.name, mtu, source }
+    }
+
+    /// The way by this hop, whose link-layer address is `mac`.
+    fn way(&self, v6: bool, mac: Mac) -> Way {
+        let to = SocketAddress::link(self.ifindex, v6, Some(mac));
+        match self.source {
+            Some(source) => Way::Frame(to, EthernetHeader::new(mac, source, v6)),
+            None => Way::Packet(to),
+        }
+    }
 }
 
 impl Paths {
@@ -102,8 +135,8 @@ impl Paths {
             targets.iter().map(|&target| plan(&mut netlink, backend, target)).collect::<Result<_, _>>()?;
         // Ask all before waiting for any.
         for plan in &plans {
-            if let Plan::Hop { hop, ifindex, .. } = plan {
-                neighbour::provoke(&mut netlink, *hop, *ifindex)?;
+            if let Plan::Hop(hop) = plan {
+                neighbour::provoke(&mut netlink, hop.address, hop.ifindex)?;
             }
         }
         let deadline = Instant::now() + RESOLVE;
@@ -173,7 +206,7 @@ fn plan(netlink: &mut Netlink, backend: Backend, target: IpAddr) -> Result<Plan,
     }
     let out = interface::get(netlink, route.oif)?;
     if out.link_type == interface::ETHERNET {
-        return Ok(Plan::Hop { hop: route.next_hop(target), ifindex: out.index, interface: out.name, mtu });
+        return Ok(Plan::Hop(Hop::new(route.next_hop(target), mtu, out)));
     }
     match backend {
         Backend::Packet if out.loopback => Err(InjectError::TargetIsLocal { target }),
@@ -192,16 +225,18 @@ fn first_path(backend: Backend, target: IpAddr, plan: &Plan, deadline: Instant) 
     Ok(match plan {
         Plan::Raw { mtu } => path(*mtu, Way::Raw(SocketAddress::ip(target))),
         Plan::Link { ifindex, mtu } => path(*mtu, Way::Packet(SocketAddress::link(*ifindex, target.is_ipv6(), None))),
-        Plan::Hop { hop, ifindex, interface, mtu } => {
+        Plan::Hop(hop) => {
             let left = deadline.saturating_duration_since(Instant::now());
-            match neighbour::resolve(*hop, *ifindex, interface, left) {
-                Ok(mac) => path(*mtu, Way::Packet(SocketAddress::link(*ifindex, target.is_ipv6(), Some(mac)))),
+            match neighbour::resolve(hop.address, hop.ifindex, &hop.interface, left) {
+                Ok(mac) => path(hop.mtu, hop.way(target.is_ipv6(), mac)),
                 Err(NetError::NeighbourSilent { .. }) if backend == Backend::Auto => {
                     log::warn!(
-                        "{hop}, the next hop to the target {target}, does not answer on {interface}; until it does, \
-                         packets go through a raw socket"
+                        "{}, the next hop to the target {target}, does not answer on {}; until it does, packets go \
+                         through a raw socket",
+                        hop.address,
+                        hop.interface
                     );
-                    path(*mtu, Way::Raw(SocketAddress::ip(target)))
+                    path(hop.mtu, Way::Raw(SocketAddress::ip(target)))
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -211,7 +246,7 @@ fn first_path(backend: Backend, target: IpAddr, plan: &Plan, deadline: Instant) 
 
 /// The next hops whose neighbour entries matter.
 fn hops(plans: &[Plan]) -> Vec<IpAddr> {
-    plans.iter().filter_map(|plan| if let Plan::Hop { hop, .. } = plan { Some(*hop) } else { None }).collect()
+    plans.iter().filter_map(|plan| if let Plan::Hop(hop) = plan { Some(hop.address) } else { None }).collect()
 }
 
 /// Through raw sockets, injected packets pass netfilter. Their responses never come back, so each replayed session leaves
@@ -335,7 +370,7 @@ impl Watcher {
             Ok(Plan::Link { ifindex, mtu }) => {
                 path(*mtu, Way::Packet(SocketAddress::link(*ifindex, target.is_ipv6(), None)))
             }
-            Ok(Plan::Hop { hop, ifindex, mtu, .. }) => path(*mtu, self.hop(target, *hop, *ifindex, before, review)),
+            Ok(Plan::Hop(hop)) => path(hop.mtu, self.hop(target, hop, before, review)),
             Err(InjectError::Net(NetError::Refused { .. } | NetError::Unexpected { .. } | NetError::Open(_))) => {
                 // The question failed, which says nothing about the path.
                 *before
@@ -345,8 +380,8 @@ impl Watcher {
     }
 
     /// The way by a next hop whose neighbour entry may need care.
-    fn hop(&mut self, target: IpAddr, hop: IpAddr, ifindex: u32, before: &Path, review: bool) -> Way {
-        let Ok(entry) = neighbour::lookup(&mut self.netlink, hop, ifindex) else { return before.way };
+    fn hop(&mut self, target: IpAddr, hop: &Hop, before: &Path, review: bool) -> Way {
+        let Ok(entry) = neighbour::lookup(&mut self.netlink, hop.address, hop.ifindex) else { return before.way };
         let usable = entry.as_ref().and_then(neighbour::Neighbour::usable);
         let state = entry.map_or(NeighbourState::None, |entry| entry.state);
         let ask = match state {
@@ -354,16 +389,16 @@ impl Watcher {
             NeighbourState::Failed => review,
             _ => false,
         };
-        if ask && let Err(e) = neighbour::provoke(&mut self.netlink, hop, ifindex) {
+        if ask && let Err(e) = neighbour::provoke(&mut self.netlink, hop.address, hop.ifindex) {
             log::debug!("{e}");
         }
         match (usable, state, before.way) {
-            (Some(mac), ..) => Way::Packet(SocketAddress::link(ifindex, target.is_ipv6(), Some(mac))),
+            (Some(mac), ..) => hop.way(target.is_ipv6(), mac),
             // Raw since the start, because nobody answered: the kernel itself queues for the next hop.
             (None, _, raw @ Way::Raw(_)) if self.backend == Backend::Auto => raw,
             (None, NeighbourState::Failed, _) => Way::Blocked,
             // The entry was removed, or is being resolved anew. The address that was valid a moment ago most likely is.
-            (None, _, Way::Packet(address)) if address.ifindex() == Some(ifindex) => before.way,
+            (None, _, Way::Packet(to) | Way::Frame(to, _)) if to.ifindex() == Some(hop.ifindex) => before.way,
             (None, ..) => Way::Blocked,
         }
     }
@@ -383,5 +418,36 @@ fn report(target: IpAddr, before: &Path, now: &Path) {
         ),
         _ if before.way != now.way => log::info!("packets to the target {target} take another path now"),
         _ => log::info!("the MTU of the path to the target {target} is now {}", now.mtu),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_for_links_whose_header_is_always_the_same() {
+        let way = |kind: Option<&str>, mac| {
+            let out = Interface {
+                index: 3,
+                name: "e".into(),
+                up: true,
+                loopback: false,
+                resolves: true,
+                mtu: 1500,
+                link_type: interface::ETHERNET,
+                mac,
+                kind: kind.map(str::to_owned),
+                master: None,
+                lower: None,
+            };
+            Hop::new([192, 0, 2, 1].into(), 1500, out).way(false, [1; 6])
+        };
+        let to = SocketAddress::link(3, false, Some([1; 6]));
+        let frame = Way::Frame(to, EthernetHeader::new([1; 6], [2; 6], false));
+        assert_eq!(way(None, Some([2; 6])), frame);
+        assert_eq!(way(Some("bond"), Some([2; 6])), frame);
+        assert_eq!(way(Some("vlan"), Some([2; 6])), Way::Packet(to));
+        assert_eq!(way(None, None), Way::Packet(to));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
 };
 
 use rustix::net::sockopt;
@@ -15,13 +15,35 @@ use super::InjectError;
 const SEND_BUFFER: usize = 4 << 20;
 /// `IPPROTO_RAW`: the header is included.
 const HEADER_INCLUDED: i32 = libc::IPPROTO_RAW;
+/// Options of packet sockets (packet(7), and `linux/if_packet.h`).
+const PACKET_VNET_HDR: libc::c_int = 15;
+const PACKET_QDISC_BYPASS: libc::c_int = 20;
 /// A classic BPF program that accepts no packet: return 0.
 const REJECT_ALL: [SockFilter; 1] = [SockFilter::new(0x06, 0, 0, 0)];
 
 /// A packet socket that takes IP packets and adds the link-layer header itself. Its protocol 0 means that it receives
 /// nothing.
-pub(super) fn packet() -> Result<OwnedFd, InjectError> {
-    open("AF_PACKET", || Socket::new(Domain::PACKET, Type::DGRAM, None))
+pub(super) fn packet(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
+    open("AF_PACKET", || {
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        if bypass_qdisc {
+            enable(&socket, PACKET_QDISC_BYPASS)?;
+        }
+        Ok(socket)
+    })
+}
+
+/// A packet socket that takes frames, each with orders before it: see [`super::frame`]. (The kernel allows these orders only
+/// where the link-layer header is given too.)
+pub(super) fn frame(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
+    open("AF_PACKET", || {
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        enable(&socket, PACKET_VNET_HDR)?;
+        if bypass_qdisc {
+            enable(&socket, PACKET_QDISC_BYPASS)?;
+        }
+        Ok(socket)
+    })
 }
 
 /// A raw socket for IPv4 or IPv6 packets that are complete but for the link layer.
@@ -40,6 +62,22 @@ pub(super) fn raw(v6: bool) -> Result<OwnedFd, InjectError> {
         }
         Ok(socket)
     })
+}
+
+/// Switches an option of a packet socket on.
+fn enable(socket: &Socket, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the value is an int, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn open(name: &'static str, make: impl FnOnce() -> io::Result<Socket>) -> Result<OwnedFd, InjectError> {

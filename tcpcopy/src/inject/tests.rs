@@ -111,17 +111,40 @@ fn syn(target: &str) -> Transmit<'static> {
     Transmit { flags: tcp_flags::SYN, options, ..data(target, b"") }
 }
 
+const SENDING: Sending = Sending { batch: 64, bypass_qdisc: false };
+
 fn injector(backend: Backend, targets: &[&str]) -> Result<Injector, InjectError> {
+    injector_with(backend, targets, SENDING)
+}
+
+fn injector_with(backend: Backend, targets: &[&str], sending: Sending) -> Result<Injector, InjectError> {
     let targets: Vec<_> = targets.iter().map(|t| addr(t)).collect();
-    Injector::open(Arc::new(Paths::open(backend, &targets)?), 64)
+    Injector::open(Arc::new(Paths::open(backend, &targets)?), sending)
+}
+
+/// Makes an interface one that neither computes checksums nor cuts super-packets up: the kernel does both for it.
+fn without_offloads(interface: &str) {
+    /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`. Without checksums there is no segmentation either.
+    const SET_TX_CHECKSUMS: u32 = 0x17;
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    let off = [SET_TX_CHECKSUMS, 0];
+    // SAFETY: all zeros are a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw const off).cast_mut().cast();
+    // SAFETY: SIOCETHTOOL reads an ifreq, and behind its pointer the two numbers of this command.
+    let set = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as libc::Ioctl, &mut request) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
 
 /// The packets that a fresh injector makes of `transmits`.
 fn expected(transmits: &[Transmit<'_>], mtu: u16) -> Vec<Vec<u8>> {
     let mut built = Vec::new();
     for transmit in transmits {
-        let mut packets = Packets::new(transmit, mtu);
-        while packets.next_length().is_some() {
+        let mut packets = Packets::new(transmit, mtu, Form::Packets);
+        while packets.peek().is_some() {
             let mut packet = Vec::new();
             packets.write(built.len() as u16 + 1, &mut packet);
             built.push(packet);
@@ -134,6 +157,7 @@ fn expected(transmits: &[Transmit<'_>], mtu: u16) -> Vec<Vec<u8>> {
 fn packets_arrive_as_built_by_each_backend_and_ip_version() {
     isolated(|peer| {
         veth(peer);
+        without_offloads("v0");
         for backend in [Backend::Packet, Backend::Raw, Backend::Auto] {
             for target in ["10.77.0.2", "fd77::2"] {
                 let mut tap = far_tap(peer);
@@ -141,7 +165,8 @@ fn packets_arrive_as_built_by_each_backend_and_ip_version() {
                 let payload: Vec<u8> = (0..4000u32).map(|n| n as u8).collect();
                 let transmits = [syn(target), data(target, &payload)];
                 transmits.iter().for_each(|transmit| injector.push(transmit));
-                assert_eq!(injector.pending(), 4);
+                let super_packet = backend != Backend::Raw;
+                assert_eq!(injector.pending(), if super_packet { 2 } else { 4 });
                 injector.flush();
                 let expected = expected(&transmits, 1500);
                 assert_eq!(expected.len(), 4);
@@ -154,6 +179,51 @@ fn packets_arrive_as_built_by_each_backend_and_ip_version() {
                 assert_eq!(*injector.stats(), InjectStats { packets: 4, bytes, ..InjectStats::default() });
             }
         }
+    });
+}
+
+#[test]
+fn a_large_payload_stays_one_packet_as_long_as_the_interface_lets_it() {
+    isolated(|peer| {
+        veth(peer);
+        for (target, headers) in [("10.77.0.2", 20 + 32), ("fd77::2", 40 + 32)] {
+            let mut tap = far_tap(peer);
+            let mut injector = injector(Backend::Packet, &[target]).unwrap();
+            for size in [4000usize, 60_000, 65_500] {
+                let payload: Vec<u8> = (0..size).map(|n| n as u8).collect();
+                injector.push(&data(target, &payload));
+                injector.flush();
+                // 1400 octets each: as many as an IP packet holds, and the rest.
+                let first = size.min((65_535 - headers) / 1400 * 1400);
+                for piece in [&payload[..first], &payload[first..]].into_iter().filter(|piece| !piece.is_empty()) {
+                    let frame = tap.tcp();
+                    assert!(&frame[14 + headers..] == piece, "{size} octets to {target}");
+                }
+            }
+            let segments: usize = [4000usize, 60_000, 65_500].iter().map(|size| size.div_ceil(1400)).sum();
+            let stats = injector.stats();
+            assert_eq!(stats.packets, segments as u64);
+            assert_eq!(stats.bytes, (129_500 + segments * headers) as u64);
+        }
+    });
+}
+
+#[test]
+fn past_the_queueing_discipline_nothing_is_left_to_cut_up() {
+    isolated(|peer| {
+        veth(peer);
+        without_offloads("v0");
+        let mut tap = far_tap(peer);
+        let sending = Sending { bypass_qdisc: true, ..SENDING };
+        let mut injector = injector_with(Backend::Packet, &["10.77.0.2"], sending).unwrap();
+        let payload = [7; 30_000];
+        let transmit = data("10.77.0.2", &payload);
+        injector.push(&transmit);
+        injector.flush();
+        for packet in expected(&[transmit], 1500) {
+            assert_eq!(tap.tcp()[14..], packet);
+        }
+        assert_eq!((injector.stats().packets, injector.stats().discarded()), (22, 0));
     });
 }
 
@@ -307,7 +377,7 @@ fn changes_of_route_neighbour_and_mtu_are_followed() {
             injector.refresh();
             injector.path_mtu(addr(target)) == 1500
         });
-        assert!(injector.current.iter().all(|path| matches!(path.way, Way::Packet(_))));
+        assert!(injector.current.iter().all(|path| matches!(path.way, Way::Frame(..))));
     });
 }
 
@@ -370,7 +440,7 @@ fn a_silent_next_hop_is_an_error_for_packet_sockets_and_raw_for_auto() {
         ip("neigh replace 10.77.0.99 lladdr 02:00:00:00:77:02 dev v0 nud reachable");
         eventually(|| {
             injector.refresh();
-            matches!(injector.current[0].way, Way::Packet(_))
+            matches!(injector.current[0].way, Way::Frame(..))
         });
     });
 }
@@ -398,7 +468,7 @@ fn injectors_move_to_worker_threads_and_share_their_paths() {
     isolated(|peer| {
         veth(peer);
         let paths = Arc::new(Paths::open(Backend::Auto, &[addr("10.77.0.2")]).unwrap());
-        let injectors = [0, 1].map(|_| Injector::open(Arc::clone(&paths), 16).unwrap());
+        let injectors = [0, 1].map(|_| Injector::open(Arc::clone(&paths), Sending { batch: 16, ..SENDING }).unwrap());
         let sent = injectors.map(|mut injector| {
             std::thread::spawn(move || {
                 (0..100).for_each(|_| injector.push(&data("10.77.0.2", b"x")));
@@ -420,40 +490,4 @@ fn an_address_that_is_no_target_is_counted() {
         assert_eq!((injector.stats().unresolved, injector.pending()), (2, 0));
         assert_eq!((injector.path_mtu(addr("10.77.0.3")), injector.path_mtu(addr("fd77::3"))), (576, 1280));
     });
-}
-
-/// Packets per second: `cargo test --release -p tcpcopy --lib inject::tests::speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    isolated(|peer| {
-        veth(peer);
-        for backend in [Backend::Packet, Backend::Raw] {
-            for size in [100usize, 1400] {
-                let mut injector = injector(backend, &["10.77.0.2"]).unwrap();
-                let payload = vec![7; size];
-                let transmit = data("10.77.0.2", &payload);
-                let (rx, started) = (received(peer), std::time::Instant::now());
-                while started.elapsed() < Duration::from_secs(2) {
-                    (0..64).for_each(|_| injector.push(&transmit));
-                    injector.flush();
-                }
-                let seconds = started.elapsed().as_secs_f64();
-                let (sent, arrived) = (injector.stats().packets, received(peer) - rx);
-                eprintln!(
-                    "{backend:?} {size} B: {:.0} packets/s, {arrived} of {sent} arrived, {} discarded",
-                    sent as f64 / seconds,
-                    injector.stats().discarded()
-                );
-            }
-        }
-    });
-}
-
-fn received(peer: &Peer) -> u64 {
-    peer.run(|| {
-        let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        let line = text.lines().find(|line| line.trim_start().starts_with("v1:")).unwrap();
-        line.split_whitespace().nth(2).unwrap().parse().unwrap()
-    })
 }

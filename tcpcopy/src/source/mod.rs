@@ -31,7 +31,7 @@ use crate::{
     cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
     engine::{Config, Engine},
-    inject::{Injector, Paths},
+    inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
     summary::Report,
 };
@@ -145,7 +145,8 @@ impl Workers {
         let targets: Vec<IpAddr> = plan.targets.iter().map(SocketAddr::ip).collect();
         let paths = Arc::new(Paths::open(settings.inject, &targets)?);
         for (index, ring) in rings.into_iter().enumerate() {
-            let injector = Injector::open(Arc::clone(&paths), INJECT_BATCH)?;
+            let sending = Sending { batch: INJECT_BATCH, bypass_qdisc: settings.bypass_qdisc };
+            let injector = Injector::open(Arc::clone(&paths), sending)?;
             let mut copies = Vec::new();
             for (copy, planned) in plan.copies.iter().enumerate() {
                 let config = engine_config(settings, plan, index as u32, copy, &injector);
