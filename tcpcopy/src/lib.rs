@@ -11,6 +11,7 @@
 //!
 //! [`engine`] is sans-IO: it reads no clock, no random source and no socket. Everything else here is the IO around it.
 
+pub mod affinity;
 pub mod bpf;
 pub mod cli;
 pub mod control;

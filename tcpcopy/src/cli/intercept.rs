@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use clap::{Parser, ValueEnum};
 
-use super::{AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, rules::parse_address, size::parse_ring_size};
+use super::{
+    AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, cpus::CpuList, rules::parse_address, size::parse_ring_size,
+};
 use crate::{bpf::TcAttach, control::DEFAULT_PORT};
 
 /// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.
@@ -26,6 +28,9 @@ pub struct Cli {
     /// The most replayed connections known at a time
     #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_sessions: u32,
+    /// Processor to keep the thread on that reports responses [default: wherever the kernel puts it]
+    #[arg(long, value_name = "CPU", value_parser = parse_cpu)]
+    pin: Option<CpuList>,
     /// Octets of the ring for reports, rounded up to a power of two: suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "8M", value_parser = parse_ring_size)]
     ring_size: u32,
@@ -59,6 +64,8 @@ pub struct Settings {
     pub attach: TcAttach,
     /// Capacity of the session map.
     pub max_sessions: u32,
+    /// The processor of the thread that reports.
+    pub pin: Option<CpuList>,
     /// Octets of the report ring.
     pub ring_bytes: u32,
 }
@@ -98,7 +105,31 @@ impl Cli {
                 AttachArg::Clsact => TcAttach::Clsact,
             },
             max_sessions: self.max_sessions,
+            pin: self.pin.clone(),
             ring_bytes: self.ring_size,
         })
+    }
+}
+
+/// Parses one processor.
+fn parse_cpu(text: &str) -> Result<CpuList, String> {
+    match text.parse::<CpuList>()? {
+        one if one.count() == 1 => Ok(one),
+        _ => Err("one processor is enough: there is one thread that reports".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reporter_takes_one_processor() {
+        let pin = |cpus: &str| {
+            let cli = Cli::try_parse_from(["intercept", "-i", "eth0", "--pin", cpus]).map_err(|e| e.to_string())?;
+            Ok::<_, String>(cli.validate().unwrap().pin.map(|pin| pin.to_string()))
+        };
+        assert_eq!(pin("7").unwrap().as_deref(), Some("7"));
+        assert!(pin("7,8").unwrap_err().contains("one thread"));
     }
 }

@@ -4,6 +4,7 @@
 //! programs run with; everything a program needs to know is in the settings, already checked.
 
 pub mod clients;
+pub mod cpus;
 pub mod daemon;
 pub mod intercept;
 pub mod logging;

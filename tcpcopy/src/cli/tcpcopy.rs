@@ -11,6 +11,7 @@ use tcpcopy_common::capture::MAX_WORKERS;
 use super::{
     AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
     clients::{ClientArgs, Clients},
+    cpus::CpuList,
     replay::{Replay, ReplayArgs},
     retired::RetiredArgs,
     rules::{Rule, parse_address, parse_port, parse_rules},
@@ -81,17 +82,21 @@ pub struct CopyArgs {
     /// How replayed packets are sent
     #[arg(long, value_enum, default_value_t = InjectArg::Auto)]
     inject: InjectArg,
-    /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
     /// Hand replayed packets to the interface past its queueing discipline: a little cheaper, but they are not shaped, and lost at
     /// once where the interface is busy. Only with packet sockets
     #[arg(long)]
     bypass_qdisc: bool,
+    /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
     #[arg(short = 'H', long, value_name = "ADDRESS")]
     loopback_client: Option<String>,
     /// Worker threads; each has a ring, a share of the connections, and a connection to each intercept for each copy. -C, which
     /// in tcpcopy 1.0 was the number of connections to intercept, is the same
     #[arg(short = 'w', short_alias = 'C', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
     workers: u32,
+    /// Processors to keep the workers on, one for each, in their order: a list such as 2,4-7 [default: wherever the kernel puts
+    /// them]
+    #[arg(long, value_name = "CPUS")]
+    pin: Option<CpuList>,
     /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "16M", value_parser = parse_ring_size)]
     ring_size: u32,
@@ -150,13 +155,15 @@ pub struct Settings {
     pub hook: Hook,
     /// Injection backend.
     pub inject: Backend,
+    /// Whether packet sockets bypass the queueing discipline.
+    pub bypass_qdisc: bool,
     /// Stands in for a loopback client address.
     pub loopback_client: Option<IpAddr>,
     /// 1 to [`MAX_WORKERS`].
     pub workers: u32,
+    /// A processor for each worker.
+    pub pin: Option<CpuList>,
     /// Octets of one worker's ring.
-    /// Whether packet sockets bypass the queueing discipline.
-    pub bypass_qdisc: bool,
     pub ring_bytes: u32,
     /// Which connections are copied.
     pub selection: Selection,
@@ -214,6 +221,18 @@ impl CopyArgs {
                     .into(),
             ));
         }
+        if let Some(pin) = self.pin.as_ref().filter(|pin| pin.count() != self.workers as usize) {
+            return Err(UsageError::Other(format!(
+                "--pin {pin}: that is {} for {} (-w); name one for each",
+                counted(pin.count(), "processor"),
+                counted(self.workers as usize, "worker"),
+            )));
+        }
+        if self.bypass_qdisc && self.inject == InjectArg::Raw {
+            return Err(UsageError::Other(
+                "--bypass-qdisc: raw sockets always go through the queueing discipline; leave --inject raw away".into(),
+            ));
+        }
         let targets: Vec<SocketAddr> = rules.iter().map(|rule| rule.target).collect();
         let copies = self.clients.copies() * most_targets(&rules);
         let clients = self.clients.validate(self.workers * copies, &targets)?;
@@ -238,14 +257,21 @@ impl CopyArgs {
                 InjectArg::Packet => Backend::Packet,
                 InjectArg::Raw => Backend::Raw,
             },
+            bypass_qdisc: self.bypass_qdisc,
             loopback_client,
             workers: self.workers,
+            pin: self.pin.clone(),
             ring_bytes: self.ring_size,
             selection: self.selection.validate()?,
             clients,
             replay: self.replay.validate(self.workers, copies)?,
         })
     }
+}
+
+/// A number with its noun.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// How many targets of one IP version a service has, at most.
@@ -257,7 +283,6 @@ fn most_targets(rules: &[Rule]) -> u32 {
     };
     rules.iter().map(of_service).max().unwrap_or(0)
 }
-            bypass_qdisc: self.bypass_qdisc,
 
 /// Parses `ADDRESS[:PORT][,…]`.
 fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, UsageError> {
@@ -390,6 +415,10 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -M 575", "575"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -D 87", "87"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -k 0", "0"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1 -w 3", "1 processor for 3 workers"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1-3", "3 processors for 1 worker"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1,x", "\"x\" is not the number"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 --bypass-qdisc --inject raw", "leave --inject raw"),
         ] {
             let error = settings(args).unwrap_err();
             assert!(error.contains(part), "{args:?}: {error}");

@@ -27,6 +27,7 @@ use self::{
     worker::{Copy, Notice, Order, Snapshot, Worker},
 };
 use crate::{
+    affinity,
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
@@ -50,6 +51,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
 
+    settings.pin.as_ref().map(affinity::check).transpose()?;
     let plan = Plan::new(&settings)?;
     let (mut capture, rings) = Capture::load(&CaptureSetup {
         rules: &plan.capture,
@@ -165,9 +167,13 @@ impl Workers {
                 notices.clone(),
                 Arc::clone(&snapshot),
             );
+            let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().nth(index));
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || worker.run())
+                .spawn(move || {
+                    cpu.into_iter().for_each(affinity::pin);
+                    worker.run();
+                })
                 .context("cannot start a worker thread")?;
             mailboxes.push(mailbox);
             threads.push(thread);

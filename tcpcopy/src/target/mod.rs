@@ -25,6 +25,7 @@ use self::{
     reporter::Reporter,
 };
 use crate::{
+    affinity,
     bpf::{BpfError, InterceptSetup, Interceptor},
     cli::{daemon::Readiness, intercept::Settings},
     control::{Listener, Security, ServerCounters},
@@ -44,6 +45,7 @@ use crate::{
 pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    settings.pin.as_ref().map(affinity::check).transpose()?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
     let listener = Listener::bind(&settings.listen, security)?;
 
@@ -82,7 +84,11 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
     let instances = Arc::new(Instances::new(Arc::clone(&interceptor), orders));
     let reporter = Reporter::new(ring, inbox, Arc::clone(&instances));
-    let reporter = spawn("reporter", move || reporter.run())?;
+    let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().next());
+    let reporter = spawn("reporter", move || {
+        cpu.into_iter().for_each(affinity::pin);
+        reporter.run()
+    })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
     let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox);
     let reaper = spawn("reaper", move || reaper.run())?;
