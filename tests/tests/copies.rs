@@ -169,7 +169,9 @@ fn two_targets_get_everything_and_one_survives_the_other() {
 #[test]
 fn clients_get_other_addresses_without_collisions() {
     let _guard = laboratory!();
-    for (v4, v6) in [("10.90.0.7", "fd90::7"), ("10.90.0.0/28", "fd90::/124")] {
+    for (v4, v6) in
+        [("10.90.0.7", "fd90::7"), ("10.90.0.0/28", "fd90::/124"), ("10.90.0.7,10.90.0.16/29", "fd90::7,fd90::10/125")]
+    {
         let lab = Lab::bridge().unwrap();
         let clients: Vec<IpAddr> = (0..64).map(|n| IpAddr::from([10, 77, 0, 100 + n])).collect();
         lab.client.ip(&clients.iter().map(|c| format!("address add {c}/24 dev eth0")).collect::<Vec<_>>()).unwrap();

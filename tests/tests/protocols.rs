@@ -249,7 +249,7 @@ fn postgresql_with_pgbench() {
 }
 
 #[test]
-fn redis_transactions_blocking_pops_and_subscriptions() {
+fn redis_pipelines_transactions_blocking_pops_and_subscriptions() {
     let _guard = laboratory!();
     let digest = |host: &Host, port: u16| host.output(&format!("redis-cli -p {port} DEBUG DIGEST")).unwrap();
     mirrored(
@@ -268,6 +268,9 @@ fn redis_transactions_blocking_pops_and_subscriptions() {
                 assert!(popper.hear(5).contains(&format!("item{round}")));
                 worker.ask(&format!("PUBLISH news edition{round}"), 1);
                 assert!(subscriber.hear(7).contains(&format!("edition{round}")));
+                // A pipeline: its answers come when all of it was sent.
+                worker.say("INCR counter\r\nLPUSH list x\r\n".repeat(20).as_bytes());
+                assert_eq!(worker.hear(40).matches(':').count(), 40);
             }
             subscriber.say(b"UNSUBSCRIBE news\r\n");
         },

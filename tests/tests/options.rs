@@ -1,0 +1,278 @@
+//! The letters of tcpcopy 1.0, each by something at the target that would be otherwise without it. (`-r -g --clients --exclude`
+//! are in `selection`, `-n -c -f -s` in `copies`, `-O` in `mid_stream`, `-H` in `topologies`.)
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use lab::{
+    Family, Host, Lab, Mirror, MirrorOptions, Shape,
+    capture::{End, Packet, Sniffer, TCP},
+    eventually,
+    http::{Limit, Load, Method, Server},
+    laboratory,
+    mirror::{self, LIVE_PORT, TARGET_PORT},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+
+fn options(tcpcopy: &str) -> MirrorOptions {
+    let tcpcopy = tcpcopy.split_ascii_whitespace().map(str::to_owned).collect();
+    MirrorOptions { tcpcopy, ..MirrorOptions::default() }
+}
+
+/// A server that does only what a test does with its connections.
+fn listen(host: &Host) -> TcpListener {
+    host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, TARGET_PORT))).unwrap().unwrap()
+}
+
+fn connect(lab: &Lab) -> TcpStream {
+    let stream = lab.client.run(|| TcpStream::connect(lab.source.socket(Family::V4, LIVE_PORT))).unwrap().unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Asks and reads the whole answer.
+fn ask(stream: &mut TcpStream) {
+    stream.write_all(b"GET /size/1 HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nx") {
+        let mut piece = [0; 512];
+        let length = stream.read(&mut piece).unwrap();
+        assert!(length > 0, "the live server closed");
+        answer.extend(&piece[..length]);
+    }
+}
+
+/// The client ports of connections that are open at the target.
+fn open_at_target(lab: &Lab) -> BTreeSet<u16> {
+    let list = lab.target.output(&format!("ss -tnH state established sport = :{TARGET_PORT}")).unwrap();
+    let port = |line: &str| line.split_ascii_whitespace().nth(3)?.rsplit(':').next()?.parse().ok();
+    list.lines().filter_map(port).collect()
+}
+
+#[test]
+fn with_no_wait_a_request_does_not_wait_for_an_answer() {
+    let _guard = laboratory!();
+    for (letter, waits) in [("", true), ("-W", false)] {
+        let lab = Lab::bridge().unwrap();
+        let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = listen(&lab.target);
+        let mirror = Mirror::start(&lab, options(letter)).unwrap();
+        let mut client = connect(&lab);
+        ask(&mut client);
+        ask(&mut client);
+        // It reads, but never answers.
+        let (mut replayed, _) = target.accept().unwrap();
+        replayed.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut heard: Vec<u8> = Vec::new();
+        while heard.windows(4).filter(|w| w == b"GET ").count() < 2 {
+            let mut piece = [0; 512];
+            let length = replayed.read(&mut piece).unwrap();
+            assert!(length > 0, "closed");
+            heard.extend(&piece[..length]);
+        }
+        let outcome = mirror.stop().unwrap();
+        let expired = outcome.tcpcopy.get("gate_expired").unwrap_or(0);
+        assert_eq!(expired > 0, waits, "{letter:?}: {}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
+
+#[test]
+fn a_round_trip_time_delays_acknowledgements() {
+    let _guard = laboratory!();
+    const ROUND_TRIP: Duration = Duration::from_millis(300);
+    let lab = Lab::bridge().unwrap();
+    let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, options("-R 300")).unwrap();
+    let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
+    let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
+    let report = Load { method: Method::Get("/size/100000".into()), ..load }.run(&lab.client).unwrap();
+    assert_eq!(report.failed, Vec::<String>::new());
+    target.wait_for_requests(1, PATIENCE);
+    let mut seen: Vec<Packet> = Vec::new();
+    let replayed = |packet: &&Packet| packet.protocol == TCP && packet.destination_port == TARGET_PORT;
+    // The first pure acknowledgement after the request; that of the handshake comes before it.
+    let times = |seen: &[Packet]| {
+        let packets: Vec<&Packet> = seen.iter().filter(replayed).collect();
+        let request = packets.iter().position(|packet| !packet.payload.is_empty())?;
+        let pure = |packet: &&&Packet| packet.payload.is_empty() && packet.flags & (SYN | RST) == 0;
+        let answer = packets[request..].iter().find(pure)?;
+        Some(Duration::from_nanos(answer.time_ns - packets[request].time_ns))
+    };
+    let acknowledged = eventually(PATIENCE, || {
+        seen.extend(sniffer.take());
+        times(&seen).is_some()
+    });
+    let outcome = mirror.stop().unwrap();
+    drop(sniffer);
+    assert!(acknowledged, "{}", outcome.table);
+    let time = times(&seen).unwrap();
+    assert!(time > ROUND_TRIP - Duration::from_millis(10), "{time:?}\n{}", outcome.table);
+    outcome.assert_no_leak();
+}
+
+/// One connection that never asks anything, and one that is idle after its request: which of them is given up first?
+#[test]
+fn sessions_without_a_request_and_between_two_have_time_outs_of_their_own() {
+    let _guard = laboratory!();
+    for (letters, keep_alive_first) in [("-t 2 -k 9", false), ("-t 9 -k 2", true)] {
+        let lab = Lab::bridge().unwrap();
+        let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mirror = Mirror::start(&lab, options(letters)).unwrap();
+        let (silent, mut idle) = (connect(&lab), connect(&lab));
+        ask(&mut idle);
+        let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
+        let both = BTreeSet::from([port(&silent), port(&idle)]);
+        assert!(eventually(PATIENCE, || open_at_target(&lab) == both), "{letters}");
+        let mut left = both.clone();
+        let one_went = eventually(PATIENCE, || {
+            left = open_at_target(&lab);
+            left != both
+        });
+        assert!(one_went, "{letters}: nobody was given up");
+        let expected = if keep_alive_first { port(&silent) } else { port(&idle) };
+        assert_eq!(left, BTreeSet::from([expected]), "{letters}");
+        assert!(eventually(PATIENCE, || open_at_target(&lab).is_empty()), "{letters}: the other stays for ever");
+        let outcome = mirror.stop().unwrap();
+        assert_eq!(outcome.tcpcopy.count("idle_timeout"), 2, "{letters}: {}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
+
+/// Uploads to a target that takes nothing have to be kept, as far as there is memory.
+#[test]
+fn the_memory_limit_holds_and_what_it_costs_is_counted() {
+    let _guard = laboratory!();
+    const UPLOADS: u64 = 8;
+    for (letters, enough) in [("-m 1", false), ("", true)] {
+        let lab = Lab::bridge().unwrap();
+        let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = listen(&lab.target);
+        let mirror = Mirror::start(&lab, options(letters)).unwrap();
+        let load =
+            Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), UPLOADS as usize, Limit::Requests(UPLOADS));
+        let report = Load { method: Method::Post(1 << 20), ..load }.run(&lab.client).unwrap();
+        assert_eq!(report.failed, Vec::<String>::new());
+        let outcome = mirror.stop().unwrap();
+        drop(target);
+        let discarded = outcome.tcpcopy.0["discarded"]["total_memory"].as_u64().unwrap_or(0);
+        assert_eq!(discarded == 0, enough, "{letters:?}: {}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
+
+#[test]
+fn packets_to_the_target_are_no_larger_than_asked_for() {
+    let _guard = laboratory!();
+    for (letters, sizes) in [("", 1_400..1_461), ("-D 500", 400..501), ("-M 700", 600..661)] {
+        let lab = Lab::bridge().unwrap();
+        let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mirror = Mirror::start(&lab, options(letters)).unwrap();
+        let mut client = connect(&lab);
+        let body = "x".repeat(100_000);
+        write!(client, "POST /upload?id=1 HTTP/1.1\r\nHost: lab\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .unwrap();
+        assert_eq!(target.wait_for_uploads(1, PATIENCE), 1, "{letters:?}");
+        // What the target sends, by what it was told, and what it has received, however many segments came in one piece.
+        let info = lab.target.output(&format!("ss -tinH state established sport = :{TARGET_PORT}")).unwrap();
+        let outcome = mirror.stop().unwrap();
+        for name in ["mss:", "rcvmss:"] {
+            let value = info.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok());
+            let size: u32 = value.unwrap_or_else(|| panic!("no {name} in {info}"));
+            assert!(sizes.contains(&size), "{letters:?}: {name}{size}\n{}", outcome.table);
+        }
+        outcome.assert_no_leak();
+    }
+}
+
+#[test]
+fn connections_to_intercept_are_workers() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mirror = Mirror::start(&lab, options("-C 3")).unwrap();
+    let tasks = fs::read_dir(format!("/proc/{}/task", mirror.tcpcopy().pid())).unwrap();
+    let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+    let workers: BTreeSet<String> = names.filter(|name| name.starts_with("worker-")).collect();
+    assert_eq!(workers.len(), 3, "{workers:?}");
+    let channels =
+        || lab.target.output("ss -tnH state established sport = :36524").map_or(0, |list| list.lines().count());
+    assert!(eventually(PATIENCE, || channels() == 3), "{} channels", channels());
+    mirror.stop().unwrap().assert_no_leak();
+}
+
+/// In one list, and in several options.
+#[test]
+fn several_services_go_where_their_rules_say() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let ports = [(80, 8080), (81, 8081), (82, 8082)];
+    let servers = ports
+        .map(|(live, test)| (Server::start(&lab.source, live).unwrap(), Server::start(&lab.target, test).unwrap()));
+    let rule = |i: usize| format!("{}-{}:{}", ports[i].0, lab.target.v4, ports[i].1);
+    let rules = Some(format!("{},{}", rule(0), rule(1)));
+    let mirror = Mirror::start(&lab, MirrorOptions { rules, ..options(&format!("-x {}", rule(2))) }).unwrap();
+    let asked: Vec<BTreeSet<u64>> = ports
+        .iter()
+        .map(|&(live, _)| {
+            let report = Load::keep_alive(lab.source.socket(Family::V4, live), 4, Limit::Requests(50)).run(&lab.client);
+            report.unwrap().answered.into_iter().collect()
+        })
+        .collect();
+    for ((_, test), asked) in servers.iter().zip(&asked) {
+        test.wait_for_requests(50, PATIENCE);
+        let arrived: BTreeSet<u64> = test.arrivals().iter().map(|arrival| arrival.id).collect();
+        assert_eq!(arrived, *asked);
+    }
+    mirror.stop().unwrap().assert_no_leak();
+}
+
+/// One target is done long before the other takes its first octet.
+#[test]
+fn what_waits_for_the_slower_of_two_targets_is_kept_for_it() {
+    let _guard = laboratory!();
+    const OCTETS: usize = 3_000_000;
+    let lab = Lab::shaped(Shape::TwoTargets).unwrap();
+    let slow = lab.other("target2");
+    let live = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let fast = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let listener = listen(slow);
+    let rules = [&lab.target, slow].map(|target| mirror::rule(&lab.source, target, Family::V4)).join(",");
+    let options = MirrorOptions { rules: Some(rules), ..options(&format!("-s {}", slow.v4)) };
+    let mut mirror = Mirror::prepare(&lab, options).unwrap();
+    mirror.start_intercept().unwrap();
+    let other = lab::Program::start("intercept on target2", &mut mirror.intercept_on(slow).unwrap()).unwrap();
+    other.wait_ready().unwrap();
+    mirror.start_tcpcopy().unwrap();
+    let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
+    let report = Load { method: Method::Post(OCTETS), ..load }.run(&lab.client).unwrap();
+    assert_eq!(report.failed, Vec::<String>::new());
+    assert_eq!(fast.wait_for_uploads(1, PATIENCE), 1);
+    assert_eq!(fast.uploads(), live.uploads());
+    // Until here the slow one has read nothing; its kernel has taken what fits the window.
+    let (mut replayed, _) = listener.accept().unwrap();
+    replayed.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut taken = 0;
+    let mut piece = vec![0; 1 << 16];
+    while taken < OCTETS {
+        let length = replayed.read(&mut piece).unwrap();
+        assert!(length > 0, "closed after {taken} octets");
+        taken += length;
+    }
+    drop(replayed);
+    drop(other);
+    let outcome = mirror.stop().unwrap();
+    let discarded = &outcome.tcpcopy.0["discarded"];
+    assert!(discarded.get("session_memory").is_none() && discarded.get("total_memory").is_none(), "{discarded}");
+}
