@@ -5,6 +5,7 @@ mod crowd;
 mod measure;
 mod meter;
 mod page;
+mod plot;
 mod programs;
 mod softirq;
 mod statistics;
@@ -135,7 +136,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     fs::create_dir_all(&arguments.output).with_context(|| format!("cannot make {}", arguments.output.display()))?;
     fs::write(arguments.output.join("bench.json"), &json)?;
     let html = arguments.output.join("bench.html");
-    fs::write(&html, page::render(&results)?)?;
+    fs::write(&html, page::render(&results))?;
     if arguments.json {
         println!("{json}");
     } else {

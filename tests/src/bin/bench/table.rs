@@ -10,34 +10,54 @@ use crate::{
     statistics::{Results, Spread, machine},
 };
 
-/// Everything, medians with the spread of what matters most.
+/// One table with what belongs to it.
+pub struct Section {
+    /// Above it.
+    pub title: String,
+    /// The figures.
+    pub table: Table,
+    /// Below it.
+    pub note: String,
+}
+
+/// What the columns mean.
+const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the target's serving included, less that without a \
+    mirror; median (least–most). source, target: of the mirror's processes; server: of the one under test. Lag: from capture \
+    to injection, the wait for the target's answers apart. MiB: beside the rings.";
+
+/// Everything for the terminal.
 pub fn render(results: &Results) -> String {
     let mut text = format!("{}\n", machine());
+    for Section { title, table, note } in sections(results) {
+        text += &format!("\n{title}\n{table}\n{note}");
+        text += if note.is_empty() { "" } else { "\n" };
+    }
+    if results.workloads.is_empty() { text } else { format!("{text}\n{COLUMNS}\n") }
+}
+
+/// All tables, medians with the spread of what matters most.
+pub fn sections(results: &Results) -> Vec<Section> {
+    let mut all = Vec::new();
     for (w, workload) in results.workloads.iter().enumerate() {
         let pace = workload.describe_pace();
-        text += &format!("\n{}: {}; {} connections, {pace}\n", workload.name, workload.purpose, workload.connections);
-        text += &format!("{}\n", of_workload(results, w));
-        text += &counted_losses(results, w);
+        let title = format!("{}: {}; {} connections, {pace}", workload.name, workload.purpose, workload.connections);
+        all.push(Section { title, table: of_workload(results, w), note: counted_losses(results, w) });
     }
-    if !results.workloads.is_empty() {
-        text += "\nCPU beyond: of the whole machine, softirqs and the target's serving included, less that without a mirror; \
-                 median (least–most). source, target: of the mirror's processes; server: of the one under test. Lag: from capture \
-                 to injection, the wait for the target's answers apart. MiB: beside the rings.\n";
-    }
-    let mut section = |title: &str, table: Table| {
+    let mut further = |title: &str, table: Table, note: &str| {
         if !table.is_empty() {
-            text += &format!("\n{title}\n{table}\n");
+            all.push(Section { title: title.into(), table, note: note.into() });
         }
     };
-    section("eBPF programs, by the kernel's statistics", programs(results));
-    section(
-        "Softirqs within the processes: sending on a veth does the receiver's work, up to the target's socket, in the sender's time",
+    further("eBPF programs, by the kernel's statistics", programs(results), "");
+    further(
+        "Softirqs within the processes",
         softirqs(results),
+        "On a veth a sender does the receiver's work, up to the target's socket, in its own time.",
     );
     if let Some(crowd) = &results.crowd {
-        section(&crowd.title(), of_crowd(crowd));
+        further(&crowd.title(), of_crowd(crowd), "");
     }
-    text
+    all
 }
 
 fn programs(results: &Results) -> Table {
@@ -85,7 +105,7 @@ fn counted_losses(results: &Results, w: usize) -> String {
         }
         if !sum.is_empty() {
             let list: Vec<String> = sum.into_iter().map(|(name, n)| format!("{name} {n}")).collect();
-            text += &format!("counted by {}: {}\n", results.contenders[c].name(), list.join(", "));
+            text += &format!("Counted by {}: {}. ", results.contenders[c].name(), list.join(", "));
         }
     }
     text
