@@ -112,6 +112,11 @@ mod tests {
     }
 
     #[test]
+    fn two_answers_that_are_missing_are_two() {
+        assert_eq!(account(&[(0, 10, false), (100, 10, false), (100, 10, false)]).unclear(true, 100), 2);
+    }
+
+    #[test]
     fn slightly_shorter_answers_do_not_add_up() {
         let steps: Vec<_> = (0..100).map(|n| (if n == 0 { 0 } else { 100 }, 95, false)).collect();
         assert_eq!(account(&steps).unclear(true, 100), 0);

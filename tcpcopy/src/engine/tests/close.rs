@@ -402,6 +402,7 @@ fn a_late_syn_does_not_leave_a_connection_at_the_target() {
     }
     lab.settle();
     lab.run_ms(5);
+    assert!(lab.engine.stats().stale_responses > 0);
     assert!(lab.target.conns.is_empty());
     assert_eq!(lab.engine.stats().sessions.active, 1);
 }
@@ -423,6 +424,10 @@ fn late_reports_of_an_earlier_connection_cost_no_syn_retries() {
         late.instance = super::target::INSTANCE;
         lab.engine.handle_response(lab.now, super::harness::TARGET, &late);
         lab.settle();
+        if n == 9 {
+            let syns = lab.sent.iter().filter(|packet| packet.flags & SYN != 0).count();
+            assert_eq!(syns, 4, "the first, and three at once");
+        }
         lab.run_ms(10);
     }
     assert_eq!(lab.engine.stats().resets_sent, 200, "each is told that its connection is over");
@@ -483,20 +488,43 @@ fn a_connection_that_the_target_resets_before_any_request_is_opened_again_for_th
 }
 
 #[test]
-fn a_pipelined_request_that_crosses_the_target_s_fin_moves_at_once() {
+fn a_request_that_crosses_the_target_s_fin_does_not_wait_for_the_live_client_to_go_on() {
     let mut lab = Lab::new();
-    // The answer, and the close right after it.
-    lab.target.new_app = Box::new(|n| close_late(if n == 0 { 1 } else { 99 }, 1000));
+    // Closes when the second request is under way: after the quiet behind the first answer, and before that has arrived.
+    lab.target.new_app = Box::new(|n| close_late(if n == 0 { 1 } else { 99 }, 560_000));
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
-    lab.run_ms(5);
     client.send(&mut lab, 0, b"one\n");
-    lab.run_ms(5);
-    assert_eq!(lab.engine.stats().reconnects, 0);
     client.send(&mut lab, 10, b"two\n");
     lab.run_ms(5);
     assert_eq!(lab.engine.stats().reconnects, 1);
     assert_eq!(lab.target.conns.values().next().unwrap().received, b"two\n");
+}
+
+#[test]
+fn a_target_that_closes_before_it_has_read_the_fin_is_asked_again_for_the_answer_that_it_owes() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|n| if n == 0 { silent() } else { lines(10) });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(1990);
+    // The FIN is sent after two seconds, and lost.
+    lab.weather.lose = 1000;
+    lab.run_ms(20);
+    assert_eq!(lab.engine.stats().fins.sent, 1);
+    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
+    let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Close(0)));
+    lab.weather.lose = 0;
+    for response in responses {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    lab.settle();
+    lab.run_ms(100);
+    assert_eq!(lab.target.conns.values().next().unwrap().received, b"one\n");
+    let stats = lab.engine.stats();
+    assert_eq!((stats.reconnects, stats.requests_unanswered), (1, 0));
 }
 
 #[test]

@@ -122,3 +122,22 @@ fn what_was_asked_for_before_the_channel_broke_is_asked_for_again_at_once() {
     }
     assert_eq!(lab.engine.stats().leftovers, 1);
 }
+
+#[test]
+fn what_a_connection_that_is_being_opened_cannot_use_is_stale() {
+    // (flags, what it acknowledges beyond our SYN's number)
+    let reports = [(RST | ACK, 0), (RST | ACK, 2), (RST, 1), (SYN, 1), (PSH, 1), (ACK, 1)];
+    for (flags, beyond) in reports {
+        let mut lab = Lab::new();
+        lab.weather.lose = 1000;
+        Client::new(40_000).syn(&mut lab);
+        let mut stale = report(&lab, kind::SEGMENT);
+        stale.flags = flags;
+        stale.ack = lab.sent[0].seq.wrapping_add(beyond).to_be_bytes();
+        lab.engine.handle_response(lab.now, TARGET, &stale);
+        lab.settle();
+        let stats = lab.engine.stats();
+        let what = (stats.stale_responses, stats.sessions.active, stats.connected, lab.sent.len());
+        assert_eq!(what, (1, 1, 0, 1), "flags {flags:#x}, number {beyond}");
+    }
+}
