@@ -204,6 +204,10 @@ impl Session {
         let most = LARGEST_PAYLOAD / segment * segment;
         let most = if most == 0 { LARGEST_PAYLOAD } else { most };
         let mut len = available.min(usable).min(most as u64) as usize;
+        if len as u64 != available && len > segment {
+            // What does not fill a segment goes with what follows it.
+            len -= len % segment;
+        }
         let again = from < self.sent;
         let mut push = false;
         if again {

@@ -76,6 +76,7 @@ fn three_duplicate_acknowledgements_repair_without_the_timer() {
     assert_eq!(lab.only().received.len(), 6 * 988);
     let stats = lab.engine.stats();
     assert_eq!((stats.fast_retransmits, stats.timeouts, stats.retransmitted_bytes), (1, 0, 988));
+    assert_eq!((stats.sent_segments, stats.retransmitted_segments), (6, 1));
 }
 
 #[test]
@@ -144,6 +145,9 @@ fn the_window_of_the_target_is_scaled_except_in_the_syn() {
     lab.run_ms(3000);
     assert_eq!(lab.only().received.len(), 3_000_000);
     lab.assert_nothing_lost();
+    // All was there from the beginning, so hardly any segment is shorter than it may be.
+    let segments = lab.sent.iter().filter(|packet| !packet.payload.is_empty()).count();
+    assert!((3037..3080).contains(&segments), "{segments}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod misbehaving;
 mod owed;
 mod reports;
 mod segments;
+mod sending;
 mod sessions;
 mod target;
 
