@@ -150,7 +150,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn compare(lab: &Lab, arguments: &Arguments, results: &mut Results) -> anyhow::Result<()> {
     let time = Duration::from_secs(arguments.seconds);
     let (workloads, contenders) = (results.workloads.clone(), results.contenders.clone());
-    let has_a_turn = |workload: &Workload, contender: &Contender| workload.direct || *contender != Contender::Direct;
+    let has_a_turn = |workload: &Workload, contender: &Contender| match contender {
+        Contender::Nothing | Contender::Tcpcopy { .. } => true,
+        Contender::Direct => workload.direct,
+        // What is more than we can do says nothing of others.
+        Contender::NginxMirror | Contender::Peer(_) => workload.sustained().is_none(),
+    };
     let turns = |workload| contenders.iter().filter(|contender| has_a_turn(workload, contender)).count();
     let total = arguments.rounds as usize * workloads.iter().map(turns).sum::<usize>();
     let mut done = 0;

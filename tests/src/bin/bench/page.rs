@@ -70,12 +70,12 @@ fn overloaded(results: &Results, workload: usize) -> bool {
 }
 
 const STYLE: &str = "\
-    body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }\n\
+    body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }\n\
     h2 { font-size: 1.1em; margin: 2em 0 .3em } svg { max-width: 100%; height: auto }\n\
     .legend { position: sticky; top: 0; background: #fff; padding: .5em 0; margin: 0 }\n\
     .legend span { display: inline-block; width: 1em; height: 1em; margin: 0 .4em 0 1.2em; vertical-align: -2px }\n\
     .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 12px; white-space: nowrap }\n\
-    th, td { padding: .2em .6em; text-align: right; border-bottom: 1px solid #ddd }\n\
+    th, td { padding: .2em .45em; text-align: right; border-bottom: 1px solid #ddd }\n\
     th:first-child, td:first-child { text-align: left } .note { font-size: 13px; color: #555 }\n";
 
 /// The page as HTML.
@@ -93,12 +93,14 @@ pub fn render(results: &Results) -> String {
         .map(|(contender, colour)| format!("<span style=\"background:{colour}\"></span>{}\n", escape(contender.name())))
         .collect();
     let tables: String = table::sections(results).iter().map(html).collect();
+    let columns = if results.workloads.is_empty() { "" } else { table::COLUMNS };
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>tcpcopy: what mirroring costs</title>\n\
          <style>\n{STYLE}</style>\n<h1>What mirroring costs</h1>\n\
          <p>{}. Bars are medians of the rounds, on a logarithmic scale; whiskers show the least and the most.</p>\n\
-         <p class=\"legend\">{legend}</p>\n{plots}{tables}</html>\n",
+         <p class=\"legend\">{legend}</p>\n{plots}{tables}<p class=\"note\">{}</p>\n</html>\n",
         escape(&machine()),
+        escape(columns),
     )
 }
 

@@ -21,9 +21,9 @@ pub struct Section {
 }
 
 /// What the columns mean.
-const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the target's serving included, less that without a \
+pub const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the target's serving included, less that without a \
     mirror; median (least–most). source, target: of the mirror's processes; server: of the one under test. Lag: from capture \
-    to injection, the wait for the target's answers apart. MiB: beside the rings.";
+    to injection, the wait for the target's answers apart. MiB: the most that the mirror's processes had beside their rings.";
 
 /// Everything for the terminal.
 pub fn render(results: &Results) -> String {
@@ -127,6 +127,7 @@ fn of_workload(results: &Results, w: usize) -> Table {
         "p99",
         "p99.9",
         "MiB",
+        "rings",
         "wake-ups/s",
     ]);
     for c in results.lines(w) {
@@ -150,7 +151,8 @@ fn of_workload(results: &Results, w: usize) -> Table {
             figure(|s| s.lag.map(|l| l.p50), 0),
             figure(|s| s.lag.map(|l| l.p99), 0),
             figure(|s| s.lag.map(|l| l.p999), 0),
-            memory.join(" + "),
+            if samples.iter().any(|s| s.source_memory.is_some()) { memory.join(" + ") } else { "–".into() },
+            figure(|s| s.rings, 0),
             figure(|s| s.wakeups, 0),
         ]);
     }
