@@ -79,8 +79,7 @@ impl Engine {
                 return;
             }
             Outcome::Aborted(reason, farewell) => {
-                self.abandon(id, reason, farewell);
-                self.seek(now, id);
+                self.abandon_in_vain(now, id, reason, farewell);
                 return;
             }
             Outcome::Reconnect(from, farewell) => {
@@ -100,8 +99,7 @@ impl Engine {
             Outcome::Collided => {
                 self.stats.collisions += 1;
                 if !self.remap(now, id) {
-                    self.abandon(id, Reason::Collision, Farewell::Nothing);
-                    self.seek(now, id);
+                    self.abandon_in_vain(now, id, Reason::Collision, Farewell::Nothing);
                     return;
                 }
             }
@@ -183,8 +181,23 @@ impl Engine {
         }
     }
 
+    /// [`abandon`](Self::abandon), then [`seek`](Self::seek); but a request that a session began with and never got to send is
+    /// given up with it, as the next session would fare no better: it would be refused for ever, as fast as the target can.
+    fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, farewell: Farewell) {
+        // With these two the next one has another port, or another `intercept`.
+        let hopeless = !matches!(reason, Reason::Reclaimed | Reason::ChannelLost);
+        let vain = hopeless && self.session_mut(id).is_some_and(|session| session.has_sent_nothing());
+        self.abandon(id, reason, farewell);
+        self.seek_after(now, id, vain);
+    }
+
     /// Discards what a parked connection holds up to the next request, and joins there.
     pub(super) fn seek(&mut self, now: Nanos, id: Id) {
+        self.seek_after(now, id, false);
+    }
+
+    /// The same; `skip`: not at the very first octet that is held.
+    fn seek_after(&mut self, now: Nanos, id: Id, mut skip: bool) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
             let Some(Connection { stream, replay: Replay::Parked(reason), .. }) = self.connections.get_mut(id) else {
@@ -192,9 +205,12 @@ impl Engine {
             };
             let reason = *reason;
             let mut number = stream.first_mark();
+            let first = if std::mem::take(&mut skip) { stream.start() + 1 } else { stream.start() };
             let begin = loop {
                 match stream.mark(number) {
-                    Some(mark) if may_join && stream.begins_request(number) => break Some((mark.offset, mark.ack)),
+                    Some(mark) if may_join && mark.offset >= first && stream.begins_request(number) => {
+                        break Some((mark.offset, mark.ack));
+                    }
                     Some(_) => number += 1,
                     None => break None,
                 }
@@ -297,12 +313,11 @@ impl Engine {
             return;
         }
         if idle {
-            self.abandon(id, Reason::IdleTimeout, Farewell::Reset);
             if let Some(connection) = self.connections.get_mut(id) {
                 // Parked for as long again, so that the next request can be told from the middle of one.
                 connection.heard = now;
             }
-            self.seek(now, id);
+            self.abandon_in_vain(now, id, Reason::IdleTimeout, Farewell::Reset);
             return;
         }
         let Some(connection) = self.connections.get_mut(id) else { return };

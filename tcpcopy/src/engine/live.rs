@@ -43,6 +43,7 @@ impl Engine {
         let id = self.insert(now, segment, Some(isn));
         if let Err(reason) = self.open_session(now, id, Origin { offset: 0, mark: 0, read: None }) {
             self.forget(id, reason);
+            self.stats.bytes.refuse(reason, segment.payload.len() as u64);
             return;
         }
         if !segment.payload.is_empty() {

@@ -311,6 +311,11 @@ impl Session {
         self.sent
     }
 
+    /// Whether nothing of what it began with, or went on with elsewhere, has been sent.
+    pub const fn has_sent_nothing(&self) -> bool {
+        self.sent == self.origin
+    }
+
     /// Whether the FIN has been sent at least once.
     pub const fn fin_sent(&self) -> bool {
         self.fin_sent

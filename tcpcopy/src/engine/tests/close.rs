@@ -279,6 +279,39 @@ fn a_refused_connection_is_aborted_and_tried_again_at_the_next_request() {
 }
 
 #[test]
+fn a_request_that_was_joined_and_refused_is_not_sent_to_be_refused_for_ever() {
+    let mut lab = Lab::new();
+    lab.target.listening = false;
+    let mut client = Client::new(40_000);
+    for line in [b"one\n", b"two\n", b"six\n"] {
+        client.send(&mut lab, 10, line);
+        lab.run_ms(5);
+    }
+    let stats = lab.engine.stats();
+    assert_eq!((stats.joined, stats.sessions.aborted.get(Reason::TargetRefused)), (2, 2));
+    assert_eq!(stats.bytes.discarded.get(Reason::TargetRefused), 8);
+    lab.target.listening = true;
+    client.send(&mut lab, 10, b"ten\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["ten\n"]);
+    lab.assert_done();
+}
+
+#[test]
+fn a_request_that_was_joined_and_never_answered_ends_with_its_session() {
+    let mut lab = Lab::new();
+    lab.weather.lose = 1000;
+    let mut client = Client::new(40_000);
+    client.send(&mut lab, 10, b"one\n");
+    client.send(&mut lab, 10, b"two\n");
+    client.fin(&mut lab, 10);
+    lab.run_ms(600_000);
+    lab.assert_done();
+    assert_eq!((lab.engine.stats().joined, lab.engine.stats().bytes.discarded.total()), (1, 8));
+}
+
+#[test]
 fn a_half_open_connection_at_the_target_is_reset_and_replaced() {
     let mut lab = Lab::new();
     lab.target.new_app = Box::new(|_| silent());

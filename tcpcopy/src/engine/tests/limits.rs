@@ -9,7 +9,7 @@ use super::{
     harness::{CREDENTIALS, Client, Lab, TARGET, config},
     target::silent,
 };
-use crate::engine::{Config, Reason};
+use crate::engine::{Config, Ports, Reason};
 
 #[test]
 fn nothing_is_sent_while_the_channel_is_down() {
@@ -109,6 +109,20 @@ fn collisions_without_end_abort() {
     lab.run_ms(1000);
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::Collision), 1);
     assert!(lab.target.syns.len() <= 32);
+}
+
+#[test]
+fn octets_in_a_syn_that_finds_no_free_port_are_counted() {
+    // A dozen ports for each client address.
+    let ports = Ports::Dealt { slot: 0, slots: 4096, region: None };
+    let mut lab = Lab::with(Config { ports, ..config() });
+    for port in 40_000..40_100 {
+        let segment = Client::new(port).segment(&lab, SYN, b"early\n");
+        lab.live(&segment);
+    }
+    let stats = lab.engine.stats();
+    assert!(stats.bytes.discarded.get(Reason::Collision) > 0);
+    assert_eq!(stats.bytes.captured, 600);
 }
 
 #[test]
