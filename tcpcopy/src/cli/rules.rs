@@ -1,7 +1,7 @@
 //! `-x`: which live service is copied to which targets.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -94,7 +94,13 @@ impl FromStr for Rule {
 /// Parses an address; an IPv6 address must stand in brackets.
 pub(super) fn parse_address(text: &str) -> Result<IpAddr, String> {
     match text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
-        Some(v6) => v6.parse().map(IpAddr::V6).map_err(|_| format!("{v6:?} is not an IPv6 address")),
+        Some(v6) => match v6.parse::<Ipv6Addr>() {
+            Ok(address) if address.to_ipv4_mapped().is_some() => {
+                Err(format!("{v6:?} is an IPv4 address in IPv6 form, which no packet carries: write it as IPv4"))
+            }
+            Ok(address) => Ok(IpAddr::V6(address)),
+            Err(_) => Err(format!("{v6:?} is not an IPv6 address")),
+        },
         None if text.contains(':') => Err(format!("IPv6 address {text:?} needs brackets: [{text}]")),
         None if text.is_empty() => Err("an address is missing".into()),
         None => text.parse().map(IpAddr::V4).map_err(|_| {
@@ -157,6 +163,8 @@ mod tests {
             ("80-10.0.0.2:80,10.0.0.2:80-10.0.0.3:80", "copied again"),
             ("80-127.0.0.1:8080", "loopback"),
             ("80-[fe80::1]:80", "link-local"),
+            ("80-[::ffff:10.0.0.3]:80", "IPv4 address in IPv6 form"),
+            ("[::ffff:10.0.0.2]:80-[fd00::3]:80", "IPv4 address in IPv6 form"),
         ] {
             let error = parse_rules(rule).unwrap_err().to_string();
             assert!(error.contains(part), "{rule:?}: {error}");

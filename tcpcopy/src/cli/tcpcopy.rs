@@ -1,7 +1,7 @@
 //! The command line of `tcpcopy`.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -195,8 +195,10 @@ impl CopyArgs {
         let loopback_client = match &self.loopback_client {
             None => None,
             Some(text) => {
-                let unbracketed = text.parse().or_else(|_| parse_address(text));
-                let address = unbracketed.map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
+                // IPv6 with brackets or without.
+                let bracketed = text.parse::<Ipv6Addr>().map_or_else(|_| text.clone(), |v6| format!("[{v6}]"));
+                let address =
+                    parse_address(&bracketed).map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
                 if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
                     return Err(UsageError::Other(format!(
                         "-H {text}: the target would drop packets from this address; name one that it can route to"
@@ -396,6 +398,7 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3,10.0.0.3", "twice"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.4,10.0.0.5", "same addresses as -x"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo", "-H ADDRESS"),
+            ("-x 80-[fd00::3]:80 -s 10.0.0.3 -H ::ffff:10.8.0.1", "IPv4 address in IPv6 form"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo -H 127.0.0.2", "would drop"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i lo -H fd00::9", "of this IP version"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -i a -i a", "there twice"),
