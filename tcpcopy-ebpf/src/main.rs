@@ -8,7 +8,6 @@
 //! holds what outlives a packet.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the attribute macros do not hand on the documentation of the programs")]
 
 mod capture;
@@ -17,9 +16,6 @@ mod fragment;
 mod learn;
 mod log;
 mod maps;
-mod options;
-mod packet;
-mod parse;
 mod ring;
 mod swallow;
 
@@ -29,6 +25,7 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use tcpcopy_ebpf::{options, packet, parse};
 
 use crate::{learn::Verdict, parse::Link, swallow::Fate};
 

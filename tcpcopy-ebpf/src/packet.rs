@@ -3,13 +3,8 @@
 //! Headers are usually in the linear part of a packet, where they can be read directly, which costs next to nothing. But
 //! a coalesced packet has only some 74 octets there, and an XDP frame can have fragments: the rest comes by a helper.
 
-use core::{arch::asm, mem::MaybeUninit};
+use core::mem::MaybeUninit;
 
-use aya_ebpf::{
-    EbpfContext as _,
-    helpers::generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
-    programs::{TcContext, XdpContext},
-};
 use bytemuck::AnyBitPattern;
 
 /// The packet does not have the octets that were to be read.
@@ -20,6 +15,7 @@ pub struct Unreadable;
 const MAX_HEADER_OFFSET: usize = 8192;
 
 /// A packet under a program's eyes.
+#[expect(clippy::len_without_is_empty, reason = "the kernel hands over no empty packets")]
 pub trait Packet {
     /// Octets of the whole packet, link header included.
     fn len(&self) -> u32;
@@ -61,64 +57,6 @@ pub trait Packet {
     }
 }
 
-impl Packet for TcContext {
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        self.skb.len()
-    }
-
-    #[inline(always)]
-    fn segments(&self) -> u32 {
-        // SAFETY: the context is valid.
-        match unsafe { (*self.skb.skb).gso_segs } {
-            // Not coalesced.
-            0 => 1,
-            segments => segments,
-        }
-    }
-
-    #[inline(always)]
-    fn linear(&self) -> (usize, usize) {
-        (self.data(), self.data_end())
-    }
-
-    #[inline(always)]
-    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
-        // SAFETY: the context is valid, and so is the destination by the caller's promise.
-        match unsafe { bpf_skb_load_bytes(self.as_ptr(), offset, to.cast(), len) } {
-            0 => Ok(()),
-            _ => Err(Unreadable),
-        }
-    }
-}
-
-impl Packet for XdpContext {
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        // SAFETY: the context is valid.
-        unsafe { bpf_xdp_get_buff_len(self.ctx) as u32 }
-    }
-
-    #[inline(always)]
-    fn segments(&self) -> u32 {
-        1
-    }
-
-    #[inline(always)]
-    fn linear(&self) -> (usize, usize) {
-        (self.data(), self.data_end())
-    }
-
-    #[inline(always)]
-    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
-        // SAFETY: the context is valid, and so is the destination by the caller's promise.
-        match unsafe { bpf_xdp_load_bytes(self.ctx, offset, to.cast(), len) } {
-            0 => Ok(()),
-            _ => Err(Unreadable),
-        }
-    }
-}
-
 /// The same value, of which the optimiser now knows nothing.
 ///
 /// The verifier must see the comparison that bounds a length or an offset. Where the optimiser can prove the bound itself
@@ -129,6 +67,14 @@ pub fn opaque(value: usize) -> usize {
     // There must be an instruction: two positions in the source for one place in the code, and the kernel refuses the
     // debug information.
     // SAFETY: a register moved to itself.
-    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    // Elsewhere there is no verifier, and the instruction is another one.
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        value = core::hint::black_box(value);
+    }
     value
 }

@@ -1,39 +1,52 @@
-//! `cargo xtask fuzz`: the engine in its simulated world, with as many seeds as one likes.
+//! `cargo xtask fuzz`: the engine in its simulated world, seed by seed; or a coverage-guided fuzzer on one of its targets.
 
-use crate::{setup, shell};
+mod seeds;
+mod target;
 
-/// Which seeds.
+use std::path::PathBuf;
+
+pub use target::Campaign;
+
+/// What to fuzz.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Without TARGET, the replay engine runs against simulated clients, paths and targets: one seed, one run."
+)]
 pub struct Arguments {
-    /// How many seeds to run; the first that fails ends it.
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    seeds: u64,
-    /// The first seed.
-    #[arg(long, default_value_t = 0, value_name = "SEED")]
-    from: u64,
-    /// Parts to leave out of every run, as a failure prints them.
-    #[arg(long, default_value = "", value_name = "PARTS")]
-    without: String,
-    /// Show what the first seed is made of, and each segment.
+    /// Fuzz this part of tcpcopy, guided by coverage, from what its corpus has reached so far; --list shows which there are
+    target: Option<String>,
+    /// Run the target on these inputs only: a finding, say
+    #[arg(requires = "target", value_name = "FILE")]
+    inputs: Vec<PathBuf>,
+    /// How long to fuzz the target
+    #[arg(long, requires = "target", conflicts_with_all = ["inputs", "minimise"], default_value_t = 60, value_name = "S")]
+    seconds: u64,
+    /// Take what fuzzing has found into the committed corpus, and drop what adds no coverage to it
+    #[arg(long, requires = "target", conflicts_with = "inputs")]
+    minimise: bool,
+    /// Show the targets
+    #[arg(long, conflicts_with = "target")]
+    list: bool,
+    /// Tell what happens: with inputs what each means, without a target what the first seed is made of, and each segment
     #[arg(long)]
     trace: bool,
+    #[command(flatten)]
+    seeds: seeds::Seeds,
 }
 
-/// Runs the simulation, optimised but with all checks. A failing seed is shrunk, and printed with the command that replays it.
+/// `cargo xtask fuzz`
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    setup::toolchain()?;
-    let mut command = shell::cargo();
-    command.args(["test", "--quiet", "--profile", "fuzz", "--package", "tcpcopy", "--test", "simulation", "--"]);
-    command.args(["--ignored", "--exact", "seeds_of_the_environment", "--nocapture"]);
-    // What a failure prints is long enough.
-    command.env("RUST_BACKTRACE", "0");
-    command.env("SIMULATION_SEEDS", arguments.seeds.to_string());
-    command.env("SIMULATION_FROM", arguments.from.to_string());
-    command.env("SIMULATION_WITHOUT", &arguments.without);
-    if arguments.trace {
-        command.env("SIMULATION_TRACE", "1");
-    } else {
-        command.env_remove("SIMULATION_TRACE");
+    if arguments.list {
+        target::names()?.iter().for_each(|name| println!("{name}"));
+        return Ok(());
     }
-    shell::run(&mut command)
+    let Some(name) = &arguments.target else { return seeds::run(&arguments.seeds, arguments.trace) };
+    let target = target::Build::new()?.target(name)?;
+    if !arguments.inputs.is_empty() {
+        target.replay(&arguments.inputs, arguments.trace)
+    } else if arguments.minimise {
+        target.minimise()
+    } else {
+        target.fuzz(arguments.seconds)
+    }
 }

@@ -31,9 +31,9 @@ enum Command {
     Build,
     /// Build, then run one of the programs as root.
     Run(run::Arguments),
-    /// Run every test: unit, property and end-to-end.
+    /// Run every test: unit, property, fuzz and end-to-end.
     Test(test::Arguments),
-    /// Run the replay engine against simulated clients, paths and targets: one seed, one run.
+    /// Fuzz: the replay engine in a simulated world, or any of the targets guided by coverage.
     Fuzz(fuzz::Arguments),
     /// Mirror live traffic between namespaces of this machine and show what arrived.
     Demo(demo::Arguments),
@@ -64,5 +64,15 @@ fn run() -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Lint => lint::run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Arguments::command().debug_assert();
     }
 }

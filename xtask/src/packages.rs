@@ -13,9 +13,11 @@ pub enum Purpose {
     Demo,
     /// Real servers and clients too.
     Test,
+    /// A compiler for libFuzzer, and nothing else.
+    Fuzz,
 }
 
-/// A program, the package that has it, and whether the demo needs it too.
+/// A program, the package that has it, and what for; what the demo needs, tests need too.
 const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("ip", "iproute2", Purpose::Demo),
     ("tc", "iproute2", Purpose::Demo),
@@ -30,6 +32,7 @@ const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("h2load", "nghttp2-client", Purpose::Test),
     ("websocketd", "websocketd", Purpose::Test),
     ("pgbench", "postgresql", Purpose::Test),
+    ("c++", "g++", Purpose::Fuzz),
 ];
 
 /// Installs the packages whose programs are missing.
@@ -37,7 +40,8 @@ pub fn install(purpose: Purpose) -> anyhow::Result<()> {
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
         .filter(|(program, _, needed)| {
-            (purpose == Purpose::Test || *needed == Purpose::Demo) && shell::find(program).is_none()
+            (purpose == *needed || (purpose, *needed) == (Purpose::Test, Purpose::Demo))
+                && shell::find(program).is_none()
         })
         .map(|(_, package, _)| *package)
         .collect();

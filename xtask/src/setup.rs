@@ -19,6 +19,7 @@ const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 20..=22;
 pub fn everything() -> anyhow::Result<()> {
     toolchain()?;
     packages::install(Purpose::Test)?;
+    packages::install(Purpose::Fuzz)?;
     println!("set-up complete: `cargo xtask demo` shows tcpcopy at work, `cargo xtask test` tests it");
     Ok(())
 }

@@ -38,6 +38,13 @@ pub fn nightly(program: &str) -> Command {
     command
 }
 
+/// The triple of the host.
+pub fn host() -> anyhow::Result<String> {
+    let version = output(Command::new("rustc").arg("-vV"))?;
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("`rustc -vV` does not tell its host")
+}
+
 /// Whether we run as root.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)

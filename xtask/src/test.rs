@@ -7,17 +7,23 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{build, packages, setup, shell};
+use crate::{build, fuzz, packages, setup, shell};
 
 /// Which tests.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only unit and property tests, which need neither root nor other programs.
-    #[arg(long, conflicts_with = "e2e")]
+    #[arg(long, conflicts_with_all = ["e2e", "fuzz"])]
     unit: bool,
     /// Only the end-to-end tests.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fuzz")]
     e2e: bool,
+    /// Only the fuzz targets.
+    #[arg(long)]
+    fuzz: bool,
+    /// How long each fuzz target is fuzzed.
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    fuzz_seconds: u64,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -39,13 +45,17 @@ struct Tally {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     setup::toolchain()?;
     let mut tally = Tally::default();
-    if !arguments.e2e {
+    if !arguments.e2e && !arguments.fuzz {
         let mut command = shell::cargo();
         command.args(["test", "--workspace", "--exclude", "tcpcopy-ebpf", "--exclude", "lab", "--no-fail-fast"]);
         command.args(&arguments.filter);
         tally.run(&mut command)?;
     }
-    if !arguments.unit {
+    // Which have no names that a filter could mean.
+    if arguments.fuzz || !arguments.unit && !arguments.e2e && arguments.filter.is_none() {
+        tally.fuzz(arguments.fuzz_seconds)?;
+    }
+    if !arguments.unit && !arguments.fuzz {
         packages::install(packages::Purpose::Test)?;
         build::release()?;
         let mut command = shell::cargo();
@@ -54,19 +64,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         command.args(&arguments.filter);
         command.args(["--", "--test-threads=1"]);
         if !shell::is_root() && shell::output(Command::new("sudo").args(["-n", "true"])).is_ok() {
-            let runner = format!("CARGO_TARGET_{}_RUNNER", host()?.to_uppercase().replace('-', "_"));
+            let runner = format!("CARGO_TARGET_{}_RUNNER", shell::host()?.to_uppercase().replace('-', "_"));
             command.env(runner, "sudo --preserve-env");
         }
         tally.run(&mut command)?;
     }
     tally.report()
-}
-
-/// The triple of the host.
-fn host() -> anyhow::Result<String> {
-    let version = shell::output(Command::new("rustc").arg("-vV"))?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("`rustc -vV` does not tell its host")
 }
 
 impl Tally {
@@ -84,6 +87,22 @@ impl Tally {
             self.broken.push(line);
         }
         Ok(())
+    }
+
+    /// Fuzzes every target for so long. Each counts as a test.
+    fn fuzz(&mut self, seconds: u64) -> anyhow::Result<()> {
+        fuzz::Campaign { seconds }.run(|(name, outcome)| match outcome {
+            Ok(what) => {
+                self.passed += 1;
+                println!("test fuzz {name} ... ok ({what})");
+            }
+            Err(why) => {
+                self.failed += 1;
+                println!("test fuzz {name} ... FAILED\n{why}");
+                self.failures.push(format!("fuzz {name}"));
+                self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}"));
+            }
+        })
     }
 
     fn count(&mut self, line: &str) {

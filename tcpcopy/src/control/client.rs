@@ -2,13 +2,18 @@
 
 use std::{io, net::SocketAddr};
 
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{
     HANDSHAKE_DEADLINE, Security, configure,
     frame::{Frame, FrameError},
     handshake::{HandshakeError, initiate, read_frame, write_frame},
     link::{Link, Role},
+    record::Cipher,
     registration::{Hello, Refusal, RefusalCode, Welcome},
 };
 
@@ -106,18 +111,29 @@ async fn establish(address: SocketAddr, security: &Security, hello: &Hello) -> R
 
     let mut stream = TcpStream::connect(address).await.map_err(dial)?;
     configure(&stream).map_err(dial)?;
-    let mut cipher = initiate(&mut stream, security).await.map_err(handshake)?;
+    let (cipher, answer) = introduce(&mut stream, security, hello).await.map_err(handshake)?;
+    let welcome = answer.map_err(|refusal| ConnectError::Refused { address, refusal })?;
+    let link = stream.into_std().and_then(|stream| Link::new(stream, cipher, Role::Client)).map_err(dial)?;
+    Ok(Established { link, welcome })
+}
+
+/// The whole handshake on a connection that is there.
+pub(super) async fn introduce<S>(
+    stream: &mut S,
+    security: &Security,
+    hello: &Hello,
+) -> Result<(Cipher, Result<Welcome, Refusal>), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut cipher = initiate(stream, security).await?;
     let frame = Frame::Hello { worker: hello.worker, resume: hello.resume, name: hello.name() };
-    write_frame(&mut stream, &mut cipher, &frame).await.map_err(handshake)?;
-    let answer = read_frame(&mut stream, &mut cipher, |frame| match frame {
+    write_frame(stream, &mut cipher, &frame).await?;
+    let answer = read_frame(stream, &mut cipher, |frame| match frame {
         Frame::Welcome(welcome) => Ok(Ok(welcome)),
         Frame::Refused { code, text } => Ok(Err(Refusal::new(code, text))),
         other => Err(FrameError::OutOfPlace(other.kind()).into()),
     });
-    let welcome = match answer.await.map_err(handshake)? {
-        Ok(welcome) => welcome,
-        Err(refusal) => return Err(ConnectError::Refused { address, refusal }),
-    };
-    let link = stream.into_std().and_then(|stream| Link::new(stream, cipher, Role::Client)).map_err(dial)?;
-    Ok(Established { link, welcome })
+    let answer = answer.await?;
+    Ok((cipher, answer))
 }

@@ -91,9 +91,9 @@ impl From<OpenError> for LinkError {
     }
 }
 
-/// An established channel.
-pub struct Link {
-    socket: TcpStream,
+/// An established channel. Only a fuzzer has other sockets than TCP's.
+pub struct Link<S = TcpStream> {
+    socket: S,
     peer: SocketAddr,
     role: Role,
     cipher: Cipher,
@@ -106,7 +106,17 @@ impl Link {
     pub(super) fn new(socket: TcpStream, cipher: Cipher, role: Role) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let peer = socket.peer_addr()?;
-        Ok(Self { socket, peer, role, cipher, input: Input::new(), output: Output::default() })
+        Ok(Self::over(socket, peer, cipher, role))
+    }
+}
+
+impl<S> Link<S>
+where
+    for<'a> &'a S: Read + Write,
+{
+    /// Takes over a socket that does not block.
+    pub(super) fn over(socket: S, peer: SocketAddr, cipher: Cipher, role: Role) -> Self {
+        Self { socket, peer, role, cipher, input: Input::new(), output: Output::default() }
     }
 
     /// Queues a frame; [`flush`](Self::flush) writes it.
@@ -173,6 +183,10 @@ impl Link {
         Ok(frames)
     }
 
+    pub(super) fn into_socket(self) -> S {
+        self.socket
+    }
+
     /// The other end.
     #[must_use]
     pub const fn peer(&self) -> SocketAddr {
@@ -213,7 +227,7 @@ impl Input {
         Self { buffer: vec![0; INPUT].into_boxed_slice(), start: 0, end: 0 }
     }
 
-    fn fill(&mut self, mut socket: &TcpStream) -> Result<Fill, LinkError> {
+    fn fill(&mut self, mut socket: impl Read) -> Result<Fill, LinkError> {
         // At most a part of one record is left over, so this leaves room for more than another whole one.
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -265,7 +279,7 @@ impl Output {
         Ok(Sent::Queued)
     }
 
-    fn write(&mut self, mut socket: &TcpStream) -> Result<bool, LinkError> {
+    fn write(&mut self, mut socket: impl Write) -> Result<bool, LinkError> {
         while self.waiting() > 0 {
             match socket.write(&self.buffer[self.written..]) {
                 Ok(0) => return Err(LinkError::Closed),

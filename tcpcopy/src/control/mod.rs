@@ -17,6 +17,8 @@
 mod backoff;
 mod client;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 pub mod link;
 mod log_limit;

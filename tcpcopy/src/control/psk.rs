@@ -182,6 +182,11 @@ impl Psk {
         Ok(Self(key))
     }
 
+    /// A key that somebody else has thought of.
+    pub(super) fn from_octets(octets: [u8; LENGTH]) -> Self {
+        Self(Zeroizing::new(octets))
+    }
+
     pub(super) fn octets(&self) -> &[u8; LENGTH] {
         &self.0
     }

@@ -348,16 +348,24 @@ async fn greet<S>(stream: &mut S, security: &Security) -> Result<(Cipher, Hello)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let greeting = async {
-        let mut cipher = respond(stream, security).await?;
-        let hello = read_frame(stream, &mut cipher, |frame| match frame {
-            Frame::Hello { worker, resume, name } => Ok(Hello::new(worker, resume, name)),
-            other => Err(FrameError::OutOfPlace(other.kind()).into()),
-        })
-        .await?;
-        Ok((cipher, hello))
-    };
-    timeout(HANDSHAKE_DEADLINE, greeting).await.unwrap_or(Err(Rejection::Timeout))
+    match timeout(HANDSHAKE_DEADLINE, hear_hello(stream, security)).await {
+        Ok(heard) => Ok(heard?),
+        Err(_) => Err(Rejection::Timeout),
+    }
+}
+
+/// The handshake up to the hello, however long it takes.
+pub(super) async fn hear_hello<S>(stream: &mut S, security: &Security) -> Result<(Cipher, Hello), HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut cipher = respond(stream, security).await?;
+    let hello = read_frame(stream, &mut cipher, |frame| match frame {
+        Frame::Hello { worker, resume, name } => Ok(Hello::new(worker, resume, name)),
+        other => Err(FrameError::OutOfPlace(other.kind()).into()),
+    });
+    let hello = hello.await?;
+    Ok((cipher, hello))
 }
 
 /// Sends the first frame of a link. The socket is new and empty, so it takes all of it.

@@ -264,6 +264,21 @@ impl Injector {
     }
 }
 
+/// The packets that carry `transmit` over a path with this MTU, from the IP header on. For fuzzing: an [`Injector`] builds them
+/// where they are sent from.
+#[doc(hidden)]
+#[must_use]
+pub fn packets(transmit: &Transmit<'_>, mtu: u16) -> Vec<Vec<u8>> {
+    let mut packets = Packets::new(transmit, mtu, Form::Packets);
+    let mut built = Vec::new();
+    while packets.peek().is_some() {
+        let mut packet = Vec::new();
+        packets.write(built.len() as u16, &mut packet);
+        built.push(packet);
+    }
+    built
+}
+
 impl Drop for Injector {
     fn drop(&mut self) {
         self.flush();

@@ -1,0 +1,4 @@
+//! See [`fuzz::arguments`].
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(arguments);

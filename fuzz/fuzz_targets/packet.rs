@@ -1,0 +1,4 @@
+//! See [`fuzz::packet`].
+#![cfg_attr(fuzzing, no_main)]
+
+fuzz::target!(packet);
