@@ -92,6 +92,18 @@ impl RingReader {
         records
     }
 
+    /// How many octets of the ring hold records that were not drained yet.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.producer_position().load(Ordering::Acquire).wrapping_sub(self.position)
+    }
+
+    /// How many octets the ring has.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.mask + 1
+    }
+
     /// Announces that the reader is about to sleep until the descriptor becomes readable. False when there are records
     /// already (one that is still being written counts): then do not sleep, the announcement is withdrawn.
     ///

@@ -17,7 +17,7 @@ const DOUBT: u32 = 10;
 /// written in pieces, and a replay that trails further and further behind is worse.
 const HURRY: u32 = 8;
 /// From this age of a segment on the replay counts as late.
-const LATE: Duration = Duration::from_millis(5);
+pub(super) const LATE: Duration = Duration::from_millis(5);
 
 /// What the target has said since we last sent it something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

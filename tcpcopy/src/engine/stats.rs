@@ -265,6 +265,8 @@ plain_counters! {
     leftovers_settled,
     /// Those that nothing was heard of.
     leftovers_given_up,
+    /// Segments that waited for an answer until they were more than 5 ms old: the replay trails behind.
+    gate_late,
     /// Times a segment waited for an answer as long as it may.
     gate_expired,
     /// Sessions no longer gated because that happened too often.

@@ -26,6 +26,7 @@ pub(super) struct Summary {
     no_target: u64,
     no_target_bytes: u64,
     sleeps: u64,
+    naps: u64,
     ran_for: Duration,
 }
 
@@ -42,6 +43,7 @@ impl Summary {
             no_target: 0,
             no_target_bytes: 0,
             sleeps: 0,
+            naps: 0,
             ran_for,
         };
         for worker in workers {
@@ -58,6 +60,7 @@ impl Summary {
             sum.no_target += worker.no_target;
             sum.no_target_bytes += worker.no_target_bytes;
             sum.sleeps += worker.sleeps;
+            sum.naps += worker.naps;
         }
         sum
     }
@@ -189,6 +192,7 @@ impl Summary {
                     program(C::PureAck),
                     ("wakeups", Figure::Count(self.programs.get(C::Wakeups))),
                     ("sleeps", Figure::Count(self.sleeps)),
+                    ("naps", Figure::Count(self.naps)),
                 ],
             )
     }

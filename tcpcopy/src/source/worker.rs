@@ -14,8 +14,9 @@ use crate::{
     engine::{Credentials, Engine, Stats, TargetId},
     inject::{InjectStats, Injector},
     mailbox::{Closed, Inbox},
+    nap::{Naps, Rest},
     segment::LiveSegment,
-    time::{Nanos, now},
+    time::{Nanos, nap, now},
 };
 
 /// Ring records handled before the channels, the timers and the injector get their turn again.
@@ -27,6 +28,10 @@ const OCTETS_PER_TURN: usize = 256 << 10;
 const OCTETS_PER_PACKET: usize = 1400;
 /// When a full interface is tried again.
 const RETRY: Duration = Duration::from_millis(1);
+/// The longest nap. While records flow, a segment waits for half of it on average, and lag is to stay below a millisecond.
+const NAP: Duration = Duration::from_micros(600);
+/// How long naps are interrupted by answers after a request that had to wait for one was late.
+const ALERT: Duration = Duration::from_millis(10);
 /// How often a worker publishes what it has counted.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping worker waits for the last figures of an intercept.
@@ -73,8 +78,10 @@ pub struct Snapshot {
     pub no_target: u64,
     /// Their payload octets.
     pub no_target_bytes: u64,
-    /// Times the worker slept.
+    /// Times the worker slept until it was woken.
     pub sleeps: u64,
+    /// Times it napped, and could not be woken.
+    pub naps: u64,
 }
 
 /// What a worker has counted of one copy.
@@ -146,6 +153,27 @@ pub struct Worker {
     notices: UnboundedSender<Notice>,
     published: Arc<Mutex<Snapshot>>,
     own: Snapshot,
+    naps: Naps,
+    lateness: Lateness,
+}
+
+/// Whether requests that wait for an answer are late, so that each answer should be heard at once.
+#[derive(Debug, Default)]
+struct Lateness {
+    /// Late requests that were counted.
+    seen: u64,
+    until: Nanos,
+}
+
+impl Lateness {
+    /// `late` requests were late up to `now`; whether some were a short while ago.
+    fn note(&mut self, now: Nanos, late: u64) -> bool {
+        if late != self.seen {
+            self.seen = late;
+            self.until = now.after(ALERT);
+        }
+        now < self.until
+    }
 }
 
 impl Worker {
@@ -171,6 +199,8 @@ impl Worker {
             notices,
             published,
             own: Snapshot::default(),
+            naps: Naps::new(now(), NAP),
+            lateness: Lateness::default(),
         }
     }
 
@@ -191,7 +221,7 @@ impl Worker {
                 }
             }
             let records = self.capture(now, RECORDS_PER_TURN);
-            let frames = self.receive(now);
+            self.receive(now);
             for Copy { engine, .. } in &mut self.copies {
                 if engine.poll_timeout().is_some_and(|at| at <= now) {
                     engine.handle_timeout(now);
@@ -205,8 +235,8 @@ impl Worker {
             if stop {
                 return self.stop();
             }
-            if records == 0 && frames == 0 && !more {
-                self.sleep(now);
+            if records < RECORDS_PER_TURN && !more {
+                self.rest(now);
             }
         }
     }
@@ -224,8 +254,9 @@ impl Worker {
 
     /// Hands captured segments to every copy; returns how many records there were.
     fn capture(&mut self, now: Nanos, budget: usize) -> usize {
-        let Self { ring, copies, own, .. } = self;
-        ring.drain(budget, |record| match LiveSegment::parse(record) {
+        let Self { ring, copies, own, naps, .. } = self;
+        let used = ring.used();
+        let records = ring.drain(budget, |record| match LiveSegment::parse(record) {
             Err(e) => {
                 own.bad_records += 1;
                 log::debug!("{e}");
@@ -240,12 +271,13 @@ impl Worker {
                     own.no_target_bytes += segment.payload.len() as u64;
                 }
             }
-        })
+        });
+        naps.found(records, used, ring.size());
+        records
     }
 
-    /// Hands the targets' responses to the engines; returns how many frames there were.
-    fn receive(&mut self, now: Nanos) -> usize {
-        let mut frames = 0;
+    /// Hands the targets' responses to the engines.
+    fn receive(&mut self, now: Nanos) {
         for (index, channel) in self.channels.iter_mut().enumerate() {
             let Some(link) = &mut channel.link else { continue };
             let target = TargetId(index as u16);
@@ -262,17 +294,13 @@ impl Worker {
                 Frame::Ping { .. } | Frame::Bye => {}
                 other => log::debug!("unexpected frame from intercept: {other:?}"),
             });
-            let outcome = outcome.and_then(|n| {
-                frames += n;
-                link.flush().map(drop)
-            });
+            let outcome = outcome.and_then(|_| link.flush().map(drop));
             if let Err(error) = outcome {
                 channel.link = None;
                 engine.handle_channel_down(now, target);
                 let _ = self.notices.send(Notice::LinkDown { worker: self.index, target, error });
             }
         }
-        frames
     }
 
     /// Sends what the engine has, within the budget of a turn; returns whether there is more.
@@ -298,16 +326,30 @@ impl Worker {
         self.copies.iter().filter_map(|copy| copy.engine.poll_timeout()).min()
     }
 
-    fn sleep(&mut self, now: Nanos) {
+    /// Waits for more to do: see [`crate::nap`]. What has come meanwhile, and was not looked for, ends a sleep at once.
+    fn rest(&mut self, now: Nanos) {
         // Packets that the interface had no room for are tried again soon.
         let bound = if self.injector.pending() > 0 { RETRY } else { Duration::from_millis(u64::from(MAX_SLEEP_MS)) };
         let timeout = self.poll_timeout().map_or(bound, |at| at.since(now).min(bound));
-        if timeout.is_zero() || !self.ring.prepare_sleep() {
-            return;
+        let late = self.copies.iter().map(|copy| copy.engine.stats().gate_late).sum();
+        let alert = self.lateness.note(now, late);
+        match self.naps.rest(now) {
+            // A timer may be late by a nap, and an answer be heard late, when nobody waits for it.
+            Rest::Nap(time) if !alert => {
+                self.own.naps += 1;
+                nap(time.min(bound));
+            }
+            Rest::Nap(time) => {
+                self.own.naps += 1;
+                self.inbox.wait(None, links(&self.channels), timeout.min(time));
+            }
+            Rest::Sleep if timeout.is_zero() || !self.ring.prepare_sleep() => {}
+            Rest::Sleep => {
+                self.own.sleeps += 1;
+                self.inbox.wait(Some(&self.ring), links(&self.channels), timeout);
+                self.ring.awake();
+            }
         }
-        self.own.sleeps += 1;
-        self.inbox.wait(Some(&self.ring), links(&self.channels), timeout);
-        self.ring.awake();
     }
 
     fn publish(&mut self) {

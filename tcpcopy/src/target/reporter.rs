@@ -9,11 +9,15 @@ use crate::{
     bpf::RingReader,
     control::{Frame, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
     mailbox::{Closed, Inbox},
-    time::now,
+    nap::{Naps, Rest},
+    time::{Nanos, nap, now},
 };
 
 /// Ring records handled before they are sent off.
 const RECORDS_PER_TURN: usize = 1024;
+/// The longest nap. So much later `tcpcopy` hears an answer that nobody waits for: the replay's lag has no part in it. Each report is
+/// a segment on the control channel, which costs about 15 µs in all; twice the nap would halve what is left of it.
+const NAP: Duration = Duration::from_micros(1500);
 /// How often each owner is told what was seen of its sessions.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -54,13 +58,15 @@ pub struct Reporter {
     instances: Arc<Instances>,
     owners: HashMap<u32, Owner>,
     counts: ReportCounts,
+    naps: Naps,
 }
 
 impl Reporter {
     /// A reporter without channels.
     #[must_use]
     pub fn new(ring: RingReader, inbox: Inbox<Order>, instances: Arc<Instances>) -> Self {
-        Self { ring, inbox, instances, owners: HashMap::new(), counts: ReportCounts::default() }
+        let (owners, counts) = (HashMap::new(), ReportCounts::default());
+        Self { ring, inbox, instances, owners, counts, naps: Naps::new(now(), NAP) }
     }
 
     /// Runs until it is told to stop.
@@ -80,7 +86,7 @@ impl Reporter {
                 }
             }
             let records = self.report(RECORDS_PER_TURN);
-            let frames = self.attend();
+            self.attend();
             let now = now();
             if now >= stats_at {
                 for id in self.owners.keys().copied().collect::<Vec<_>>() {
@@ -95,16 +101,17 @@ impl Reporter {
                 }
                 return self.counts;
             }
-            if records == 0 && frames == 0 {
-                self.sleep(stats_at.since(now));
+            if records < RECORDS_PER_TURN {
+                self.rest(now, stats_at.since(now));
             }
         }
     }
 
     /// Moves records from the ring into the owners' batches and sends these; returns how many records there were.
     fn report(&mut self, budget: usize) -> usize {
-        let Self { ring, owners, counts, .. } = self;
+        let Self { ring, owners, counts, naps, .. } = self;
         let mut broken = Vec::new();
+        let used = ring.used();
         let records = ring.drain(budget, |record| {
             let Some(header) = record
                 .get(..size_of::<ResponseHeader>())
@@ -124,6 +131,7 @@ impl Reporter {
                 broken.push((header.instance, e));
             }
         });
+        naps.found(records, used, ring.size());
         if records > 0 {
             for (&id, owner) in owners.iter_mut() {
                 if let Err(e) = owner.send_batch(counts).and_then(|()| owner.link.flush().map(drop)) {
@@ -137,9 +145,8 @@ impl Reporter {
         records
     }
 
-    /// Reads what the owners say; returns how many frames there were.
-    fn attend(&mut self) -> usize {
-        let mut frames = 0;
+    /// Reads what the owners say.
+    fn attend(&mut self) {
         let mut ended = Vec::new();
         let mut broken = Vec::new();
         for (&id, owner) in &mut self.owners {
@@ -150,10 +157,7 @@ impl Reporter {
                 Frame::Ping { .. } => {}
                 other => log::debug!("unexpected frame from instance {id:08x}: {other:?}"),
             });
-            let outcome = outcome.and_then(|n| {
-                frames += n;
-                owner.link.flush().map(drop)
-            });
+            let outcome = outcome.and_then(|_| owner.link.flush().map(drop));
             match outcome {
                 _ if bye => ended.push(id),
                 Ok(()) => {}
@@ -170,7 +174,6 @@ impl Reporter {
         for (id, error) in broken {
             self.lose(id, &error);
         }
-        frames
     }
 
     fn say_goodbye(&mut self, id: u32) {
@@ -211,13 +214,18 @@ impl Reporter {
         }
     }
 
-    fn sleep(&mut self, until_stats: Duration) {
+    /// Waits for more to do: see [`crate::nap`].
+    fn rest(&mut self, now: Nanos, until_stats: Duration) {
         let timeout = until_stats.min(Duration::from_millis(u64::from(MAX_SLEEP_MS)));
-        if timeout.is_zero() || !self.ring.prepare_sleep() {
-            return;
+        match self.naps.rest(now) {
+            // What the owners say can wait.
+            Rest::Nap(time) => nap(time.min(timeout)),
+            Rest::Sleep if timeout.is_zero() || !self.ring.prepare_sleep() => {}
+            Rest::Sleep => {
+                self.inbox.wait(Some(&self.ring), self.owners.values().map(|owner| &*owner.link), timeout);
+                self.ring.awake();
+            }
         }
-        self.inbox.wait(Some(&self.ring), self.owners.values().map(|owner| &*owner.link), timeout);
-        self.ring.awake();
     }
 }
 

@@ -7,7 +7,7 @@ use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
 use super::{Answers, Context, Farewell, Open, Outcome, Session, State};
 use crate::{
     engine::{
-        gate::{FirstWord, PROBE, Permit},
+        gate::{FirstWord, LATE, PROBE, Permit},
         opening,
         receiver::WINDOW,
         seq::LiveAck,
@@ -312,6 +312,7 @@ impl Session {
             Permit::Granted { waited, forced } => {
                 self.gate_until = None;
                 cx.stats.gate_wait.record(waited);
+                cx.stats.gate_late += u64::from(!forced && waited > LATE);
                 if forced && greeting {
                     // No greeting came.
                     cx.manners.first_word = FirstWord::Client;

@@ -30,7 +30,7 @@ fn a_request_waits_until_the_target_has_answered_the_one_before() {
     lab.run_ms(20);
     assert_eq!(lab.only().received, b"one\ntwo\n");
     let stats = lab.engine.stats();
-    assert_eq!((stats.gate_wait.count(), stats.gate_expired), (1, 0));
+    assert_eq!((stats.gate_wait.count(), stats.gate_late, stats.gate_expired), (1, 1, 0));
     assert!(stats.gate_wait.max() > Duration::from_millis(38), "{:?}", stats.gate_wait.max());
     assert!(stats.gate_wait.max() < Duration::from_millis(42), "{:?}", stats.gate_wait.max());
 }
@@ -271,6 +271,7 @@ fn a_closed_loop_faster_than_the_target_is_not_lost_only_late() {
     lab.assert_nothing_lost();
     let stats = lab.engine.stats();
     assert!(stats.gate_wait.max() < Duration::from_millis(500), "{:?}", stats.gate_wait.max());
+    assert!(stats.gate_late > 900, "{} were late", stats.gate_late);
     assert!(
         stats.lag.max() < Duration::from_millis(1),
         "the loop of this laboratory is never late: {:?}",
