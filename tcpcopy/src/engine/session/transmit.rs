@@ -201,9 +201,7 @@ impl Session {
         if !self.is_greeted(cx) {
             return None;
         }
-        let most = LARGEST_PAYLOAD / segment * segment;
-        let most = if most == 0 { LARGEST_PAYLOAD } else { most };
-        let mut len = available.min(usable).min(most as u64) as usize;
+        let mut len = available.min(usable).min(LARGEST_PAYLOAD as u64) as usize;
         if len as u64 != available && len > segment {
             // What does not fill a segment goes with what follows it.
             len -= len % segment;

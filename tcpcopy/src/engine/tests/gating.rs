@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tcpcopy_common::tcp_flags::{ACK, PSH};
+
 use super::{
     harness::{Client, Lab, MS, config},
     target::{Act, App, lines, silent},
@@ -277,4 +279,72 @@ fn a_closed_loop_faster_than_the_target_is_not_lost_only_late() {
         "the loop of this laboratory is never late: {:?}",
         stats.lag.max()
     );
+}
+
+#[test]
+fn an_answer_is_not_over_before_a_segment_that_is_pushed() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(5);
+    client.send(&mut lab, 20, b"two\n");
+    let last = lab.sent.iter().rfind(|packet| !packet.payload.is_empty()).unwrap().clone();
+    let mut answer: tcpcopy_common::response::ResponseHeader = bytemuck::Zeroable::zeroed();
+    answer.flow = last.flow;
+    answer.instance = super::target::INSTANCE;
+    answer.ack = last.seq.wrapping_add(4).to_be_bytes();
+    answer.window = u16::MAX.to_be_bytes();
+    answer.payload_len = 10;
+    let sent = |lab: &Lab| lab.sent.iter().map(|packet| packet.payload.len()).sum::<usize>();
+    // The target has said nothing of that itself, and would complain.
+    lab.weather.lose = 1000;
+    for (flags, offset, octets) in [(ACK, 0, 4), (ACK | PSH, 10, 8)] {
+        answer.flags = flags;
+        answer.seq = last.ack.wrapping_add(offset).to_be_bytes();
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &answer);
+        lab.settle();
+        lab.run_ms(10);
+        assert_eq!(sent(&lab), octets);
+    }
+}
+
+#[test]
+fn an_answer_that_comes_before_the_request_was_sent_whole_lets_the_next_go() {
+    let mut lab = Lab::new();
+    (lab.target.window, lab.target.window_scale) = (Some(1000), None);
+    lab.target.new_app = Box::new(|_| {
+        Box::new(|input| match input {
+            Some((_, 0)) => vec![Act::Write(0, 10)],
+            _ => Vec::new(),
+        })
+    });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &[1; 3000]);
+    client.send(&mut lab, 10, b"next\n");
+    lab.run_ms(100);
+    assert_eq!(lab.only().received.len(), 3005);
+    assert_eq!(lab.engine.stats().gate_expired, 0);
+}
+
+#[test]
+fn requests_let_through_without_an_answer_are_repeated_together() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|n| if n == 0 { silent() } else { lines(10) });
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(2500);
+    assert_eq!(lab.only().received, b"one\ntwo\n");
+    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
+    let work = super::target::Later::Do(flow, isn, Act::Reset(0));
+    for response in lab.target.later(lab.now, work).0 {
+        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    }
+    lab.settle();
+    lab.run_ms(50);
+    assert_eq!(lab.only_open().received, b"one\ntwo\n");
 }

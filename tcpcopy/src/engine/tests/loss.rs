@@ -363,3 +363,44 @@ fn a_path_whose_mtu_shrinks_in_the_middle_of_an_upload_gets_smaller_packets() {
         assert!(lab.lost > 0 && stats.retransmitted_bytes > 0 && stats.bytes.sent == 200_000);
     }
 }
+
+#[test]
+fn each_of_two_losses_far_apart_is_repaired_without_the_timer() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(5);
+    for round in 1..=2 {
+        lab.weather.lose = 1000;
+        client.send(&mut lab, 0, &[1; 988]);
+        lab.weather.lose = 0;
+        for i in 2..7 {
+            client.send(&mut lab, 0, &[i; 988]);
+        }
+        lab.run_ms(20);
+        let stats = lab.engine.stats();
+        assert_eq!((stats.fast_retransmits, stats.timeouts), (round, 0));
+        // The congestion window grows again.
+        for _ in 0..20 {
+            client.send(&mut lab, 0, &[1; 4 * 988]);
+            lab.run_ms(5);
+        }
+        assert_eq!(lab.only().received.len(), round as usize * (6 + 20 * 4) * 988);
+    }
+}
+
+#[test]
+fn a_live_reset_after_a_fin_follows_the_fin() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"x\n");
+    lab.run_ms(5);
+    lab.weather.lose = 1000;
+    client.fin(&mut lab, 100);
+    client.rst(&mut lab, 0);
+    lab.weather.lose = 0;
+    lab.run_ms(1000);
+    assert!(lab.only().fin_received, "the lost FIN is repeated before the RST ends everything");
+}

@@ -141,3 +141,30 @@ fn what_a_connection_that_is_being_opened_cannot_use_is_stale() {
         assert_eq!(what, (1, 1, 0, 1), "flags {flags:#x}, number {beyond}");
     }
 }
+
+/// Resets without an acknowledgement are judged by their own number, everything else by what it acknowledges too.
+#[test]
+fn an_open_connection_is_ended_by_a_bare_reset_with_a_number_of_its_own() {
+    // (flags, number beyond the next that is expected, whether the session goes on without a connection)
+    for (flags, beyond, ends) in [(RST, 0, true), (RST, 1, false), (RST | ACK, 0, false), (PSH, 0, false)] {
+        let mut lab = Lab::new();
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        client.send(&mut lab, 0, b"one\n");
+        lab.run_ms(200);
+        let last = lab.sent.last().unwrap().clone();
+        let mut segment = report(&lab, kind::SEGMENT);
+        segment.flags = flags;
+        segment.seq = last.ack.wrapping_add(beyond).to_be_bytes();
+        // Of nothing that was sent; but for what has no ACK flag, where the number would be right.
+        segment.ack = if flags & ACK == 0 { last.seq } else { last.seq.wrapping_add(999) }.to_be_bytes();
+        segment.payload_len = u32::from(flags & PSH != 0);
+        let before = lab.engine.stats().stale_responses;
+        lab.engine.handle_response(lab.now, TARGET, &segment);
+        let stale = lab.engine.stats().stale_responses - before;
+        assert_eq!(stale == 0, ends, "flags {flags:#x}, number {beyond}");
+        client.send(&mut lab, 100, b"two\n");
+        lab.run_ms(200);
+        assert_eq!(lab.engine.stats().reconnects, u64::from(ends), "flags {flags:#x}, number {beyond}");
+    }
+}
