@@ -18,6 +18,7 @@ pub mod control;
 pub mod engine;
 pub mod inject;
 pub mod mailbox;
+pub mod memory;
 pub mod nap;
 pub mod net;
 pub mod segment;

@@ -10,8 +10,13 @@ use tcpcopy::{
         tcpcopy::{Cli, Command, CopyArgs},
     },
     control::Psk,
+    memory::HugePages,
     source,
 };
+
+/// Sessions are many, and touched at random.
+#[global_allocator]
+static ALLOCATOR: HugePages = HugePages;
 
 fn main() -> ExitCode {
     match Cli::parse().command() {
