@@ -19,6 +19,9 @@ const TARGET: TargetId = TargetId(0);
 const INSTANCE: u32 = 1;
 const REQUEST: [u8; 100] = [b'r'; 100];
 const ANSWER: u32 = 200;
+/// As many records as the worker takes from its ring before it does anything else, and as many of them as it looks ahead.
+const TURN: usize = 256;
+const AHEAD: usize = 32;
 
 /// What the client and the target of a session say next.
 #[derive(Clone, Copy)]
@@ -59,6 +62,8 @@ impl Steady {
         for session in 0..sessions {
             steady.exchange(session);
         }
+        // Longer than the quiet after an answer.
+        steady.now.0 += 1_000_000;
         steady
     }
 
@@ -81,9 +86,8 @@ impl Steady {
         sent
     }
 
-    /// A request of a session, its replay, the target's answer and the acknowledgement of that; how many segments went in or
-    /// came out.
-    pub fn exchange(&mut self, session: u32) -> u32 {
+    /// A request of a session, its replay, the target's answer and the acknowledgement of that.
+    fn exchange(&mut self, session: u32) {
         // All have their turn in longer than the quiet after an answer.
         self.now.0 += (1_000_000 / self.ends.len().max(1) as u64).max(1_000);
         if self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
@@ -92,32 +96,73 @@ impl Steady {
         let ends = self.ends[session as usize];
         let live = segment(session, self.now, ends.live_seq, ends.live_ack, ACK | PSH, &REQUEST);
         self.engine.handle_live(self.now, &live);
-        let mut segments = 1 + self.drain();
-        if segments == 1 {
+        if self.drain() == 0 {
             // Only before it is known who speaks first.
             self.now.0 += 60_000_000;
             self.engine.handle_timeout(self.now);
-            segments += self.drain();
+            self.drain();
         }
         let target_ack = ends.target_ack.wrapping_add(REQUEST.len() as u32);
         let answer = response(session, ends.target_seq, target_ack, ACK | PSH, ANSWER);
         self.engine.handle_response(self.now, TARGET, &answer);
-        segments += 1 + self.drain();
+        self.drain();
         self.ends[session as usize] = Ends {
             live_seq: ends.live_seq.wrapping_add(REQUEST.len() as u32),
             live_ack: ends.live_ack.wrapping_add(ANSWER),
             target_seq: ends.target_seq.wrapping_add(ANSWER),
             target_ack,
         };
+    }
+
+    /// One turn of a busy worker: as many sessions as it takes from its ring at a time ask, are replayed, answered and
+    /// acknowledged, in an order without neighbours: every session has its turn before any has its second. The engine is told
+    /// in advance who is next, as the worker tells it. Returns how many segments went in or came out.
+    pub fn turn(&mut self) -> u32 {
+        /// A prime, so that it shares no factor with the number of sessions.
+        const STRIDE: u64 = 982_451_653;
+        let sessions = self.ends.len() as u64;
+        let mut turn = [0; TURN];
+        let turn = &mut turn[..self.exchanges() as usize];
+        for session in &mut *turn {
+            self.order += 1;
+            *session = (self.order * STRIDE % sessions) as u32;
+        }
+        self.now.0 += (1_000_000 / sessions).max(1_000) * turn.len() as u64;
+        for sessions in turn.chunks(AHEAD) {
+            // All at once: waiting for our own memory is none of the engine's business.
+            let ends: [Ends; AHEAD] = std::array::from_fn(|n| self.ends[sessions[n % sessions.len()] as usize]);
+            self.engine.expect_live(sessions.iter().map(|&session| flow(session)));
+            for (&session, ends) in sessions.iter().zip(ends) {
+                let live = segment(session, self.now, ends.live_seq, ends.live_ack, ACK | PSH, &REQUEST);
+                self.engine.handle_live(self.now, &live);
+            }
+        }
+        if self.engine.poll_timeout().is_some_and(|at| at <= self.now) {
+            self.engine.handle_timeout(self.now);
+        }
+        let mut segments = turn.len() as u32 + self.drain();
+        for sessions in turn.chunks(AHEAD) {
+            self.engine.expect_responses(sessions.iter().map(|&session| target_flow(session)));
+            for &session in sessions {
+                let ends = &mut self.ends[session as usize];
+                let target_ack = ends.target_ack.wrapping_add(REQUEST.len() as u32);
+                let answer = response(session, ends.target_seq, target_ack, ACK | PSH, ANSWER);
+                *ends = Ends {
+                    live_seq: ends.live_seq.wrapping_add(REQUEST.len() as u32),
+                    live_ack: ends.live_ack.wrapping_add(ANSWER),
+                    target_seq: ends.target_seq.wrapping_add(ANSWER),
+                    target_ack,
+                };
+                self.engine.handle_response(self.now, TARGET, &answer);
+            }
+        }
+        segments += turn.len() as u32 + self.drain();
         segments
     }
 
-    /// The same for the next in an order without neighbours: every session has its turn before any has its second.
-    pub fn exchange_any(&mut self) -> u32 {
-        /// A prime, so that it shares no factor with the number of sessions.
-        const STRIDE: u64 = 982_451_653;
-        self.order += 1;
-        self.exchange((self.order * STRIDE % self.ends.len() as u64) as u32)
+    /// How many exchanges a turn has.
+    pub fn exchanges(&self) -> u32 {
+        self.ends.len().min(TURN) as u32
     }
 
     /// Octets of requests that were sent.
@@ -136,15 +181,17 @@ fn flow(session: u32) -> Flow {
     }
 }
 
+fn target_flow(session: u32) -> Flow {
+    Flow { server: IpAddress::from_v4([10, 0, 0, 3]), ..flow(session) }
+}
+
 fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: u8, payload: &[u8]) -> LiveSegment<'_> {
     LiveSegment { time, flow: flow(session), rule: 0, seq, ack, window: 1_000, flags, options: &[], payload }
 }
 
 fn response(session: u32, seq: u32, ack: u32, flags: u8, payload_len: u32) -> ResponseHeader {
-    let mut flow = flow(session);
-    flow.server = IpAddress::from_v4([10, 0, 0, 3]);
     ResponseHeader {
-        flow,
+        flow: target_flow(session),
         instance: INSTANCE,
         seq: seq.to_be_bytes(),
         ack: ack.to_be_bytes(),

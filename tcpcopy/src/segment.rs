@@ -1,5 +1,7 @@
 //! Segments on their way through the program: captured from a live client, and to be injected.
 
+use std::mem::offset_of;
+
 use bytemuck::try_pod_read_unaligned;
 use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD, MAX_TCP_OPTIONS},
@@ -40,6 +42,13 @@ pub struct BadRecord {
 }
 
 impl<'a> LiveSegment<'a> {
+    /// The four-tuple of a ring record, if it has one.
+    #[must_use]
+    pub fn flow_of(record: &[u8]) -> Option<Flow> {
+        let flow = record.get(offset_of!(CaptureHeader, flow)..)?;
+        try_pod_read_unaligned(flow.get(..size_of::<Flow>())?).ok()
+    }
+
     /// Reads a ring record: a [`CaptureHeader`], the TCP options, the payload.
     ///
     /// # Errors

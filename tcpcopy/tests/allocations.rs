@@ -44,11 +44,13 @@ fn the_steady_state_allocates_nothing_and_idle_sessions_are_small() {
     // What surrounds the engine has 16 octets a session for itself.
     let each = (OCTETS.load(Ordering::Relaxed) - before) / u64::from(SESSIONS) - 16;
     println!("an idle session takes {each} octets");
-    assert!(each <= 900, "an idle session takes {each} octets");
+    assert!(each <= 552, "an idle session takes {each} octets");
 
-    (0..2 * SESSIONS).for_each(|_| assert_eq!(steady.exchange_any(), 4));
+    let exchanges = steady.exchanges();
+    let turns = SESSIONS / exchanges;
+    (0..2 * turns).for_each(|_| assert!(steady.turn() >= 3 * exchanges));
     let (calls, sent) = (CALLS.load(Ordering::Relaxed), steady.sent());
-    (0..SESSIONS).for_each(|_| assert_eq!(steady.exchange_any(), 4));
+    (0..turns).for_each(|_| assert!(steady.turn() >= 3 * exchanges));
     assert_eq!(CALLS.load(Ordering::Relaxed) - calls, 0, "the steady state allocates");
-    assert_eq!(steady.sent() - sent, u64::from(SESSIONS) * 100);
+    assert_eq!(steady.sent() - sent, u64::from(turns * exchanges) * 100);
 }

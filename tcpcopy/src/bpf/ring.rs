@@ -71,7 +71,7 @@ impl RingReader {
                     break;
                 }
             }
-            match self.record() {
+            match self.record(self.position) {
                 Record::Busy => break,
                 Record::Discarded(len) => self.position = self.position.wrapping_add(len),
                 Record::Data(data) => {
@@ -102,6 +102,27 @@ impl RingReader {
     #[must_use]
     pub const fn size(&self) -> usize {
         self.mask + 1
+    }
+
+    /// The records that [`drain`](Self::drain) would hand out next, as far as they are there.
+    pub fn upcoming(&self) -> impl Iterator<Item = &[u8]> {
+        let produced = self.producer_position().load(Ordering::Acquire);
+        let mut position = self.position;
+        std::iter::from_fn(move || {
+            while position != produced {
+                let record = self.record(position);
+                let (len, data) = match record {
+                    Record::Busy => return None,
+                    Record::Discarded(len) => (len, None),
+                    Record::Data(data) => ((HEADER + data.len()).next_multiple_of(8), Some(data)),
+                };
+                position = position.wrapping_add(len);
+                if data.is_some() {
+                    return data;
+                }
+            }
+            None
+        })
     }
 
     /// Announces that the reader is about to sleep until the descriptor becomes readable. False when there are records
@@ -137,9 +158,9 @@ impl RingReader {
         unsafe { self.producer.ptr.cast::<AtomicUsize>().as_ref() }
     }
 
-    /// The record at [`position`](Self::position), which the caller knows to be before the producer position.
-    fn record(&self) -> Record<'_> {
-        let offset = page_size() + (self.position & self.mask);
+    /// The record at a position that the caller knows to be before the producer position, and not before our own.
+    fn record(&self, position: usize) -> Record<'_> {
+        let offset = page_size() + (position & self.mask);
         // SAFETY: the offset is within the first copy of the data, and 8-aligned as all record sizes are.
         let start = unsafe { self.producer.ptr.cast::<u8>().add(offset) };
         // SAFETY: see above; the kernel writes the header atomically. Acquire pairs with the exchange that commits it, so

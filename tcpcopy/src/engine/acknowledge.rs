@@ -8,6 +8,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
+    moment::Moment,
     receiver::{Receiver, Want},
     seq::TargetSeq,
 };
@@ -35,8 +36,8 @@ pub(super) struct Acknowledger {
 enum Due {
     Nothing,
     /// Nothing; what seemed to be a whole answer was acknowledged then, by a segment that did nothing else.
-    NothingSince(Nanos),
-    Later(Nanos),
+    NothingSince(Moment),
+    Later(Moment),
     Now,
 }
 
@@ -105,7 +106,7 @@ impl Acknowledger {
                     && let Due::NothingSince(at) = self.due
                 {
                     let soonest = Duration::from_micros(near.handshake_us.into()) / 2;
-                    nagle.judge((soonest..=DELAY).contains(&now.since(at)));
+                    nagle.judge((soonest..=DELAY).contains(&now.since(at.time())));
                 }
                 let whole = receiver.is_complete();
                 let wait = match want {
@@ -122,7 +123,7 @@ impl Acknowledger {
                 };
                 self.due = match self.due {
                     _ if !wait => Due::Now,
-                    Due::Nothing | Due::NothingSince(_) => Due::Later(now.after(DELAY)),
+                    Due::Nothing | Due::NothingSince(_) => Due::Later(Moment::at(now.after(DELAY))),
                     due => due,
                 };
             }
@@ -139,7 +140,7 @@ impl Acknowledger {
     /// Takes in that time has passed.
     pub fn release(&mut self, now: Nanos) {
         let due = match &mut self.client {
-            Client::Near(_) => matches!(self.due, Due::Later(at) if at <= now),
+            Client::Near(_) => matches!(self.due, Due::Later(at) if at.is_due(now)),
             Client::Far(far) => far.release(now),
         };
         if due {
@@ -148,11 +149,11 @@ impl Acknowledger {
     }
 
     /// When [`release`](Self::release) has something to do.
-    pub fn deadline(&self) -> Option<Nanos> {
+    pub fn deadline(&self) -> Moment {
         match (&self.client, self.due) {
-            (Client::Near(_), Due::Later(at)) => Some(at),
-            (Client::Near(_), _) => None,
-            (Client::Far(far), _) => far.waiting.front().map(|(at, _)| *at),
+            (Client::Near(_), Due::Later(at)) => at,
+            (Client::Near(_), _) => Moment::NEVER,
+            (Client::Far(far), _) => far.waiting.front().map(|(at, _)| *at).into(),
         }
     }
 
@@ -180,7 +181,7 @@ impl Acknowledger {
     /// That segment does nothing but acknowledge.
     pub fn told_alone(&mut self, now: Nanos, receiver: &Receiver) {
         if receiver.is_complete() {
-            self.due = Due::NothingSince(now);
+            self.due = Due::NothingSince(Moment::at(now));
         }
     }
 }
@@ -306,19 +307,19 @@ mod tests {
         ends.hear(5, 0, 50, true);
         assert!(!ends.acknowledger.is_due());
         ends.acknowledger.told(&ends.receiver);
-        assert_eq!(ends.acknowledger.deadline(), None);
+        assert_eq!(ends.acknowledger.deadline(), Moment::NEVER);
 
         ends.hear(10, 0, 50, true);
         ends.hear(20, 0, 50, true);
         let delayed = Nanos(10).after(DELAY);
-        assert_eq!(ends.acknowledger.deadline(), Some(delayed));
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(delayed));
         ends.acknowledger.release(Nanos(delayed.0 - 1));
         assert!(!ends.acknowledger.is_due());
         ends.acknowledger.release(delayed);
         assert!(ends.acknowledger.is_due());
         assert_eq!(
             ends.acknowledger.deadline(),
-            None,
+            Moment::NEVER,
             "what is due while the channel is down must not stay a deadline"
         );
     }
@@ -364,13 +365,13 @@ mod tests {
         ends.acknowledger.release(Nanos(1_000));
         let number = ends.acknowledger.number(&ends.receiver);
         assert!(ends.acknowledger.is_due());
-        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(1)), Some(Nanos(1_500))));
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(1)), Moment::at(Nanos(1_500))));
         ends.acknowledger.told(&ends.receiver);
         ends.acknowledger.release(Nanos(1_499));
         assert!(!ends.acknowledger.is_due());
         ends.acknowledger.release(Nanos(5_000));
         let number = ends.acknowledger.number(&ends.receiver);
-        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(11)), None));
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(11)), Moment::NEVER));
     }
 
     #[test]

@@ -7,7 +7,10 @@
 
 use std::time::Duration;
 
-use super::config::{Config, GATE_STRIKES};
+use super::{
+    config::{Config, GATE_STRIKES},
+    moment::Moment,
+};
 use crate::time::Nanos;
 
 /// How much longer the quiet is after an answer that came early: perhaps it was one to an earlier request of a pipeline, or
@@ -26,10 +29,10 @@ enum Answer {
     /// The last segment, at this time, did not end an answer.
     Begun,
     /// The last segment, at this time, may have ended one.
-    Complete(Nanos),
+    Complete(Moment),
     /// An answer came before the request had been sent whole, as when a server refuses an upload; by this time the target
     /// has all of it. There may be more to come.
-    Early(Nanos),
+    Early(Moment),
 }
 
 /// What has become of the last segment that had to wait.
@@ -38,9 +41,9 @@ enum Waiting {
     /// There was none on this connection.
     Never,
     /// It waits, since then.
-    Since(Nanos),
+    Since(Moment),
     /// It was let through at this time.
-    Until(Nanos),
+    Until(Moment),
 }
 
 /// Whether a segment may go.
@@ -85,13 +88,13 @@ impl Gate {
     /// acknowledged everything.
     pub const fn answered(&mut self, now: Nanos, ends: bool, heard: bool) {
         self.spoken |= ends;
-        self.answer = if ends && heard { Answer::Complete(now) } else { Answer::Begun };
+        self.answer = if ends && heard { Answer::Complete(Moment::at(now)) } else { Answer::Begun };
     }
 
     /// The target has acknowledged everything that was sent.
     pub const fn heard(&mut self, now: Nanos) {
         if self.spoken && !matches!(self.answer, Answer::Complete(_)) {
-            self.answer = Answer::Early(now);
+            self.answer = Answer::Early(Moment::at(now));
         }
     }
 
@@ -112,24 +115,24 @@ impl Gate {
             return Permit::Granted { waited: Duration::ZERO, forced: false };
         }
         let since = match self.waiting {
-            Waiting::Since(since) => since,
+            Waiting::Since(since) => since.time(),
             Waiting::Never | Waiting::Until(_) => now,
         };
         let bound = since.after(limit);
         let until = match self.answer {
             Answer::Complete(at) => {
                 let late = !self.patient && now.since(captured) > LATE;
-                at.after(if late { config.gate_quiet / HURRY } else { config.gate_quiet }).min(bound)
+                at.time().after(if late { config.gate_quiet / HURRY } else { config.gate_quiet }).min(bound)
             }
-            Answer::Early(at) => at.after(config.gate_quiet * DOUBT).min(bound),
+            Answer::Early(at) => at.time().after(config.gate_quiet * DOUBT).min(bound),
             Answer::Nothing | Answer::Begun => bound,
         };
         if now < until {
-            self.waiting = Waiting::Since(since);
+            self.waiting = Waiting::Since(Moment::at(since));
             return Permit::Wait(until);
         }
         // It was open from then on, whenever somebody came to ask.
-        self.waiting = Waiting::Until(until);
+        self.waiting = Waiting::Until(Moment::at(until));
         self.spoken = false;
         let forced = matches!(self.answer, Answer::Nothing | Answer::Begun);
         Permit::Granted { waited: until.since(captured), forced }
@@ -138,14 +141,14 @@ impl Gate {
     /// Notes that the segment that waits, if one does, goes without asking again; how long it has waited.
     pub const fn pass(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
         let Waiting::Since(_) = self.waiting else { return None };
-        self.waiting = Waiting::Until(now);
+        self.waiting = Waiting::Until(Moment::at(now));
         Some(now.since(captured))
     }
 
     /// From when on a segment captured at `captured` could have been sent: what it has waited for the gate is no lag.
     pub fn ready(&self, captured: Nanos) -> Nanos {
         match self.waiting {
-            Waiting::Until(opened) => captured.max(opened),
+            Waiting::Until(opened) => captured.max(opened.time()),
             Waiting::Never | Waiting::Since(_) => captured,
         }
     }

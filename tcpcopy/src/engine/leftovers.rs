@@ -200,7 +200,7 @@ impl Engine {
         for index in 0..self.leftovers.len() {
             let Some(credentials) = self.channels[index] else { continue };
             while let Some(flow) = self.leftovers[index].next() {
-                match self.by_target.get(&flow).and_then(|id| self.connections.get(id)) {
+                match self.id_at_target(&flow).and_then(|id| self.connections.get(id)) {
                     // It finds what is left by its own SYN.
                     Some(Connection { replay: Replay::Active(session), .. })
                         if session.instance() == Some(credentials.instance) =>

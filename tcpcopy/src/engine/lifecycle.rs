@@ -5,9 +5,12 @@ use std::net::IpAddr;
 use tcpcopy_common::flow::Flow;
 
 use super::{
-    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, manners, opening,
+    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, manners,
+    moment::Moment,
+    opening,
     session::{Farewell, Last, Origin, Outcome, Session},
     stats::Reason,
+    timers::Timer,
 };
 use crate::time::Nanos;
 
@@ -33,21 +36,22 @@ impl Engine {
 
     /// The first four-tuple, from the `attempt`th on, that no session of ours has.
     fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
-        clients::candidates(&self.config, self.seed, wanted, attempt).find(|(flow, _)| !self.by_target.contains(flow))
+        clients::candidates(&self.config, self.seed, wanted, attempt)
+            .find(|(flow, _)| self.id_at_target(flow).is_none())
     }
 
     /// Begins a session for a connection that has none.
     pub(super) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
-        let used = connection.used;
+        let used = if let Replay::Parked(_, used) = connection.replay { used } else { None };
         let (target, wanted) = self.destination(&connection.live, connection.rule)?;
         // A four-tuple that the target's own traffic has taken must be left alone.
-        let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed)));
+        let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
         let opening = opening::opening(self.seed, now, &flow, used);
         let mut session = Session::new(now, target, flow, opening, origin);
         session.ports_tried = attempt;
-        self.by_target.insert(flow, id);
+        self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;
         if let Some(connection) = self.connections.get_mut(id) {
@@ -118,7 +122,7 @@ impl Engine {
     fn session_mut(&mut self, id: Id) -> Option<&mut Session> {
         match &mut self.connections.get_mut(id)?.replay {
             Replay::Active(session) => Some(session),
-            Replay::Parked(_) => None,
+            Replay::Parked(..) => None,
         }
     }
 
@@ -131,7 +135,7 @@ impl Engine {
         let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
         let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
         self.by_target.remove(&old, id);
-        self.by_target.insert(flow, id);
+        self.by_target.insert(&flow, id);
         let opening = opening::opening(self.seed, now, &flow, None);
         if let Some(session) = self.session_mut(id) {
             session.remap(now, flow, opening);
@@ -150,20 +154,13 @@ impl Engine {
     fn detach(&mut self, id: Id, farewell: Farewell, reason: Reason) -> Option<()> {
         self.bid_farewell(id, farewell);
         let connection = self.connections.get_mut(id)?;
-        let parked = Replay::Parked(reason);
-        let session = match std::mem::replace(&mut connection.replay, parked) {
-            Replay::Active(session) => session,
-            Replay::Parked(before) => {
-                connection.replay = Replay::Parked(before);
-                return None;
-            }
-        };
+        let Replay::Active(session) = &connection.replay else { return None };
         connection.stream.release(&mut self.pool, session.sent());
-        connection.used = Some(session.used());
         if session.fin_sent() {
             connection.fin = Flag::Settled;
         }
         self.by_target.remove(&session.flow, id);
+        connection.replay = Replay::Parked(reason, Some(session.used()));
         self.stats.sessions.active -= 1;
         Some(())
     }
@@ -200,7 +197,8 @@ impl Engine {
     fn seek_after(&mut self, now: Nanos, id: Id, mut skip: bool) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
-            let Some(Connection { stream, replay: Replay::Parked(reason), .. }) = self.connections.get_mut(id) else {
+            let Some(Connection { stream, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
+            else {
                 return;
             };
             let reason = *reason;
@@ -251,7 +249,6 @@ impl Engine {
 
     /// Forgets a connection; what it still held is discarded for `reason`.
     pub(super) fn forget(&mut self, id: Id, reason: Reason) {
-        self.timers.cancel(id);
         let Some(mut connection) = self.connections.remove(id) else { return };
         let left = connection.stream.held_from(connection.stream.start());
         self.stats.bytes.discard(reason, left);
@@ -273,18 +270,36 @@ impl Engine {
         stream.release(&mut self.pool, session.needed_from(&self.config));
     }
 
-    /// Sets the connection's timer to the earliest of its deadlines.
+    /// Sets the connection's timers to its deadlines.
     pub(super) fn arm(&mut self, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
-        let mut deadline = self.idle_deadline(connection);
+        let deadlines = self.deadlines(connection);
+        let Some(armed) = self.connections.armed_mut(id) else { return };
+        for (timer, deadline) in deadlines {
+            self.timers.arm(id, armed, timer, deadline);
+        }
+    }
+
+    /// When to look after a connection.
+    pub(super) fn deadlines(&self, connection: &Connection) -> [(Timer, Moment); 3] {
+        let mut late = Moment::at(self.idle_deadline(connection));
         if let Some(since) = connection.stream.hole_since() {
-            deadline = deadline.min(since.after(self.config.gap_timeout));
+            late = late.min(Moment::at(since.after(self.config.gap_timeout)));
         }
-        if let Replay::Active(session) = &connection.replay {
-            let up = self.credentials(session.target).is_some();
-            deadline = session.deadline(up).map_or(deadline, |at| at.min(deadline));
-        }
-        self.timers.arm(id, deadline);
+        let [soon, loss] = match &connection.replay {
+            Replay::Parked(..) => [Moment::NEVER; 2],
+            Replay::Active(session) => {
+                late = late.min(session.state_deadline(self.credentials(session.target).is_some()));
+                if session.is_open() {
+                    [session.soon(), session.retransmit_at()]
+                } else {
+                    // A SYN waits so much longer than data that its entry would be void before it is due.
+                    late = late.min(session.retransmit_at());
+                    [session.soon(), Moment::NEVER]
+                }
+            }
+        };
+        [(Timer::Soon, soon), (Timer::Loss, loss), (Timer::Late, late)]
     }
 
     fn idle_deadline(&self, connection: &Connection) -> Nanos {
@@ -299,7 +314,17 @@ impl Engine {
         connection.heard.max(session.progress()).after(timeout)
     }
 
-    pub(super) fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
+    /// A timer of the connection has fired; perhaps its deadline has moved since that was armed.
+    pub(super) fn handle_connection_timer(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if self.deadlines(connection).iter().any(|(_, deadline)| deadline.is_due(now)) {
+            self.handle_connection_timeout(now, id);
+        } else {
+            self.arm(id);
+        }
+    }
+
+    fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let gap = self.config.gap_timeout;
         if connection.stream.hole_since().is_some_and(|since| since.after(gap) <= now) {
@@ -308,7 +333,7 @@ impl Engine {
         }
         let Some(connection) = self.connections.get(id) else { return };
         let idle = self.idle_deadline(connection) <= now;
-        if let (true, &Replay::Parked(reason)) = (idle, &connection.replay) {
+        if let (true, &Replay::Parked(reason, _)) = (idle, &connection.replay) {
             self.forget(id, reason);
             return;
         }
@@ -322,7 +347,7 @@ impl Engine {
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
         let outcome = match &mut connection.replay {
-            Replay::Parked(_) => {
+            Replay::Parked(..) => {
                 self.arm(id);
                 return;
             }

@@ -15,7 +15,7 @@ impl Engine {
     /// Takes a captured segment of a live client in.
     pub fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
         self.stats.live_segments += 1;
-        match (segment.flags & (SYN | ACK | FIN | RST), self.by_live.get(&segment.flow)) {
+        match (segment.flags & (SYN | ACK | FIN | RST), self.id_of_live(&segment.flow)) {
             (SYN, known) => self.handle_live_syn(now, segment, known),
             (flags, _) if flags & SYN != 0 => self.refuse(segment, Reason::Nonsense),
             (_, Some(id)) => self.feed(now, id, segment, LiveSeq::new(segment.seq)),
@@ -57,7 +57,7 @@ impl Engine {
         let Some(connection) = self.connections.get_mut(id) else { return };
         self.by_live.remove(&connection.live, id);
         match connection.replay {
-            Replay::Parked(reason) => self.forget(id, reason),
+            Replay::Parked(reason, _) => self.forget(id, reason),
             Replay::Active(_) => {
                 if connection.stream.fin().is_none() {
                     connection.stream.abort(None);
@@ -96,13 +96,11 @@ impl Engine {
             stream: Stream::new(isn.map(|isn| isn.plus(1))),
             isn,
             heard: now,
-            queued: false,
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
-            used: None,
-            replay: Replay::Parked(Reason::BeforeJoin),
+            replay: Replay::Parked(Reason::BeforeJoin, None),
         });
-        self.by_live.insert(segment.flow, id);
+        self.by_live.insert(&segment.flow, id);
         id
     }
 
@@ -175,7 +173,7 @@ impl Engine {
         let held = connection.stream.held_from(connection.stream.start());
         self.stats.bytes.discard(reason, held);
         connection.stream.clear(&mut self.pool);
-        if let Replay::Parked(why) = &mut connection.replay {
+        if let Replay::Parked(why, _) = &mut connection.replay {
             *why = reason;
         }
         self.seek(now, id);
@@ -197,7 +195,7 @@ impl Engine {
     fn reconsider(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         match &connection.replay {
-            Replay::Parked(_) => self.seek(now, id),
+            Replay::Parked(..) => self.seek(now, id),
             Replay::Active(session) => {
                 let outcome = session.reconsider(&connection.stream, &self.config);
                 if outcome == Outcome::Continue {

@@ -30,12 +30,16 @@ mod histogram;
 mod leftovers;
 mod lifecycle;
 mod live;
+mod lookup;
+mod moment;
 mod opening;
+mod prefetch;
 mod receiver;
 mod recovery;
 mod respond;
 mod seq;
 mod session;
+mod slab;
 mod stats;
 mod stream;
 mod table;
@@ -52,9 +56,10 @@ use self::{
     leftovers::Leftovers,
     seq::LiveSeq,
     session::{Context, Farewell, Last, Manners, Opening, Outcome, Plan, Poll, Session},
+    slab::{Id, Slab},
     stream::Stream,
-    table::{FlowMap, Id, Slab},
-    timers::Timers,
+    table::FlowTable,
+    timers::{Entry, Timers},
 };
 use crate::{segment::Transmit, time::Nanos};
 
@@ -64,6 +69,12 @@ pub use self::{
     histogram::Histogram,
     stats::{ByReason, Ledger, Reason, Sessions, Stats, Unbalanced},
 };
+
+/// How far ahead connections whose timers are due are fetched from memory.
+const AHEAD: usize = 8;
+
+/// For how many due timers memory is kept.
+const MOST_KEPT_DUE: usize = 1 << 12;
 
 /// All connections of one worker: their sessions, timers and statistics.
 ///
@@ -75,9 +86,9 @@ pub struct Engine {
     seed: u64,
     connections: Slab<Connection>,
     /// By the four-tuple of live client and live server.
-    by_live: FlowMap,
+    by_live: FlowTable,
     /// By the four-tuple that the target sees.
-    by_target: FlowMap,
+    by_target: FlowTable,
     timers: Timers,
     /// Connections that may have something to send.
     ready: VecDeque<Id>,
@@ -92,7 +103,7 @@ pub struct Engine {
     pool: Pool,
     stats: Stats,
     /// Timers that are due; kept for its memory.
-    due: Vec<Id>,
+    due: Vec<Entry>,
 }
 
 /// A live client's connection.
@@ -105,12 +116,8 @@ struct Connection {
     isn: Option<LiveSeq>,
     /// When its last segment was captured.
     heard: Nanos,
-    /// Whether it is in [`Engine::ready`].
-    queued: bool,
     syn: Flag,
     fin: Flag,
-    /// What the session before had come to: the next one begins above.
-    used: Option<Opening>,
     replay: Replay,
 }
 
@@ -127,8 +134,9 @@ enum Flag {
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are active, and a box would cost a cache miss per segment")]
 enum Replay {
-    /// Not at all: octets are discarded for this reason until a request begins.
-    Parked(Reason),
+    /// Not at all: octets are discarded for this reason until a request begins. What the session before had come to, if there
+    /// was one: the next one begins above.
+    Parked(Reason, Option<Opening>),
     Active(Session),
 }
 
@@ -140,8 +148,8 @@ impl Engine {
         Self {
             seed,
             connections: Slab::new(),
-            by_live: FlowMap::new(seed),
-            by_target: FlowMap::new(seed ^ 1),
+            by_live: FlowTable::new(seed),
+            by_target: FlowTable::new(seed ^ 1),
             timers: Timers::new(),
             ready: VecDeque::new(),
             farewells: VecDeque::new(),
@@ -208,9 +216,18 @@ impl Engine {
     pub fn handle_timeout(&mut self, now: Nanos) {
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now, &mut due);
-        for id in due.drain(..) {
-            self.handle_connection_timeout(now, id);
+        for index in 0..due.len() {
+            if let Some(ahead) = due.get(index + AHEAD) {
+                self.connections.prefetch(ahead.id);
+            }
+            let Entry { id, tick } = due[index];
+            if self.connections.armed_mut(id).is_some_and(|armed| armed.fired(tick)) {
+                self.handle_connection_timer(now, id);
+            }
         }
+        due.clear();
+        // A crowd that was opened at once is due at once, once.
+        due.shrink_to(MOST_KEPT_DUE);
         self.due = due;
         self.expire_leftovers(now);
     }
@@ -266,8 +283,8 @@ impl Engine {
     }
 
     fn poll_connection(&mut self, now: Nanos, id: Id) -> Option<Plan> {
+        self.connections.set_queued(id, false);
         let connection = self.connections.get_mut(id)?;
-        connection.queued = false;
         let Replay::Active(session) = &mut connection.replay else { return None };
         let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
         let poll = if credentials.is_some() {
@@ -306,10 +323,7 @@ impl Engine {
     }
 
     fn enqueue(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get_mut(id)
-            && !connection.queued
-        {
-            connection.queued = true;
+        if !self.connections.set_queued(id, true) {
             self.ready.push_back(id);
         }
     }
@@ -322,3 +336,7 @@ fn manners(of: &mut Vec<Manners>, rule: u16) -> &mut Manners {
     }
     &mut of[index]
 }
+
+// A million of them should fit where that counts: what a session seldom needs is in a box of its own.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Connection>() <= 448);

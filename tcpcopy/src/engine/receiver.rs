@@ -33,24 +33,31 @@ pub(super) enum Want {
 }
 
 /// Receiving half of a replayed connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Receiver {
     /// The target's initial sequence number.
     irs: TargetSeq,
     next: TargetSeq,
-    /// Beyond `next`: first octet and the one after the last, sorted, disjoint.
-    ranges: [(TargetSeq, TargetSeq); RANGES],
-    used: u8,
+    /// What has come from beyond `next`.
+    beyond: Option<Box<Beyond>>,
     /// Where the last piece that may end an answer ends; the number of the FIN, once that is known.
     pushed: TargetSeq,
     fin: bool,
     finished: bool,
 }
 
+/// Reports out of order; in memory of its own, because nearly all receivers have none.
+#[derive(Debug)]
+struct Beyond {
+    /// First octet and the one after the last, sorted, disjoint.
+    ranges: [(TargetSeq, TargetSeq); RANGES],
+    used: u8,
+}
+
 impl Receiver {
     /// Expects the octet after the target's SYN.
     pub fn new(irs: TargetSeq) -> Self {
-        Self { irs, next: irs.plus(1), ranges: Default::default(), used: 0, pushed: irs, fin: false, finished: false }
+        Self { irs, next: irs.plus(1), beyond: None, pushed: irs, fin: false, finished: false }
     }
 
     /// The next sequence number expected: what we acknowledge.
@@ -84,7 +91,7 @@ impl Receiver {
 
     /// Whether an answer may be complete: nothing is missing, and what came last may have ended one.
     pub fn is_complete(&self) -> bool {
-        self.used == 0 && (self.finished || self.next == self.pushed)
+        self.beyond.is_none() && (self.finished || self.next == self.pushed)
     }
 
     /// Takes a segment's place in the stream in.
@@ -96,7 +103,7 @@ impl Receiver {
             let probe = self.next.is_after(seq);
             return Received { new: 0, acknowledge: if probe { Want::Now } else { Want::Nothing } };
         }
-        let in_order = seq == self.next && self.used == 0;
+        let in_order = seq == self.next && self.beyond.is_none();
         if fin && !self.fin {
             self.fin = true;
             self.pushed = end;
@@ -115,7 +122,7 @@ impl Receiver {
 
     /// Adds a range that begins at or after `next`; how much of it was new.
     fn insert(&mut self, from: TargetSeq, end: TargetSeq) -> u32 {
-        let known = &self.ranges[..usize::from(self.used)];
+        let known = self.beyond.as_ref().map_or(&[][..], |beyond| &beyond.ranges[..usize::from(beyond.used)]);
         let mut kept = [(TargetSeq::default(), TargetSeq::default()); RANGES + 1];
         let mut n = 0;
         let mut merged = (from, end);
@@ -146,8 +153,14 @@ impl Receiver {
             kept[..n].sort_unstable_by_key(|range| range.0.distance(base));
         }
         // The furthest range is the one that can wait for a retransmission.
-        self.used = n.min(RANGES) as u8;
-        self.ranges.copy_from_slice(&kept[..RANGES]);
+        let used = n.min(RANGES) as u8;
+        if used == 0 {
+            self.beyond = None;
+        } else {
+            let beyond = self.beyond.get_or_insert_with(|| Box::new(Beyond { ranges: Default::default(), used }));
+            beyond.ranges.copy_from_slice(&kept[..RANGES]);
+            beyond.used = used;
+        }
         new
     }
 }

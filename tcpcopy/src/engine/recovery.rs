@@ -1,6 +1,6 @@
 //! Loss on the way to the target: the retransmission timer and the congestion window.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 /// Before the first measurement (RFC 6298, section 2.1).
 const INITIAL_RTO: Duration = Duration::from_secs(1);
@@ -13,7 +13,7 @@ const LARGEST_RTO: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rto {
     /// `None` before the first sample.
-    smoothed_us: Option<u32>,
+    smoothed_us: Option<NonZeroU32>,
     variation_us: u32,
     /// How often it has been doubled. Stays so until a round trip has been measured again: an acknowledgement of something
     /// sent twice does not tell that the time-out was too short (RFC 6298, section 5.7, and Karn's rule).
@@ -31,7 +31,7 @@ impl Rto {
     pub fn current(&self) -> Duration {
         let base = match self.smoothed_us {
             None => INITIAL_RTO,
-            Some(s) => Duration::from_micros(u64::from(s) + 4 * u64::from(self.variation_us)).max(SMALLEST_RTO),
+            Some(s) => Duration::from_micros(u64::from(s.get()) + 4 * u64::from(self.variation_us)).max(SMALLEST_RTO),
         };
         base.saturating_mul(1 << self.backoff.min(16)).min(LARGEST_RTO)
     }
@@ -64,12 +64,13 @@ impl Rto {
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(LARGEST_RTO.as_micros() as u32);
         match self.smoothed_us {
             None => {
-                self.smoothed_us = Some(rtt);
+                self.smoothed_us = NonZeroU32::new(rtt).or(Some(NonZeroU32::MIN));
                 self.variation_us = rtt / 2;
             }
             Some(smoothed) => {
+                let smoothed = smoothed.get();
                 self.variation_us = (3 * (self.variation_us / 4)).saturating_add(smoothed.abs_diff(rtt) / 4);
-                self.smoothed_us = Some(smoothed - smoothed / 8 + rtt / 8);
+                self.smoothed_us = NonZeroU32::new(smoothed - smoothed / 8 + rtt / 8).or(Some(NonZeroU32::MIN));
             }
         }
     }
@@ -80,18 +81,16 @@ const INITIAL_SEGMENTS: u32 = 10;
 /// More is never needed on a path of a millisecond, and would only flood queues.
 const LARGEST_WINDOW: u32 = 4 << 20;
 
-/// The congestion window (RFC 5681), in octets; which losses halve it is for the caller to say.
+/// The congestion window (RFC 5681), in octets; which losses halve it is for the caller to say, and how large a segment is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Congestion {
     window: u32,
     threshold: u32,
-    segment: u32,
 }
 
 impl Congestion {
     pub fn new(segment: u16) -> Self {
-        let segment = u32::from(segment);
-        Self { window: INITIAL_SEGMENTS * segment, threshold: u32::MAX, segment }
+        Self { window: INITIAL_SEGMENTS * u32::from(segment), threshold: u32::MAX }
     }
 
     /// How much may be in flight.
@@ -100,7 +99,7 @@ impl Congestion {
     }
 
     /// `acked` octets arrived while `flight` were under way.
-    pub fn acknowledge(&mut self, acked: u32, flight: u32) {
+    pub fn acknowledge(&mut self, acked: u32, flight: u32, segment: u16) {
         // Only a window that was used says something about the path (RFC 7661's concern, in its simplest form).
         if flight.saturating_mul(2) < self.window {
             return;
@@ -108,21 +107,21 @@ impl Congestion {
         let growth = if self.window < self.threshold {
             acked
         } else {
-            (u64::from(self.segment) * u64::from(acked) / u64::from(self.window.max(1))).max(1) as u32
+            (u64::from(segment) * u64::from(acked) / u64::from(self.window.max(1))).max(1) as u32
         };
         self.window = self.window.saturating_add(growth).min(LARGEST_WINDOW);
     }
 
     /// A segment was lost, but others arrived (RFC 5681, section 3.2).
-    pub fn lose(&mut self, flight: u32) {
-        self.threshold = (flight / 2).max(2 * self.segment);
+    pub fn lose(&mut self, flight: u32, segment: u16) {
+        self.threshold = (flight / 2).max(2 * u32::from(segment));
         self.window = self.threshold;
     }
 
     /// Nothing arrived any more (RFC 5681, section 3.1).
-    pub fn collapse(&mut self, flight: u32) {
-        self.threshold = (flight / 2).max(2 * self.segment);
-        self.window = self.segment;
+    pub fn collapse(&mut self, flight: u32, segment: u16) {
+        self.threshold = (flight / 2).max(2 * u32::from(segment));
+        self.window = u32::from(segment);
     }
 }
 
@@ -166,22 +165,22 @@ mod tests {
     #[test]
     fn the_window_doubles_per_round_trip_then_grows_by_a_segment() {
         let mut c = Congestion::new(1000);
-        c.acknowledge(10_000, 10_000);
+        c.acknowledge(10_000, 10_000, 1000);
         assert_eq!(c.window(), 20_000);
-        c.lose(20_000);
+        c.lose(20_000, 1000);
         assert_eq!(c.window(), 10_000);
         for _ in 0..10 {
-            c.acknowledge(1000, 10_000);
+            c.acknowledge(1000, 10_000, 1000);
         }
         assert!((10_900..=11_000).contains(&c.window()), "{}", c.window());
-        c.collapse(11_000);
+        c.collapse(11_000, 1000);
         assert_eq!(c.window(), 1000);
     }
 
     #[test]
     fn an_unused_window_does_not_grow() {
         let mut c = Congestion::new(1000);
-        (0..100).for_each(|_| c.acknowledge(1000, 1000));
+        (0..100).for_each(|_| c.acknowledge(1000, 1000, 1000));
         assert_eq!(c.window(), 10_000);
     }
 
@@ -209,27 +208,27 @@ mod tests {
     #[test]
     fn a_window_used_by_half_grows() {
         let mut c = Congestion::new(1000);
-        c.acknowledge(1000, 5000);
+        c.acknowledge(1000, 5000, 1000);
         assert_eq!(c.window(), 11_000);
     }
 
     #[test]
     fn losses_leave_half_of_the_flight_but_two_segments() {
         let mut c = Congestion::new(1000);
-        c.lose(1000);
+        c.lose(1000, 1000);
         assert_eq!(c.window(), 2000);
         // Slow start up to half of what was under way, then a segment per round trip.
-        c.collapse(20_000);
+        c.collapse(20_000, 1000);
         let windows: Vec<_> = (0..6)
             .map(|_| {
-                c.acknowledge(c.window(), c.window());
+                c.acknowledge(c.window(), c.window(), 1000);
                 c.window()
             })
             .collect();
         assert_eq!(windows, [2000, 4000, 8000, 16_000, 17_000, 18_000]);
-        c.collapse(0);
-        c.acknowledge(500, 1000);
-        c.acknowledge(1000, 1500);
+        c.collapse(0, 1000);
+        c.acknowledge(500, 1000, 1000);
+        c.acknowledge(1000, 1500, 1000);
         assert_eq!(c.window(), 2500, "slow start up to two segments");
     }
 }

@@ -27,7 +27,7 @@ impl Engine {
     }
 
     fn session_of(&self, target: TargetId, response: &ResponseHeader) -> Option<Id> {
-        let id = self.by_target.get(&response.flow)?;
+        let id = self.id_at_target(&response.flow)?;
         match &self.connections.get(id)?.replay {
             Replay::Active(session) if session.target == target => Some(id),
             _ => None,

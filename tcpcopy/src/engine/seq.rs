@@ -3,7 +3,9 @@
 macro_rules! sequence_space {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
+        // Packed, so that an `Option` of one takes five octets, not eight: a session has many of them.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        #[repr(Rust, packed)]
         pub(super) struct $name(u32);
 
         #[allow(dead_code, reason = "every space offers the same arithmetic")]

@@ -23,6 +23,7 @@ use super::{
     answers::Answers,
     config::{Config, Credentials, TargetId},
     gate::{FirstWord, Gate},
+    moment::Moment,
     receiver::{Receiver, WINDOW},
     recovery::{Congestion, Rto},
     seq::{LiveAck, ReplaySeq},
@@ -181,10 +182,10 @@ pub(super) struct Session {
     /// This target connection carries on something: a server that speaks first does so once more, which is no answer.
     greeting_due: bool,
     gate: Gate,
-    gate_until: Option<Nanos>,
+    gate_until: Moment,
     rto: Rto,
     /// When the retransmission timer, or the persist timer, expires.
-    retransmit_at: Option<Nanos>,
+    retransmit_at: Moment,
     /// When the target last said anything.
     heard: Nanos,
     /// When it last said something new.
@@ -222,10 +223,6 @@ struct Open {
     segment_size: u16,
     congestion: Congestion,
     duplicates: u8,
-    /// In fast recovery until this is acknowledged (RFC 6582).
-    recover: Option<NonZeroU64>,
-    /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
-    guard: u64,
     /// The segment at `una` is to be sent again.
     resend: bool,
     acknowledger: Acknowledger,
@@ -233,6 +230,16 @@ struct Open {
     /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
     timed: Option<(NonZeroU64, Nanos)>,
     since: Nanos,
+    rare: Option<Box<Rare>>,
+}
+
+/// What a target connection has only after a loss or near its end: most are idle most of the time, and are to be small then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rare {
+    /// In fast recovery until this is acknowledged (RFC 6582).
+    recover: Option<NonZeroU64>,
+    /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
+    guard: u64,
     /// When the target's FIN came, and what it acknowledged.
     closed: Option<(Nanos, u64)>,
 }
@@ -258,9 +265,9 @@ impl Session {
             answers: Answers::default(),
             greeting_due: origin.offset > 0,
             gate: Gate::new(),
-            gate_until: None,
+            gate_until: Moment::NEVER,
             rto: Rto::new(),
-            retransmit_at: None,
+            retransmit_at: Moment::NEVER,
             heard: now,
             progress: now,
             state: State::Connecting { since: now, transmitted: false, due: true, provoked: 0 },
@@ -293,16 +300,16 @@ impl Session {
 
     fn begin(&mut self, now: Nanos) {
         self.gate.reconnect();
-        self.gate_until = None;
+        self.gate_until = Moment::NEVER;
         self.rto = Rto::new();
-        self.retransmit_at = None;
+        self.retransmit_at = Moment::NEVER;
         self.state = State::Connecting { since: now, transmitted: false, due: true, provoked: 0 };
     }
 
     /// Lets go of the target connection until there is something to send.
     pub fn rest(&mut self) {
-        self.retransmit_at = None;
-        self.gate_until = None;
+        self.retransmit_at = Moment::NEVER;
+        self.gate_until = Moment::NEVER;
         self.state = State::Resting;
     }
 
@@ -324,6 +331,11 @@ impl Session {
     /// When the target last said something new.
     pub const fn progress(&self) -> Nanos {
         self.progress
+    }
+
+    /// Whether there is an established target connection.
+    pub const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
     }
 
     /// Whether the target may know of the present connection.
@@ -396,8 +408,10 @@ impl Session {
     pub fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
         match &self.state {
             State::Connecting { .. } => Outcome::Continue,
-            State::Open(Open { closed: Some((_, acked)), .. }) => self.after_fin(*acked, stream, config),
-            State::Open(_) => Outcome::Continue,
+            State::Open(open) => match open.rare().closed {
+                Some((_, acked)) => self.after_fin(acked, stream, config),
+                None => Outcome::Continue,
+            },
             State::Resting => {
                 if let Some(from) = self.carry_on_at(stream, config) {
                     Outcome::Reconnect(from, Farewell::Nothing)
@@ -493,7 +507,8 @@ impl Session {
     /// session. An aborted one is counted as that.
     pub fn leaves_unanswered(&self, outcome: Outcome, stream: &Stream) -> bool {
         let silent = !self.answered && self.request < self.sent;
-        let crossed = matches!(self.state, State::Open(Open { closed: Some((_, acked)), .. }) if acked < self.sent);
+        let closed = if let State::Open(open) = &self.state { open.rare().closed } else { None };
+        let crossed = closed.is_some_and(|(_, acked)| acked < self.sent);
         match outcome {
             Outcome::Reconnect(from, _) => from > self.request && (silent || crossed),
             Outcome::Finished(_) => silent && self.is_answered_live(stream),
@@ -507,7 +522,7 @@ impl Session {
         let closed_first = match &self.state {
             State::Connecting { .. } => false,
             State::Open(open) => {
-                open.closed.is_none_or(|(_, acked)| stream.fin().is_none_or(|fin| acked <= fin.offset))
+                open.rare().closed.is_none_or(|(_, acked)| stream.fin().is_none_or(|fin| acked <= fin.offset))
             }
             State::Resting => true,
         };
@@ -526,29 +541,42 @@ impl Session {
         self.answers.unclear(self.answered, self.read_by(next.or(end)))
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) wants to be called.
-    pub fn deadline(&self, channel_up: bool) -> Option<Nanos> {
-        let state = match &self.state {
-            State::Connecting { since, transmitted: false, .. } if !channel_up => Some(since.after(CHANNEL_PATIENCE)),
-            State::Connecting { .. } | State::Resting => None,
-            State::Open(open) => open.closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)),
-        };
-        let acknowledgement = match &self.state {
-            State::Open(open) => open.acknowledger.deadline(),
-            State::Connecting { .. } | State::Resting => None,
-        };
-        [self.retransmit_at, self.gate_until, state, acknowledgement].into_iter().flatten().min()
+    /// When the present state has lasted long enough: then [`handle_timeout`](Self::handle_timeout) wants to be called, as it
+    /// does at [`soon`](Self::soon) and [`retransmit_at`](Self::retransmit_at).
+    pub fn state_deadline(&self, channel_up: bool) -> Moment {
+        match &self.state {
+            State::Connecting { since, transmitted: false, .. } if !channel_up => {
+                Moment::at(since.after(CHANNEL_PATIENCE))
+            }
+            State::Connecting { .. } | State::Resting => Moment::NEVER,
+            State::Open(open) => open.rare().closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)).into(),
+        }
+    }
+
+    /// When the gate or a delayed acknowledgement wants to be looked at.
+    pub fn soon(&self) -> Moment {
+        match &self.state {
+            State::Open(open) => self.gate_until.min(open.acknowledger.deadline()),
+            State::Connecting { .. } | State::Resting => self.gate_until,
+        }
+    }
+
+    /// When the retransmission timer, or the persist timer, expires.
+    pub const fn retransmit_at(&self) -> Moment {
+        self.retransmit_at
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
         let now = cx.now;
-        self.gate_until = self.gate_until.filter(|&at| at > now);
-        let expired = self.retransmit_at.is_some_and(|at| at <= now);
+        if self.gate_until.is_due(now) {
+            self.gate_until = Moment::NEVER;
+        }
+        let expired = self.retransmit_at.is_due(now);
         let up = cx.credentials.is_some();
         if expired && !up {
             // Nothing may be sent, so nothing was lost: look again later.
-            self.retransmit_at = Some(now.after(self.rto.current()));
+            self.retransmit_at = Moment::at(now.after(self.rto.current()));
         }
         match &mut self.state {
             State::Connecting { since, transmitted: false, .. } if !up => {
@@ -562,7 +590,7 @@ impl Session {
                         return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
                     }
                     self.rto.expire();
-                    self.retransmit_at = None;
+                    self.retransmit_at = Moment::NEVER;
                     (*due, *provoked) = (true, 0);
                     cx.stats.timeouts += 1;
                 }
@@ -580,7 +608,7 @@ impl Session {
                     if self.rto.expirations() < MOST_RETRIES {
                         self.rto.expire();
                     }
-                    self.retransmit_at = None;
+                    self.retransmit_at = Moment::NEVER;
                     if probing {
                         open.probe = true;
                     } else {
@@ -588,7 +616,7 @@ impl Session {
                         cx.stats.timeouts += 1;
                     }
                 }
-                if open.closed.is_some_and(|(at, _)| now.since(at) >= CLOSE_WAIT_LIMIT) {
+                if open.rare().closed.is_some_and(|(at, _)| now.since(at) >= CLOSE_WAIT_LIMIT) {
                     return if self.sent == stream.end() && !stream.is_over() && cx.config.rejoin {
                         Outcome::Rest(Farewell::Reset)
                     } else {
@@ -603,6 +631,14 @@ impl Session {
 }
 
 impl Open {
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
     /// How much is under way.
     const fn flight(&self) -> u32 {
         self.nxt.saturating_sub(self.una) as u32
@@ -610,10 +646,12 @@ impl Open {
 
     /// The retransmission timer expired: everything unacknowledged is sent again, slowly (RFC 5681, section 3.1).
     fn time_out(&mut self) {
-        self.congestion.collapse(self.high.saturating_sub(self.una) as u32);
+        self.congestion.collapse(self.high.saturating_sub(self.una) as u32, self.segment_size);
         self.nxt = self.una;
-        self.guard = self.high;
-        self.recover = None;
+        let guard = self.high;
+        let rare = self.rare_mut();
+        rare.guard = guard;
+        rare.recover = None;
         self.duplicates = 0;
         self.resend = false;
         self.timed = None;

@@ -60,6 +60,13 @@ pub(super) struct Stream {
     first_mark: u64,
     /// Of the segment before that one: its acknowledgement and PSH.
     before: Option<(Option<LiveAck>, bool)>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What a stream has only when something is missing, or near its end: most connections are idle most of the time, and are to
+/// be small then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rare {
     /// Since when octets before known ones are missing.
     hole_since: Option<Nanos>,
     fin: Option<Ending>,
@@ -69,16 +76,24 @@ pub(super) struct Stream {
 impl Stream {
     /// A stream whose first octet has sequence number `first`, or that begins with the next segment.
     pub const fn new(first: Option<LiveSeq>) -> Self {
-        Self {
-            end_seq: first,
-            start: 0,
-            end: 0,
-            store: None,
-            first_mark: 0,
-            before: None,
-            hole_since: None,
-            fin: None,
-            reset: None,
+        Self { end_seq: first, start: 0, end: 0, store: None, first_mark: 0, before: None, rare: None }
+    }
+
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn open_hole(&mut self, time: Nanos) {
+        self.rare_mut().hole_since.get_or_insert(time);
+    }
+
+    fn close_hole(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.hole_since = None;
         }
     }
 
@@ -93,23 +108,24 @@ impl Stream {
     }
 
     /// Since when a hole keeps later octets (or the FIN) from being in order.
-    pub const fn hole_since(&self) -> Option<Nanos> {
-        self.hole_since
+    pub fn hole_since(&self) -> Option<Nanos> {
+        self.rare().hole_since
     }
 
     /// The FIN, once everything before it is there.
     pub fn fin(&self) -> Option<Ending> {
-        self.fin.filter(|fin| fin.offset == self.end)
+        self.rare().fin.filter(|fin| fin.offset == self.end)
     }
 
     /// The live client's reset.
-    pub const fn reset(&self) -> Option<Ending> {
-        self.reset
+    pub fn reset(&self) -> Option<Ending> {
+        self.rare().reset
     }
 
     /// Whether the live client will send nothing more.
-    pub const fn is_over(&self) -> bool {
-        self.fin.is_some() || self.reset.is_some()
+    pub fn is_over(&self) -> bool {
+        let Rare { fin, reset, .. } = self.rare();
+        fin.is_some() || reset.is_some()
     }
 
     fn offset_of(&mut self, seq: LiveSeq) -> i64 {
@@ -131,8 +147,9 @@ impl Stream {
     ) -> Result<Inserted, Reason> {
         let begin = self.offset_of(seq);
         let finish = begin + payload.len() as i64;
-        let last = self.fin.map_or(i64::MAX, |fin| fin.offset as i64);
-        let nonsense = self.fin.map_or(0, |_| (finish - last.max(begin)).max(0));
+        let fin = self.rare().fin;
+        let last = fin.map_or(i64::MAX, |fin| fin.offset as i64);
+        let nonsense = fin.map_or(0, |_| (finish - last.max(begin)).max(0));
         let finish = finish.min(last);
         let from = begin.max(self.end as i64);
         if finish <= from {
@@ -143,7 +160,7 @@ impl Stream {
             });
         }
         if from - self.end as i64 > limit as i64 {
-            self.hole_since.get_or_insert(facts.time);
+            self.open_hole(facts.time);
             return Ok(Inserted { too_far: payload.len() as u64, ..Inserted::default() });
         }
         let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
@@ -231,7 +248,7 @@ impl Stream {
         let (begin, end) = store.islands[0];
         if begin <= self.end {
             store.islands.remove(0);
-            self.hole_since = None;
+            self.close_hole();
             self.advance_to(end);
         }
         pool.settle(store);
@@ -240,10 +257,10 @@ impl Stream {
     }
 
     fn note_hole(&mut self, islands: bool, time: Nanos) {
-        if islands || self.fin.is_some_and(|fin| fin.offset > self.end) {
-            self.hole_since.get_or_insert(time);
+        if islands || self.rare().fin.is_some_and(|fin| fin.offset > self.end) {
+            self.open_hole(time);
         } else {
-            self.hole_since = None;
+            self.close_hole();
         }
     }
 
@@ -256,7 +273,7 @@ impl Stream {
     /// Notes a FIN, which follows the octet before `seq`; whether it was new. `None`: it contradicts what is known.
     pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Option<bool> {
         let offset = self.offset_of(seq);
-        if let Some(fin) = self.fin {
+        if let Some(fin) = self.rare().fin {
             return (fin.offset as i64 == offset).then_some(false);
         }
         let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
@@ -264,18 +281,20 @@ impl Stream {
             return None;
         }
         let offset = offset as u64;
-        self.fin = Some(Ending { offset, ack });
+        self.rare_mut().fin = Some(Ending { offset, ack });
         if offset > self.end {
-            self.hole_since.get_or_insert(time);
+            self.open_hole(time);
         }
         Some(true)
     }
 
     /// Notes a reset; it takes effect after what is there in order.
     pub fn abort(&mut self, ack: Option<LiveAck>) {
-        if self.reset.is_none() {
-            self.reset = Some(Ending { offset: self.end, ack });
-            self.hole_since = None;
+        let offset = self.end;
+        let rare = self.rare_mut();
+        if rare.reset.is_none() {
+            rare.reset = Some(Ending { offset, ack });
+            rare.hole_since = None;
         }
     }
 
@@ -352,7 +371,7 @@ impl Stream {
     pub fn skip_hole(&mut self, pool: &mut Pool) -> u64 {
         let end = self.end;
         self.release(pool, end);
-        self.hole_since = None;
+        self.close_hole();
         self.before = None;
         if let Some(mut store) = self.store.take() {
             // After the release, what is left are islands.
@@ -366,7 +385,7 @@ impl Stream {
             self.store = Some(store);
             return missing;
         }
-        match self.fin {
+        match self.rare().fin {
             Some(fin) => {
                 let missing = fin.offset - self.end;
                 self.advance_to(fin.offset);
@@ -389,7 +408,7 @@ impl Stream {
         self.start = self.end;
         self.end_seq = None;
         self.before = None;
-        self.hole_since = None;
+        self.close_hole();
     }
 }
 

@@ -1,111 +1,127 @@
-//! Where connections live and how they are found: a slab, and maps from four-tuples into it.
+//! How connections are found: a hash table from four-tuples to indices.
+//!
+//! A connection knows its four-tuples, so the table does not hold them: a slot is 32 bits of the hash and an index, eight of
+//! them share a cache line, and nearly every look-up touches one. The hash bits that are kept also say where a slot belongs
+//! when the table grows, so that growing does not touch the connections.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher, Hash, Hasher},
-};
+use std::hash::{BuildHasher, Hasher};
 
 use tcpcopy_common::flow::Flow;
 
-/// Names a connection for as long as it lives.
+use super::{prefetch::prefetch, slab::Id};
+
+/// What a slot keeps of a four-tuple's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Id(u32);
+pub(super) struct Tag(u32);
 
-impl Id {
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-
-    pub const fn from_index(index: usize) -> Self {
-        Self(index as u32)
-    }
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    tag: u32,
+    /// [`EMPTY`] when the slot is not in use.
+    id: u32,
 }
 
-/// Values at stable indices; a freed index is used again.
-///
-/// Ids carry no generation: whoever removes a value also removes its id from the maps and the timers. The queue of those
-/// with something to send may still name it; then its successor is asked once in vain.
+const EMPTY: u32 = u32::MAX;
+const VACANT: Slot = Slot { tag: 0, id: EMPTY };
+/// Slots at first; a power of two.
+const SMALLEST: usize = 64;
+
+/// Connections by four-tuple: open addressing with linear probing, without gravestones.
 #[derive(Debug)]
-pub(super) struct Slab<T> {
-    slots: Vec<Option<T>>,
-    free: Vec<u32>,
+pub(super) struct FlowTable {
+    /// A power of two of them, of which at most seven eighths are in use.
+    slots: Vec<Slot>,
+    used: usize,
+    hasher: FlowHasher,
 }
 
-impl<T> Slab<T> {
-    pub const fn new() -> Self {
-        Self { slots: Vec::new(), free: Vec::new() }
-    }
-
-    pub const fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
-    pub fn insert(&mut self, value: T) -> Id {
-        if let Some(index) = self.free.pop() {
-            self.slots[index as usize] = Some(value);
-            Id(index)
-        } else {
-            self.slots.push(Some(value));
-            Id((self.slots.len() - 1) as u32)
-        }
-    }
-
-    pub fn remove(&mut self, id: Id) -> Option<T> {
-        let value = self.slots.get_mut(id.index())?.take()?;
-        self.free.push(id.0);
-        Some(value)
-    }
-
-    pub fn get(&self, id: Id) -> Option<&T> {
-        self.slots.get(id.index())?.as_ref()
-    }
-
-    pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
-        self.slots.get_mut(id.index())?.as_mut()
-    }
-
-    /// The ids in use, ascending. Walks everything: for rare events only.
-    pub fn ids(&self) -> Vec<Id> {
-        self.slots.iter().enumerate().filter(|(_, s)| s.is_some()).map(|(i, _)| Id(i as u32)).collect()
-    }
-}
-
-/// A four-tuple as a map key: hashed in one go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key(Flow);
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(bytemuck::bytes_of(&self.0));
-    }
-}
-
-/// Connections by four-tuple.
-#[derive(Debug)]
-pub(super) struct FlowMap(HashMap<Key, Id, FlowHasher>);
-
-impl FlowMap {
+impl FlowTable {
     pub fn new(seed: u64) -> Self {
-        Self(HashMap::with_hasher(FlowHasher::new(seed)))
+        Self { slots: vec![VACANT; SMALLEST], used: 0, hasher: FlowHasher::new(seed) }
     }
 
-    pub fn get(&self, flow: &Flow) -> Option<Id> {
-        self.0.get(&Key(*flow)).copied()
+    /// What the table knows a four-tuple by.
+    pub fn tag(&self, flow: &Flow) -> Tag {
+        let mut hasher = self.hasher;
+        hasher.write(bytemuck::bytes_of(flow));
+        Tag(hasher.finish() as u32)
     }
 
-    pub fn contains(&self, flow: &Flow) -> bool {
-        self.0.contains_key(&Key(*flow))
+    /// Begins to fetch what a look-up needs from memory.
+    pub fn prefetch(&self, tag: Tag) {
+        prefetch(&self.slots[self.home(tag.0)]);
     }
 
-    pub fn insert(&mut self, flow: Flow, id: Id) {
-        self.0.insert(Key(flow), id);
-    }
-
-    /// Removes the entry, unless it names another connection by now.
-    pub fn remove(&mut self, flow: &Flow, id: Id) {
-        if self.get(flow) == Some(id) {
-            self.0.remove(&Key(*flow));
+    /// The first connection with that tag that `is` the one wanted.
+    pub fn find(&self, tag: Tag, mut is: impl FnMut(Id) -> bool) -> Option<Id> {
+        let mut at = self.home(tag.0);
+        loop {
+            let slot = self.slots[at];
+            if slot.id == EMPTY {
+                return None;
+            }
+            if slot.tag == tag.0 && is(Id::new(slot.id)) {
+                return Some(Id::new(slot.id));
+            }
+            at = self.after(at);
         }
+    }
+
+    /// Adds a connection, whose four-tuple no other has.
+    pub fn insert(&mut self, flow: &Flow, id: Id) {
+        if (self.used + 1) * 8 > self.slots.len() * 7 {
+            let larger = vec![VACANT; self.slots.len() * 2];
+            let slots = std::mem::replace(&mut self.slots, larger);
+            slots.into_iter().filter(|slot| slot.id != EMPTY).for_each(|slot| self.place(slot));
+        }
+        let Tag(tag) = self.tag(flow);
+        self.place(Slot { tag, id: id.get() });
+        self.used += 1;
+    }
+
+    /// Removes a connection's entry for a four-tuple, if there is one.
+    pub fn remove(&mut self, flow: &Flow, id: Id) {
+        let Tag(tag) = self.tag(flow);
+        let mut hole = self.home(tag);
+        while (self.slots[hole].tag, self.slots[hole].id) != (tag, id.get()) {
+            if self.slots[hole].id == EMPTY {
+                return;
+            }
+            hole = self.after(hole);
+        }
+        self.used -= 1;
+        // Those that follow without a gap move up, unless that would put them before where they belong.
+        let mask = self.slots.len() - 1;
+        let mut at = hole;
+        loop {
+            at = self.after(at);
+            let slot = self.slots[at];
+            if slot.id == EMPTY {
+                break;
+            }
+            let displacement = at.wrapping_sub(self.home(slot.tag)) & mask;
+            if displacement >= at.wrapping_sub(hole) & mask {
+                self.slots[hole] = slot;
+                hole = at;
+            }
+        }
+        self.slots[hole] = VACANT;
+    }
+
+    fn place(&mut self, slot: Slot) {
+        let mut at = self.home(slot.tag);
+        while self.slots[at].id != EMPTY {
+            at = self.after(at);
+        }
+        self.slots[at] = slot;
+    }
+
+    const fn home(&self, tag: u32) -> usize {
+        tag as usize & (self.slots.len() - 1)
+    }
+
+    const fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.slots.len() - 1)
     }
 }
 
@@ -164,29 +180,79 @@ pub(super) fn keyed_hash(seed: u64, flow: &Flow, salt: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::engine::tests::flow;
 
-    #[test]
-    fn an_index_is_used_again_after_removal() {
-        let mut slab = Slab::new();
-        let a = slab.insert('a');
-        let b = slab.insert('b');
-        assert_eq!(slab.remove(a), Some('a'));
-        assert_eq!(slab.remove(a), None);
-        assert_eq!((slab.len(), slab.get(a), slab.get(b)), (1, None, Some(&'b')));
-        assert_eq!(slab.insert('c'), a);
-        assert_eq!(slab.ids(), [a, b]);
+    /// A table, and the connections that a slab would hold.
+    struct Rig {
+        table: FlowTable,
+        ports: Vec<Option<u16>>,
+    }
+
+    impl Rig {
+        fn find(&self, port: u16) -> Option<Id> {
+            self.table.find(self.table.tag(&flow(port)), |id| self.ports[id.get() as usize] == Some(port))
+        }
     }
 
     #[test]
-    fn an_entry_that_was_taken_over_is_not_removed() {
-        let mut map = FlowMap::new(1);
-        let (old, new) = (Id(1), Id(2));
-        map.insert(flow(1), old);
-        map.insert(flow(1), new);
-        map.remove(&flow(1), old);
-        assert_eq!(map.get(&flow(1)), Some(new));
+    fn an_entry_of_another_connection_on_the_same_four_tuple_is_not_removed() {
+        let mut rig = Rig { table: FlowTable::new(1), ports: vec![None, None, Some(1)] };
+        let (old, new) = (Id::new(1), Id::new(2));
+        rig.table.insert(&flow(1), new);
+        rig.table.remove(&flow(1), old);
+        assert_eq!(rig.find(1), Some(new));
+    }
+
+    #[test]
+    fn equal_tags_are_told_apart_by_the_connections() {
+        let mut table = FlowTable::new(1);
+        let tag = table.tag(&flow(1));
+        for id in 0..3 {
+            table.place(Slot { tag: tag.0, id });
+        }
+        assert_eq!(table.find(tag, |id| id.get() == 2), Some(Id::new(2)));
+        assert_eq!(table.find(tag, |_| false), None);
+    }
+
+    #[test]
+    fn a_look_up_in_a_full_table_ends() {
+        let mut rig = Rig { table: FlowTable::new(3), ports: (0..56).map(Some).collect() };
+        (0..56).for_each(|port| rig.table.insert(&flow(port), Id::new(u32::from(port))));
+        assert_eq!(rig.table.slots.len(), SMALLEST, "full, but not beyond");
+        assert!((0..56).all(|port| rig.find(port) == Some(Id::new(u32::from(port)))));
+        assert!((56..1000).all(|port| rig.find(port).is_none()));
+    }
+
+    proptest! {
+        /// Few slots and many removals, so that runs of slots wrap around the end and close up in every way.
+        #[test]
+        fn the_table_finds_what_a_map_would(
+            seed: u64,
+            steps in prop::collection::vec((0u16..200, prop::bool::weighted(0.6)), 0..600),
+        ) {
+            let mut rig = Rig { table: FlowTable::new(seed), ports: vec![None; 200] };
+            let mut model = HashMap::new();
+            for (port, add) in steps {
+                // A connection's index says nothing about its four-tuple.
+                let id = u32::from(port * 7 % 200);
+                if add && model.insert(port, Id::new(id)).is_none() {
+                    rig.ports[id as usize] = Some(port);
+                    rig.table.insert(&flow(port), Id::new(id));
+                } else if !add && model.remove(&port).is_some() {
+                    rig.table.remove(&flow(port), Id::new(id));
+                    rig.ports[id as usize] = None;
+                }
+                prop_assert_eq!(rig.table.used, model.len());
+            }
+            for port in 0..200 {
+                prop_assert_eq!(rig.find(port), model.get(&port).copied());
+            }
+        }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::{
 
 /// Ring records handled before the channels, the timers and the injector get their turn again.
 const RECORDS_PER_TURN: usize = 256;
+/// Ring records whose sessions are fetched from memory together.
+const LOOK_AHEAD: usize = 32;
 /// Octets sent before the ring gets its turn again: an upload that arrives at the speed of the machine must not fill the
 /// ring while the worker is busy sending. A few hundred packets, less than a millisecond.
 const OCTETS_PER_TURN: usize = 256 << 10;
@@ -254,9 +256,26 @@ impl Worker {
 
     /// Hands captured segments to every copy; returns how many records there were.
     fn capture(&mut self, now: Nanos, budget: usize) -> usize {
-        let Self { ring, copies, own, naps, .. } = self;
-        let used = ring.used();
-        let records = ring.drain(budget, |record| match LiveSegment::parse(record) {
+        let used = self.ring.used();
+        let mut records = 0;
+        while records < budget {
+            let step = LOOK_AHEAD.min(budget - records);
+            for Copy { engine, .. } in &self.copies {
+                engine.expect_live(self.ring.upcoming().take(step).filter_map(LiveSegment::flow_of));
+            }
+            let handled = self.capture_some(now, step);
+            records += handled;
+            if handled < step {
+                break;
+            }
+        }
+        self.naps.found(records, used, self.ring.size());
+        records
+    }
+
+    fn capture_some(&mut self, now: Nanos, budget: usize) -> usize {
+        let Self { ring, copies, own, .. } = self;
+        ring.drain(budget, |record| match LiveSegment::parse(record) {
             Err(e) => {
                 own.bad_records += 1;
                 log::debug!("{e}");
@@ -271,9 +290,7 @@ impl Worker {
                     own.no_target_bytes += segment.payload.len() as u64;
                 }
             }
-        });
-        naps.found(records, used, ring.size());
-        records
+        })
     }
 
     /// Hands the targets' responses to the engines.
@@ -285,8 +302,12 @@ impl Worker {
             let current = &mut channel.current;
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => {
-                    for response in responses.iter() {
-                        engine.handle_response(now, target, &response);
+                    let (mut ahead, mut records) = (responses.iter(), responses.iter().peekable());
+                    while records.peek().is_some() {
+                        engine.expect_responses(ahead.by_ref().take(LOOK_AHEAD).map(|response| response.flow));
+                        for response in records.by_ref().take(LOOK_AHEAD) {
+                            engine.handle_response(now, target, &response);
+                        }
                     }
                 }
                 Frame::Stats(stats) => *current = stats,

@@ -7,10 +7,11 @@ use tcpcopy_common::{
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
 
-use super::{Context, Farewell, Open, Outcome, Session, State};
+use super::{Context, Farewell, Open, Outcome, Rare, Session, State};
 use crate::engine::{
     acknowledge::Acknowledger,
     gate::{FirstWord, GREETING},
+    moment::Moment,
     receiver::Receiver,
     recovery::{Congestion, Rto},
     seq::{ReplaySeq, TargetSeq},
@@ -74,7 +75,7 @@ impl Session {
             {
                 *provoked += 1;
                 *due = true;
-                self.retransmit_at = None;
+                self.retransmit_at = Moment::NEVER;
             }
             return Outcome::HalfOpen(ack);
         }
@@ -97,7 +98,7 @@ impl Session {
             handshake = now.since(*since);
             self.rto.sample(handshake);
         }
-        self.retransmit_at = None;
+        self.retransmit_at = Moment::NEVER;
         let timestamps = r.options & option::TIMESTAMPS != 0;
         let (ours, default) = if self.flow.server.is_v4() {
             (cx.config.mss_v4, DEFAULT_MSS_V4)
@@ -124,13 +125,11 @@ impl Session {
             segment_size,
             congestion: Congestion::new(segment_size),
             duplicates: 0,
-            recover: None,
-            guard: self.origin,
             resend: false,
             probe: false,
             timed: None,
             since: now,
-            closed: None,
+            rare: None,
         });
         cx.stats.connected += 1;
         cx.stats.response_segments += 1;
@@ -172,7 +171,7 @@ impl Session {
         self.received(seq, acked, r, cx);
 
         let State::Open(open) = &self.state else { return Outcome::Continue };
-        if let Some((_, at_fin)) = open.closed {
+        if let Some((_, at_fin)) = open.rare().closed {
             let done = self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset);
             // An acknowledgement that rode on our FIN has arrived with it.
             let farewell = if open.acknowledger.is_settled() { Farewell::Nothing } else { Farewell::Acknowledge };
@@ -205,36 +204,38 @@ impl Session {
                 self.rto.sample(cx.now.since(sent));
                 open.timed = None;
             }
-            match open.recover {
+            match open.rare().recover {
                 Some(recover) if acked < recover.get() => {
                     // A partial acknowledgement: the segment after it was lost too (RFC 6582, section 3.2).
                     open.resend = true;
                     open.duplicates = 0;
                 }
-                Some(_) => open.recover = None,
-                None => open.congestion.acknowledge(octets.min(u64::from(u32::MAX)) as u32, flight),
+                Some(_) => open.rare_mut().recover = None,
+                None => open.congestion.acknowledge(octets.min(u64::from(u32::MAX)) as u32, flight, open.segment_size),
             }
-            if open.recover.is_none() {
+            if open.rare().recover.is_none() {
                 open.duplicates = 0;
             }
             if open.una == open.high {
                 self.gate.heard(cx.now);
             }
             self.rto.progress();
-            self.retransmit_at = if open.una == open.high { None } else { Some(cx.now.after(self.rto.current())) };
+            self.retransmit_at =
+                if open.una == open.high { Moment::NEVER } else { Moment::at(cx.now.after(self.rto.current())) };
         } else if acked == open.una {
             if open.una == open.high {
                 // With nothing under way the timer is the persist timer, which is done with once the window has opened.
-                if open.window_end > open.nxt && self.retransmit_at.is_some() {
+                if open.window_end > open.nxt && self.retransmit_at.is_set() {
                     self.rto = self.rto.calm();
-                    self.retransmit_at = None;
+                    self.retransmit_at = Moment::NEVER;
                 }
             } else if pure && !window_moved {
                 open.duplicates = open.duplicates.saturating_add(1);
-                if open.duplicates == DUPLICATES && open.recover.is_none() && open.una >= open.guard {
-                    let flight = open.flight();
-                    open.congestion.lose(flight);
-                    open.recover = NonZeroU64::new(open.high);
+                let Rare { recover, guard, .. } = open.rare();
+                if open.duplicates == DUPLICATES && recover.is_none() && open.una >= guard {
+                    let (flight, high) = (open.flight(), open.high);
+                    open.congestion.lose(flight, open.segment_size);
+                    open.rare_mut().recover = NonZeroU64::new(high);
                     open.resend = true;
                     cx.stats.fast_retransmits += 1;
                 }
@@ -259,9 +260,9 @@ impl Session {
             &mut cx.manners.nagle,
         );
         cx.stats.response_bytes += u64::from(received.new);
-        let closes = open.receiver.is_finished() && open.closed.is_none();
+        let closes = open.receiver.is_finished() && open.rare().closed.is_none();
         if closes {
-            open.closed = Some((cx.now, acked));
+            open.rare_mut().closed = Some((cx.now, acked));
         }
         if received.new > 0 || closes {
             self.progress = cx.now;

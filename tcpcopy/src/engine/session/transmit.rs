@@ -8,6 +8,7 @@ use super::{Answers, Context, Farewell, Open, Outcome, Session, State};
 use crate::{
     engine::{
         gate::{FirstWord, LATE, PROBE, Permit},
+        moment::Moment,
         opening,
         receiver::WINDOW,
         seq::LiveAck,
@@ -85,7 +86,7 @@ impl Session {
             *transmitted = true;
             *since = cx.now;
         }
-        self.retransmit_at = Some(cx.now.after(self.rto.current()));
+        self.retransmit_at = Moment::at(cx.now.after(self.rto.current()));
         let options = opening::syn_options(cx.config, &credentials, &self.flow, self.opening);
         Poll::Transmit(Plan {
             seq: self.opening.isn.get(),
@@ -175,7 +176,7 @@ impl Session {
         let len = (open.high.min(stream.end()).saturating_sub(una)).min(u64::from(open.segment_size)) as usize;
         let fin = if len == 0 { FIN } else { 0 };
         open.timed = None;
-        self.retransmit_at = Some(cx.now.after(self.rto.current()));
+        self.retransmit_at = Moment::at(cx.now.after(self.rto.current()));
         cx.stats.retransmitted_segments += 1;
         cx.stats.retransmitted_bytes += len as u64;
         Some(self.plan(una, len, 0, fin))
@@ -193,8 +194,8 @@ impl Session {
         let usable = open.usable();
         if usable == 0 || (usable < available && usable < segment as u64 && open.flight() > 0) {
             // Closed, or open by less than a segment while more will be acknowledged: wait (RFC 9293, section 3.8.6.2.1).
-            if open.flight() == 0 && self.retransmit_at.is_none() {
-                self.retransmit_at = Some(cx.now.after(self.rto.current()));
+            if open.flight() == 0 && !self.retransmit_at.is_set() {
+                self.retransmit_at = Moment::at(cx.now.after(self.rto.current()));
             }
             return None;
         }
@@ -231,7 +232,7 @@ impl Session {
             self.gate.sent();
             open.timed = open.timed.or_else(|| NonZeroU64::new(open.nxt).map(|offset| (offset, cx.now)));
         }
-        self.retransmit_at.get_or_insert(cx.now.after(self.rto.current()));
+        self.retransmit_at.set_once(cx.now.after(self.rto.current()));
         Some(self.plan(from, len, if push { PSH } else { 0 }, 0))
     }
 
@@ -304,11 +305,11 @@ impl Session {
         let limit = if probing { PROBE.min(cx.config.gate_limit) } else { cx.config.gate_limit };
         match self.gate.ask(cx.now, captured, limit, cx.config) {
             Permit::Wait(until) => {
-                self.gate_until = Some(until);
+                self.gate_until = Moment::at(until);
                 None
             }
             Permit::Granted { waited, forced } => {
-                self.gate_until = None;
+                self.gate_until = Moment::NEVER;
                 cx.stats.gate_wait.record(waited);
                 cx.stats.gate_late += u64::from(!forced && waited > LATE);
                 if forced && greeting {
@@ -343,7 +344,7 @@ impl Session {
             self.fin_sent = true;
             cx.stats.fins.send(1);
         }
-        self.retransmit_at.get_or_insert(cx.now.after(self.rto.current()));
+        self.retransmit_at.set_once(cx.now.after(self.rto.current()));
         Some(self.plan(offset, 0, 0, FIN))
     }
 
@@ -362,7 +363,7 @@ impl Open {
     /// How many octets may be sent from SND.NXT on.
     fn usable(&self) -> u64 {
         // In fast recovery each duplicate tells that a segment has left the network (RFC 6582, section 3.2).
-        let inflated = match self.recover {
+        let inflated = match self.rare().recover {
             Some(_) => u64::from(self.duplicates) * u64::from(self.segment_size),
             None => 0,
         };

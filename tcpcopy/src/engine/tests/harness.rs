@@ -212,10 +212,16 @@ impl Lab {
         let (mut bytes, mut syns, mut fins, mut active) = (0, 0, 0, 0);
         for id in engine.connections.ids() {
             let connection: &Connection = engine.connections.get(id).unwrap();
+            for (timer, deadline) in engine.deadlines(connection) {
+                assert!(
+                    engine.timers.covers(engine.connections.armed(id), timer, deadline),
+                    "{timer:?} of {connection:?}"
+                );
+            }
             let stream = &connection.stream;
             syns += u64::from(connection.syn == Flag::Pending);
             match &connection.replay {
-                Replay::Parked(_) => {
+                Replay::Parked(..) => {
                     bytes += stream.held_from(stream.start());
                     fins += u64::from(connection.fin == Flag::Pending);
                 }
@@ -237,7 +243,7 @@ impl Lab {
     /// Nothing is left: no connection, no memory in use, nothing pending.
     pub fn assert_done(&self) {
         assert_eq!(self.engine.connections.len(), 0, "{:?}", self.engine.connections);
-        assert_eq!(self.engine.poll_timeout(), None);
+        assert_eq!(self.engine.leftovers_deadline(), None);
         let stats = self.engine.stats();
         assert_eq!((stats.bytes.pending, stats.fins.pending, stats.sessions.active), (0, 0, 0));
     }
