@@ -86,6 +86,13 @@ counters! {
         SwallowedBytes = "swallowed_bytes",
         /// ICMP errors that quote a session, swallowed.
         SwallowedIcmp = "swallowed_icmp",
+        /// Response segments that were turned into their acknowledgement and given back to the target. They are among the
+        /// swallowed.
+        Reflected = "reflected",
+        /// The same failed: the target sends the segment again.
+        ReflectFailed = "reflect_failed",
+        /// Reflected acknowledgements that came in.
+        ReflectionSeen = "reflections_seen",
         /// Fragments of responses, swallowed.
         SwallowedFragments = "swallowed_fragments",
         /// Reports lost because the ring was full (the response is swallowed all the same).

@@ -66,7 +66,19 @@ pub mod option {
     pub const TIMESTAMPS: u8 = 1;
     /// SACK-permitted was present.
     pub const SACK_PERMITTED: u8 = 2;
+    /// The target was given the client's acknowledgement of this payload, and of everything before it.
+    pub const REFLECTED: u8 = 4;
+    /// The target's programs have reported everything before this payload, be it that the reports were lost later.
+    pub const IN_ORDER: u8 = 8;
 }
+
+/// An answer of at most so many octets, with PSH at its end, is left to the source to acknowledge: there it costs nothing when
+/// another request follows. That many leave the target in one go, as its initial window has ten segments (RFC 6928).
+pub const LEFT_TO_THE_SOURCE: u32 = 8 * 1448;
+
+/// The urgent pointer of an acknowledgement that `intercept` has reflected, by which its own program knows it. Without URG it
+/// means nothing to anybody else (RFC 9293, section 3.1).
+pub const REFLECTION: [u8; 2] = *b"tc";
 
 /// A replayed session known to the target: value of the session map, whose key is the [`Flow`].
 #[repr(C)]
@@ -80,9 +92,14 @@ pub struct Session {
     pub instance: u32,
     /// Initial sequence number of the replayed client, network order.
     pub isn: [u8; 4],
+    /// The target's sequence number after the last octet that was reported without a gap before it, host order; kept only where
+    /// acknowledgements are reflected.
+    pub answered: u32,
+    /// Zero.
+    pub _reserved: [u8; 4],
 }
 
-const _: () = assert!(size_of::<Session>() == 24);
+const _: () = assert!(size_of::<Session>() == 32);
 
 /// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.
 #[repr(C)]

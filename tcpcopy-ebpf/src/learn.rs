@@ -6,7 +6,7 @@ use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
     mark::{self, Mark},
-    response::{ResponseHeader, Session, kind},
+    response::{REFLECTION, ResponseHeader, Session, kind},
     tcp_flags::{ACK, FIN, SYN},
 };
 
@@ -53,6 +53,11 @@ pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
         server_port: tcp.ports.destination,
     };
     if tcp.flags & (SYN | ACK) != SYN {
+        if maps::reflects() && tcp.urgent == REFLECTION && tcp.flags == ACK {
+            // The client has not sent it: neither a sign of life nor a segment of the source.
+            TargetCounter::ReflectionSeen.count();
+            return Verdict::Pass;
+        }
         if let Some(session) = maps::session_seen(&flow) {
             count_segments(packet.segments(), &session, &ip, &tcp);
         }
@@ -121,7 +126,7 @@ fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn };
+    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, _reserved: [0; 4] };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
         None => match maps::insert_session(flow, &session) {
@@ -177,5 +182,9 @@ fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
 
 #[inline(always)]
 fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
-    ring::report(instance, || ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() }, |_| {});
+    let _ = ring::report(
+        instance,
+        || ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() },
+        |_| {},
+    );
 }

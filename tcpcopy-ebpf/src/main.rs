@@ -16,11 +16,12 @@ mod fragment;
 mod learn;
 mod log;
 mod maps;
+mod reflect;
 mod ring;
 mod swallow;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_STOLEN, xdp_action::XDP_PASS},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN, xdp_action::XDP_PASS},
     helpers::generated::bpf_redirect,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
@@ -69,25 +70,25 @@ pub fn learn_l3(ctx: TcContext) -> i32 {
 /// Target egress on a TCX link, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_tcx(ctx: TcContext) -> i32 {
-    swallow_by_redirect(swallow::swallow(&ctx, Link::Ethernet))
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
 }
 
 /// Target egress on a TCX link, on interfaces without a link header.
 #[classifier]
 pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
-    swallow_by_redirect(swallow::swallow(&ctx, Link::Bare))
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 
 /// Target egress as a clsact filter, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_clsact(ctx: TcContext) -> i32 {
-    swallow_by_stealing(swallow::swallow(&ctx, Link::Ethernet))
+    swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Ethernet))
 }
 
 /// Target egress as a clsact filter, on interfaces without a link header.
 #[classifier]
 pub fn swallow_clsact_l3(ctx: TcContext) -> i32 {
-    swallow_by_stealing(swallow::swallow(&ctx, Link::Bare))
+    swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 
 #[inline(always)]
@@ -101,20 +102,29 @@ fn admit(verdict: Verdict) -> i32 {
 /// TCX ignores `TC_ACT_STOLEN` (the response would leave), and `TC_ACT_SHOT` tells the sending TCP that it failed. A
 /// redirection to an interface that does not exist looks like success to the sender, and drops the packet.
 #[inline(always)]
-fn swallow_by_redirect(fate: Fate) -> i32 {
+fn swallow_by_redirect(ctx: &TcContext, fate: Fate) -> i32 {
     match fate {
         Fate::Leave => TCX_NEXT,
+        Fate::Reflect if reflect::reflect(ctx) => give_back(ctx),
         // SAFETY: the helper has no preconditions.
-        Fate::Swallow => unsafe { bpf_redirect(0, 0) as i32 },
+        Fate::Swallow | Fate::Reflect => unsafe { bpf_redirect(0, 0) as i32 },
     }
 }
 
 #[inline(always)]
-fn swallow_by_stealing(fate: Fate) -> i32 {
+fn swallow_by_stealing(ctx: &TcContext, fate: Fate) -> i32 {
     match fate {
         Fate::Leave => TCX_NEXT,
-        Fate::Swallow => TC_ACT_STOLEN,
+        Fate::Reflect if reflect::reflect(ctx) => give_back(ctx),
+        Fate::Swallow | Fate::Reflect => TC_ACT_STOLEN,
     }
+}
+
+/// The packet comes in by the interface that it was about to leave by.
+#[inline(always)]
+fn give_back(ctx: &TcContext) -> i32 {
+    // SAFETY: the context is valid, and the helper has no preconditions.
+    unsafe { bpf_redirect((*ctx.skb.skb).ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
 
 // The verifier refuses a program that can reach this loop, so a panic cannot happen.

@@ -48,6 +48,10 @@ static SAMPLE_SEED: Global<u32> = Global::new(0);
 #[btf_map]
 static SAMPLE_THRESHOLD: Array<u64, 1> = Array::new();
 
+/// Whether acknowledgements are reflected. A constant to the verifier.
+#[unsafe(no_mangle)]
+static REFLECT: Global<u32> = Global::new(0);
+
 /// By ranges of client addresses: whether they are wanted. The ranges include all addresses.
 #[btf_map]
 static CLIENTS: LpmTrie<IpAddress, u32, PLACEHOLDER> = LpmTrie::new();
@@ -164,6 +168,44 @@ pub fn instance_key(instance: u32) -> Option<&'static MarkKey> {
 pub fn session(flow: &Flow) -> Option<Session> {
     // SAFETY: as above. Entries are replaced as a whole; only the time of the last segment is written in place.
     unsafe { SESSIONS.get(flow) }.copied()
+}
+
+/// Whether acknowledgements are reflected.
+#[inline(always)]
+pub fn reflects() -> bool {
+    REFLECT.load() != 0
+}
+
+/// A session in its map.
+pub struct Entry(*mut Session);
+
+impl Entry {
+    /// A copy of it.
+    #[inline(always)]
+    pub fn session(&self) -> Session {
+        // SAFETY: the pointer is valid for this program's run, and what is written in place are aligned words.
+        unsafe { *self.0 }
+    }
+
+    /// See [`Session::answered`].
+    #[inline(always)]
+    pub fn answered(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (&raw const (*self.0).answered).read_volatile() }
+    }
+
+    /// Likewise. The segments of a connection leave one after the other: their socket is locked.
+    #[inline(always)]
+    pub fn set_answered(&self, next: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0).answered).write_volatile(next) };
+    }
+}
+
+/// The replayed session on a four-tuple, where it is.
+#[inline(always)]
+pub fn session_entry(flow: &Flow) -> Option<Entry> {
+    SESSIONS.get_ptr_mut(flow).map(Entry)
 }
 
 /// The replayed session on a four-tuple, whose client was just seen.

@@ -54,6 +54,12 @@ impl Options {
         }
     }
 
+    /// Whether these are the timestamps and nothing else, padded as nearly everybody does (RFC 7323, appendix A).
+    #[inline(always)]
+    pub fn are_timestamps(&self) -> bool {
+        self.len == 12 && self.array(0) == [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10]
+    }
+
     /// Looks for the mark.
     #[inline(always)]
     pub fn marking(&self) -> Marking {

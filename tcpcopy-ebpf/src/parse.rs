@@ -52,6 +52,8 @@ const ETHERNET_HEADER: u32 = 14;
 const VLAN_TAG: u32 = 4;
 /// An outer and an inner tag (IEEE 802.1Q, the former 802.1ad).
 const MAX_VLAN_TAGS: usize = 2;
+/// Octets of the fixed IPv6 header.
+pub const IPV6_HEADER: u32 = size_of::<Ipv6Header>() as u32;
 /// More extension headers than RFC 8200, section 4.1, lets a packet have.
 const MAX_EXTENSION_HEADERS: usize = 8;
 
@@ -119,11 +121,11 @@ pub struct TcpHeader {
     pub ports: Ports,
     pub seq: [u8; 4],
     pub ack: [u8; 4],
-    data_offset: u8,
+    pub data_offset: u8,
     pub flags: u8,
     pub window: [u8; 2],
-    _checksum: [u8; 2],
-    _urgent: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
 }
 
 impl TcpHeader {
@@ -212,6 +214,12 @@ impl Ip {
     #[inline(always)]
     pub fn is_jumbo(&self) -> bool {
         self.jumbo != 0
+    }
+
+    /// Offset of the (fixed) IP header in the packet.
+    #[inline(always)]
+    pub fn header(&self) -> u32 {
+        self.header as u32
     }
 
     /// Offset of the payload in the packet.

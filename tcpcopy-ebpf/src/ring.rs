@@ -88,23 +88,32 @@ fn put<const SIZE: usize>(
 
 /// Reports a response or an event of a session to `intercept`: what `make` makes, with the time of now, and what `complete`
 /// adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted
-/// with its `instance`.
+/// with its `instance`. Whether there was room.
 #[inline(always)]
-pub fn report(instance: u32, make: impl FnOnce() -> ResponseHeader, complete: impl FnOnce(&mut ResponseHeader)) {
+pub fn report(
+    instance: u32,
+    make: impl FnOnce() -> ResponseHeader,
+    complete: impl FnOnce(&mut ResponseHeader),
+) -> bool {
     let ring = maps::reports();
-    match ring.reserve(0) {
+    let room = match ring.reserve(0) {
         Some(mut record) => {
             let report = record.write(make());
             // SAFETY: the helper has no preconditions.
             report.time_ns = unsafe { bpf_ktime_get_ns() };
             complete(report);
             record.submit(NO_WAKEUP);
+            true
         }
-        None => report_lost(instance),
-    }
+        None => {
+            report_lost(instance);
+            false
+        }
+    };
     if wake_sleeper(ring, 0) {
         TargetCounter::Wakeups.count();
     }
+    room
 }
 
 /// Counts a report that cannot be made.

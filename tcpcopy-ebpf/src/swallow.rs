@@ -4,8 +4,8 @@ use bytemuck::{AnyBitPattern, Zeroable as _};
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    response::{NO_WINDOW_SCALE, ResponseHeader, Session, kind},
-    tcp_flags::{ACK, FIN, PSH, SYN},
+    response::{LEFT_TO_THE_SOURCE, NO_WINDOW_SCALE, ResponseHeader, Session, kind, option},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
 
 use crate::{
@@ -19,9 +19,13 @@ use crate::{
 };
 
 /// What becomes of the packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Fate {
     Leave,
     Swallow,
+    /// Swallow it, but first give the target the client's acknowledgement: see [`reflect`](crate::reflect).
+    Reflect,
 }
 
 /// Decides the fate of a packet that goes out.
@@ -33,7 +37,7 @@ pub fn swallow(packet: &impl Packet, link: Link) -> Fate {
     }
     let swallowed = match ip.protocol {
         _ if ip.fragment.offset != 0 => swallow_later_fragment(packet, &ip),
-        protocol::TCP => swallow_segment(packet, &ip),
+        protocol::TCP => return swallow_segment(packet, &ip, matches!(link, Link::Ethernet)),
         protocol::ICMP if !ip.is_v6() => swallow_icmp(packet, &ip, &[3, 11, 12]),
         protocol::ICMPV6 if ip.is_v6() => swallow_icmp(packet, &ip, &[1, 2, 3, 4]),
         _ => None,
@@ -48,10 +52,13 @@ pub fn swallow(packet: &impl Packet, link: Link) -> Fate {
 ///
 /// Not inlined, as those for the rarer cases are not: see [`parse::link_into`].
 #[inline(never)]
-fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
+fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
     let mut flow = Flow::zeroed();
-    response_flow(packet, ip, &mut flow)?;
-    let session = maps::session(&flow)?;
+    if response_flow(packet, ip, &mut flow).is_none() {
+        return Fate::Leave;
+    }
+    let Some(entry) = maps::session_entry(&flow) else { return Fate::Leave };
+    let session = entry.session();
     let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else {
         // A fragment too small for a TCP header (RFC 1858): its like follow.
         if ip.fragment.more != 0 {
@@ -59,7 +66,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
         }
         count_response(&session, 0);
         ring::report_lost(session.instance);
-        return Some(());
+        return Fate::Swallow;
     };
     let header_len = tcp.length();
     let ip_payload_len = if ip.is_jumbo() { packet.len().saturating_sub(ip.payload()) } else { ip.payload_len };
@@ -73,22 +80,77 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     }
     let mut options = Options::NONE;
     options.read(packet, ip.payload() + TcpHeader::LENGTH, header_len.saturating_sub(TcpHeader::LENGTH));
-    ring::report(
+    let place = if maps::reflects() { place(&entry, &tcp, payload_len) } else { Place::Elsewhere };
+    let suited = ethernet && (header_len == TcpHeader::LENGTH || options.are_timestamps()) && is_suited(ip);
+    let reflect = matches!(place, Place::Next) && suited && target_may_wait(&tcp, payload_len);
+    let reported = ring::report(
         session.instance,
         || ResponseHeader {
             flags: tcp.flags & !withheld(ip),
             payload_len,
             seq: tcp.seq,
+            options: match place {
+                Place::Elsewhere => 0,
+                Place::Next if reflect => option::IN_ORDER | option::REFLECTED,
+                Place::Next | Place::Before => option::IN_ORDER,
+            },
             ..segment(&flow, &session, &tcp)
         },
         |report| options.describe(report),
     );
-    Some(())
+    if !(matches!(place, Place::Next) && reported) {
+        // What the source does not hear of is not acknowledged: the target sends it again.
+        return Fate::Swallow;
+    }
+    entry.set_answered(u32::from_be_bytes(tcp.seq).wrapping_add(payload_len));
+    if reflect { Fate::Reflect } else { Fate::Swallow }
+}
+
+/// Where a segment's payload lies in the target's stream.
+#[derive(Clone, Copy)]
+enum Place {
+    /// It follows what was reported before, without a gap, and is not only that once more.
+    Next,
+    /// All of it was reported before. The source sees to it, as to everything that is not as it should be.
+    Before,
+    /// Behind a gap, or there is no payload.
+    Elsewhere,
+}
+
+/// The SYN-ACK tells where the stream begins.
+#[inline(always)]
+fn place(entry: &maps::Entry, tcp: &TcpHeader, payload_len: u32) -> Place {
+    let seq = u32::from_be_bytes(tcp.seq);
+    if tcp.flags & SYN != 0 {
+        entry.set_answered(seq.wrapping_add(1));
+        return Place::Elsewhere;
+    }
+    let answered = entry.answered();
+    if payload_len == 0 || tcp.flags & RST != 0 || seq.wrapping_sub(answered) as i32 > 0 {
+        Place::Elsewhere
+    } else if seq.wrapping_add(payload_len).wrapping_sub(answered) as i32 > 0 {
+        Place::Next
+    } else {
+        Place::Before
+    }
+}
+
+/// Whether the headers have one of the forms that [`reflect`](crate::reflect) knows.
+#[inline(always)]
+fn is_suited(ip: &Ip) -> bool {
+    let plain = !ip.is_v6() || ip.payload() == ip.header() + parse::IPV6_HEADER;
+    plain && !ip.is_jumbo() && ip.fragment.more == 0
+}
+
+/// Whether the target may not go on before this is acknowledged.
+#[inline(always)]
+fn target_may_wait(tcp: &TcpHeader, payload_len: u32) -> bool {
+    tcp.flags & PSH == 0 || payload_len > LEFT_TO_THE_SOURCE
 }
 
 /// The flow that a segment is a response of.
 #[inline(never)]
-fn response_flow(packet: &impl Packet, ip: &Ip, flow: &mut Flow) -> Option<()> {
+pub fn response_flow(packet: &impl Packet, ip: &Ip, flow: &mut Flow) -> Option<()> {
     let ports: Ports = packet.read(ip.payload()).ok()?;
     let addresses = ip.addresses(packet).ok()?;
     *flow = Flow {

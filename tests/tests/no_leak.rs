@@ -46,11 +46,11 @@ fn answered(loads: &[RunningLoad], more: u64) {
 #[test]
 fn nothing_leaks_in_the_life_of_a_mirror() {
     let _guard = laboratory!();
-    for attach in ["tcx", "clsact"] {
+    for (attach, ack) in [("tcx", "relay"), ("tcx", "reflect"), ("clsact", "reflect")] {
         let lab = Lab::bridge().unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
         let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-        let intercept = ["--attach", attach].map(str::to_owned).to_vec();
+        let intercept = ["--attach", attach, "--ack", ack].map(str::to_owned).to_vec();
         let mut mirror = Mirror::start(&lab, MirrorOptions { intercept, ..MirrorOptions::default() }).unwrap();
         let loads = start_load(&lab, 3);
         answered(&loads, 2000);
@@ -60,7 +60,11 @@ fn nothing_leaks_in_the_life_of_a_mirror() {
         // Sockets that were left would say goodbye.
         drop(target);
         let outcome = mirror.stop().unwrap();
-        assert!(outcome.intercept.count("swallowed_segments") > 1000, "--attach {attach}\n{}", outcome.table);
+        assert!(
+            outcome.intercept.count("swallowed_segments") > 1000,
+            "--attach {attach} --ack {ack}\n{}",
+            outcome.table
+        );
         outcome.assert_no_leak();
     }
 }

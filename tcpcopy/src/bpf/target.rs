@@ -42,6 +42,8 @@ pub struct InterceptSetup {
     pub max_sessions: u32,
     /// The size of the ring of reports, in bytes; rounded up to a power of two of pages.
     pub ring_bytes: u32,
+    /// Whether the programs give the target the acknowledgements that it may wait for.
+    pub reflect: bool,
     /// Whether the programs log.
     pub debug: bool,
 }
@@ -88,8 +90,10 @@ impl Interceptor {
     pub fn load(setup: &InterceptSetup) -> Result<(Self, RingReader), BpfError> {
         let tcx = setup.attach.use_tcx()?;
         let ring_bytes = ring_size(setup.ring_bytes);
+        let reflect: &'static u32 = if setup.reflect { &1 } else { &0 };
         let mut object = Object::load(setup.debug, |loader| {
             loader
+                .override_global("REFLECT", reflect, true)
                 .map_max_entries(map::SESSIONS, setup.max_sessions.max(1))
                 .map_max_entries(map::REPORTS, ring_bytes)
                 // The source's maps stay empty here.

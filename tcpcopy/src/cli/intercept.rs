@@ -25,6 +25,9 @@ pub struct Cli {
     /// How programs are attached to the interfaces
     #[arg(long, value_enum, default_value_t = AttachArg::Auto)]
     attach: AttachArg,
+    /// Who acknowledges answers of more than a few segments, on behalf of the replayed clients
+    #[arg(long, value_enum, default_value_t = Ack::Relay)]
+    ack: Ack,
     /// The most replayed connections known at a time
     #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_sessions: u32,
@@ -53,6 +56,15 @@ enum AttachArg {
     Clsact,
 }
 
+/// `--ack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ack {
+    /// This program, on the spot: large answers cost the source no packets, and come as fast as the target can send
+    Reflect,
+    /// tcpcopy: the target sees the network between the two, or with `tcpcopy -R` clients far away
+    Relay,
+}
+
 /// The arguments of `intercept`, validated.
 #[derive(Debug)]
 pub struct Settings {
@@ -62,6 +74,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// TCX or clsact.
     pub attach: TcAttach,
+    /// Who acknowledges.
+    pub ack: Ack,
     /// Capacity of the session map.
     pub max_sessions: u32,
     /// The processor of the thread that reports.
@@ -104,6 +118,7 @@ impl Cli {
                 AttachArg::Tcx => TcAttach::Tcx,
                 AttachArg::Clsact => TcAttach::Clsact,
             },
+            ack: self.ack,
             max_sessions: self.max_sessions,
             pin: self.pin.clone(),
             ring_bytes: self.ring_size,

@@ -20,7 +20,8 @@ pub struct ReplayArgs {
     #[arg(short = 'W', long)]
     no_wait: bool,
     /// Milliseconds after which the target's responses are acknowledged, as by clients so far away: its congestion window grows
-    /// at their pace, at the cost of a packet for every acknowledgement. 0: at once
+    /// at their pace, at the cost of a packet for every acknowledgement. Needs `intercept --ack relay`. 0: at once, or with what
+    /// is sent next
     #[arg(short = 'R', long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     round_trip: u64,
     /// Seconds after which a replayed connection is given up that neither client nor target has used

@@ -132,6 +132,15 @@ impl Acknowledger {
         }
     }
 
+    /// The target's `intercept` has acknowledged everything before `next`. What may be left is a FIN.
+    pub fn reflected(&mut self, now: Nanos, next: TargetSeq, receiver: &Receiver) {
+        if let Client::Near(near) = &mut self.client {
+            near.told = next;
+            let left = receiver.next() != next;
+            self.due = if left { Due::Later(Moment::at(now.after(DELAY))) } else { Due::Nothing };
+        }
+    }
+
     /// The SYN-ACK came again: the end of the handshake was lost.
     pub const fn repeat(&mut self) {
         self.due = Due::Now;
@@ -340,6 +349,22 @@ mod tests {
         assert!(!ends.acknowledger.is_due());
         ends.hear(5, 0, 1, true);
         assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn what_the_target_s_intercept_has_acknowledged_needs_nothing_more() {
+        let mut ends = Ends::new(Duration::ZERO);
+        ends.hear(5, 0, 50, true);
+        ends.hear(5, 0, 5_000, false);
+        assert!(ends.acknowledger.is_due());
+        ends.acknowledger.reflected(Nanos(5), TargetSeq::new(5_051), &ends.receiver);
+        assert!(!ends.acknowledger.is_due() && ends.acknowledger.is_settled());
+        ends.hear(6, 0, 60, true);
+        assert!(!ends.acknowledger.is_due(), "only what came since counts");
+        // A FIN came with the payload.
+        ends.receiver.receive(TargetSeq::new(5_111), 0, true);
+        ends.acknowledger.reflected(Nanos(7), TargetSeq::new(5_111), &ends.receiver);
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(Nanos(7).after(DELAY)));
     }
 
     #[test]

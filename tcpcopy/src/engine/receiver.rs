@@ -94,6 +94,13 @@ impl Receiver {
         self.beyond.is_none() && (self.finished || self.next == self.pushed)
     }
 
+    /// Everything before `seq` has left the target, although not all of it may have been reported here.
+    pub fn pass(&mut self, seq: TargetSeq) {
+        if seq.is_after(self.next) {
+            self.insert(self.next, seq);
+        }
+    }
+
     /// Takes a segment's place in the stream in.
     pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
         let end = seq.plus(len);
@@ -207,6 +214,16 @@ mod tests {
         assert_eq!(r.receive(at(9), 0, false).acknowledge, Want::Now);
         assert_eq!(r.receive(at(10), 0, false).acknowledge, Want::Nothing);
         assert_eq!(r.receive(at(11), 0, false).acknowledge, Want::Nothing, "the ACK of an ACK, when a report was lost");
+    }
+
+    #[test]
+    fn what_was_not_reported_and_will_not_be_is_passed_over() {
+        let mut r = receiver();
+        r.receive(at(100), 50, false);
+        r.pass(at(100));
+        assert_eq!(r.next(), at(150));
+        r.pass(at(20));
+        assert_eq!((r.next(), r.receive(at(150), 10, false)), (at(150), Received { new: 10, acknowledge: Want::Soon }));
     }
 
     #[test]

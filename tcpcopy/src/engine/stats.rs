@@ -248,6 +248,8 @@ plain_counters! {
     accepted_bytes,
     /// Response segments of known sessions.
     response_segments,
+    /// Those that the target's `intercept` acknowledged itself.
+    reflected_segments,
     /// Unique payload octets in them.
     response_bytes,
     /// Responses of no session, or of an earlier connection on the same four-tuple.

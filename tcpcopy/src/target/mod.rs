@@ -27,7 +27,10 @@ use self::{
 use crate::{
     affinity,
     bpf::{BpfError, InterceptSetup, Interceptor},
-    cli::{daemon::Readiness, intercept::Settings},
+    cli::{
+        daemon::Readiness,
+        intercept::{Ack, Settings},
+    },
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
     net::{
@@ -66,6 +69,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         attach: settings.attach,
         max_sessions: settings.max_sessions,
         ring_bytes: settings.ring_bytes,
+        reflect: settings.ack == Ack::Reflect,
         debug: log::log_enabled!(log::Level::Debug),
     })?;
     let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;

@@ -21,8 +21,9 @@ pub(super) fn summarise(
 ) -> Report {
     let count = |c: TargetCounter| (c.label(), Figure::Count(programs.get(c)));
     use TargetCounter::{
-        BadTag, Collision, Learned, Malformed, MapFull, Reclaimed, ReportLost, Swallowed, SwallowedBytes,
-        SwallowedFragments, SwallowedIcmp, SynRepeated, UnknownInstance, Wakeups,
+        BadTag, Collision, Learned, Malformed, MapFull, Reclaimed, ReflectFailed, Reflected, ReflectionSeen,
+        ReportLost, Swallowed, SwallowedBytes, SwallowedFragments, SwallowedIcmp, SynRepeated, UnknownInstance,
+        Wakeups,
     };
     let counter = |name, value: &std::sync::atomic::AtomicU64| (name, Figure::Count(value.load(Relaxed)));
     Report::default()
@@ -50,6 +51,7 @@ pub(super) fn summarise(
                 count(SwallowedFragments),
             ],
         )
+        .section("acknowledged_here", [count(Reflected), count(ReflectFailed), count(ReflectionSeen)])
         .section(
             "reports",
             [

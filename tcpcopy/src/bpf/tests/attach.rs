@@ -190,7 +190,7 @@ fn super_packets_are_captured_whole_on_veth() {
 fn a_swallowed_syn_ack_does_not_reach_the_client() {
     for attach in [TcAttach::Tcx, TcAttach::Clsact] {
         in_namespace(move || {
-            let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, debug: true };
+            let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: false, debug: true };
             let (mut interceptor, mut reader) = Interceptor::load(&setup).unwrap();
             interceptor.attach_swallow("lo").unwrap();
             interceptor.attach_swallow("lo").unwrap();
@@ -245,7 +245,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
 fn an_interface_that_takes_another_ones_name_is_hooked_too() {
     for attach in [TcAttach::Tcx, TcAttach::Clsact] {
         in_namespace(move || {
-            let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, debug: false };
+            let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: false, debug: false };
             let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
             ip("link add v0 type veth peer name p0");
             interceptor.attach_swallow("v0").unwrap();
@@ -286,7 +286,7 @@ const HOLD: &str = "BPF_TEST_HOLD";
 fn child_holds_programs_attached() {
     let held = std::env::var(HOLD).expect("run by the other test");
     let intercept = |attach| {
-        let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 4096, debug: false };
+        let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 4096, reflect: false, debug: false };
         let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
         interceptor.attach_learn("lo").unwrap();
         interceptor.attach_swallow("lo").unwrap();
@@ -324,7 +324,13 @@ fn nothing_outlives_a_killed_process() {
                 assert_eq!(attached("lo"), "clsact\n");
                 let filters = || ip_tc("filter show dev lo ingress") + &ip_tc("filter show dev lo egress");
                 assert_eq!(filters().matches("direct-action").count(), 2, "{}", filters());
-                let setup = InterceptSetup { attach: TcAttach::Clsact, max_sessions: 1, ring_bytes: 1, debug: false };
+                let setup = InterceptSetup {
+                    attach: TcAttach::Clsact,
+                    max_sessions: 1,
+                    ring_bytes: 1,
+                    reflect: false,
+                    debug: false,
+                };
                 let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
                 interceptor.attach_swallow("lo").unwrap();
                 assert_eq!(filters().matches("direct-action").count(), 1, "{}", filters());

@@ -29,8 +29,12 @@ impl Fixture {
     }
 
     pub(super) fn with_attach(max_sessions: u32, ring_bytes: u32, attach: TcAttach) -> Self {
-        let setup = InterceptSetup { attach, max_sessions, ring_bytes, debug: false };
-        let (mut interceptor, reader) = Interceptor::load(&setup).unwrap();
+        let setup = InterceptSetup { attach, max_sessions, ring_bytes, reflect: false, debug: false };
+        Self::with_setup(&setup)
+    }
+
+    pub(super) fn with_setup(setup: &InterceptSetup) -> Self {
+        let (mut interceptor, reader) = Interceptor::load(setup).unwrap();
         for instance in [1, 2] {
             interceptor.add_instance(instance, &KEY).unwrap();
         }

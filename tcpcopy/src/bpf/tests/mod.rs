@@ -11,6 +11,7 @@ mod capture;
 mod cost;
 mod learn;
 mod packets;
+mod reflect;
 mod swallow;
 
 /// Verdicts of TC programs.

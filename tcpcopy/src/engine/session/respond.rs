@@ -250,6 +250,9 @@ impl Session {
         if r.flags & (PSH | FIN) != 0 {
             open.receiver.note_end(seq.plus(r.payload_len));
         }
+        if r.options & option::IN_ORDER != 0 {
+            open.receiver.pass(seq);
+        }
         let received = open.receiver.receive(seq, r.payload_len, fin);
         open.acknowledger.heard(
             cx.now,
@@ -259,6 +262,10 @@ impl Session {
             open.segment_size,
             &mut cx.manners.nagle,
         );
+        if r.options & option::REFLECTED != 0 {
+            cx.stats.reflected_segments += 1;
+            open.acknowledger.reflected(cx.now, seq.plus(r.payload_len), &open.receiver);
+        }
         cx.stats.response_bytes += u64::from(received.new);
         let closes = open.receiver.is_finished() && open.rare().closed.is_none();
         if closes {

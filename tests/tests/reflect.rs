@@ -1,0 +1,61 @@
+//! `intercept --ack reflect`: large answers are acknowledged at the target, and cost the source no packets.
+
+use std::time::Duration;
+
+use lab::{
+    Family, Host, Lab, Mirror, MirrorOptions, eventually,
+    http::{Limit, Load, Method, Server},
+    laboratory,
+    mirror::{LIVE_PORT, TARGET_PORT},
+};
+
+/// Segments that a host has sent again.
+fn retransmitted(host: &Host) -> u64 {
+    let text = host.output("cat /proc/net/snmp").unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_ascii_whitespace);
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let value = names.zip(values).find(|(name, _)| *name == "RetransSegs").unwrap().1;
+    value.parse().unwrap()
+}
+
+#[test]
+fn large_answers_are_acknowledged_where_they_are_made() {
+    let _guard = laboratory!();
+    for attach in ["tcx", "clsact"] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let intercept = ["--attach", attach, "--ack", "reflect"].map(str::to_owned).to_vec();
+        let mirror = Mirror::start(&lab, MirrorOptions { intercept, ..MirrorOptions::default() }).unwrap();
+        let mut asked = 0;
+        let mut octets = 0;
+        for (size, connections, requests) in [(100_000, 8, 400), (20_000_000, 2, 6)] {
+            for family in Family::BOTH {
+                let server = lab.source.socket(family, LIVE_PORT);
+                let load = Load::keep_alive(server, connections, Limit::Requests(requests));
+                let report = Load { method: Method::Get(format!("/size/{size}")), ..load }.run(&lab.client).unwrap();
+                assert_eq!(report.failed.first(), None);
+                asked += requests;
+                octets += requests * size;
+                assert_eq!(target.wait_for_requests(asked as usize, Duration::from_secs(20)) as u64, asked);
+            }
+        }
+        // The last answers are still on their way.
+        let waiting = || {
+            let sockets = lab.target.output("ss --tcp --numeric --no-header").unwrap();
+            sockets.lines().any(|line| line.split_ascii_whitespace().nth(2).is_some_and(|octets| octets != "0"))
+        };
+        assert!(eventually(Duration::from_secs(10), || !waiting()), "answers are stuck at the target");
+        let again = retransmitted(&lab.target);
+        let outcome = mirror.stop().unwrap();
+        let intercept = &outcome.intercept;
+        let count = |name| intercept.count(name);
+        assert!(count("swallowed_bytes") > octets, "--attach {attach}\n{}", outcome.table);
+        assert!(count("reflected") > 2_000, "--attach {attach}\n{}", outcome.table);
+        assert_eq!((count("reflect_failed"), count("reflections_seen")), (0, count("reflected")), "{}", outcome.table);
+        assert!(again * 100 < count("swallowed_segments"), "{again} sent again\n{}", outcome.table);
+        let alone = outcome.tcpcopy.count("pure_acks");
+        assert!(alone < 2 * asked, "{alone} acknowledgements of the source for {asked} answers\n{}", outcome.table);
+        outcome.assert_no_leak();
+    }
+}
