@@ -109,6 +109,18 @@ impl Naps {
         }
     }
 
+    /// No naps before `until`: somebody waits.
+    pub fn suspend(&mut self, now: Nanos, until: Nanos) {
+        let until = match self.mode {
+            Mode::Woken { until: already } => until.max(already),
+            Mode::Trial { .. } | Mode::Napping { .. } => {
+                self.window = Window { since: now, records: 0, rests: 0 };
+                until
+            }
+        };
+        self.mode = Mode::Woken { until };
+    }
+
     /// How to rest now.
     pub fn rest(&mut self, now: Nanos) -> Rest {
         self.mode = self.next_mode(now);
@@ -179,6 +191,7 @@ mod tests {
 
     const NAP: Duration = Duration::from_micros(700);
     const RING: usize = 1 << 20;
+    const HALF: Duration = Duration::from_millis(25);
 
     /// A loop in virtual time, and records that come to it.
     struct Loop {
@@ -329,6 +342,19 @@ mod tests {
         l.closed(seconds(1), 100, Duration::from_millis(20));
         l.closed(seconds(10), 100, Duration::from_millis(20));
         assert!(l.wakeups < l.records / 15, "{} wake-ups for {} records", l.wakeups, l.records);
+    }
+
+    #[test]
+    fn naps_can_be_suspended() {
+        let mut l = Loop::new();
+        l.open(seconds(1), 5_000);
+        for _ in 0..10 {
+            l.naps.suspend(l.now, l.now.after(HALF));
+            l.open(HALF, 5_000);
+            assert_eq!(l.lag, Duration::ZERO);
+        }
+        l.open(seconds(1), 5_000);
+        assert!(l.wakeups < 5_000 / 5, "{} wake-ups", l.wakeups);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! A frame is one octet that names its kind, and a body. Numbers that we make are little-endian; numbers copied from a
 //! packet stay in network order. Encoding and decoding are exact inverses: what decodes has one encoding.
 
+use std::time::Duration;
+
 use tcpcopy_common::{
     mark::MarkKey,
     response::{ResponseHeader, WireStats},
@@ -56,7 +58,13 @@ pub enum Frame<'a> {
     },
     /// Either way, last: the sender ends in good order.
     Bye,
+    /// Client to server: requests are late because they wait for answers. For [`HURRY`] from now on each should be reported at
+    /// once, not with others.
+    Hurry,
 }
+
+/// How long a [`Frame::Hurry`] holds.
+pub const HURRY: Duration = Duration::from_millis(50);
 
 /// What the target saw of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +181,7 @@ mod kind {
     pub const PING: u8 = 6;
     pub const PONG: u8 = 7;
     pub const BYE: u8 = 8;
+    pub const HURRY: u8 = 9;
 }
 
 impl<'a> Frame<'a> {
@@ -187,6 +196,7 @@ impl<'a> Frame<'a> {
             Self::Ping { .. } => kind::PING,
             Self::Pong { .. } => kind::PONG,
             Self::Bye => kind::BYE,
+            Self::Hurry => kind::HURRY,
         }
     }
 
@@ -200,7 +210,7 @@ impl<'a> Frame<'a> {
             Self::Responses(responses) => responses.len() * RECORD,
             Self::Stats(_) => 8 * 8,
             Self::Ping { .. } | Self::Pong { .. } => 8,
-            Self::Bye => 0,
+            Self::Bye | Self::Hurry => 0,
         }
     }
 
@@ -259,7 +269,7 @@ impl<'a> Frame<'a> {
                 }
             }
             Self::Ping { nonce } | Self::Pong { nonce } => out.extend_from_slice(&nonce.to_le_bytes()),
-            Self::Bye => {}
+            Self::Bye | Self::Hurry => {}
         }
         Ok(())
     }
@@ -283,6 +293,7 @@ impl<'a> Frame<'a> {
             kind::PING => reader.u64().map(|nonce| Self::Ping { nonce }),
             kind::PONG => reader.u64().map(|nonce| Self::Pong { nonce }),
             kind::BYE => Some(Self::Bye),
+            kind::HURRY => Some(Self::Hurry),
             kind => return Err(FrameError::UnknownKind(kind)),
         };
         frame.filter(|_| reader.0.is_empty()).ok_or(FrameError::Body { kind, len: body.len() })
@@ -386,7 +397,7 @@ mod tests {
     fn any_frame(check: impl Fn(Frame<'_>) -> Result<(), TestCaseError>) {
         let numbers = (any::<u16>(), any::<u32>(), any::<[u64; 8]>(), any::<Option<(u32, [u8; 16])>>());
         let texts = ("\\PC{0,16}", vec(record(), 0..40));
-        proptest!(|(kind in 0..8, (a, b, n, resume) in numbers, (text, records) in texts)| {
+        proptest!(|(kind in 0..9, (a, b, n, resume) in numbers, (text, records) in texts)| {
             check(match kind {
                 0 => Frame::Hello {
                     worker: a,
@@ -415,7 +426,8 @@ mod tests {
                 }),
                 5 => Frame::Ping { nonce: n[0] },
                 6 => Frame::Pong { nonce: n[0] },
-                _ => Frame::Bye,
+                7 => Frame::Bye,
+                _ => Frame::Hurry,
             })?;
         });
     }
@@ -448,7 +460,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..10, body in vec(any::<u8>(), 0..200)) {
+        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..11, body in vec(any::<u8>(), 0..200)) {
             let octets: Vec<u8> = std::iter::once(kind).chain(body).collect();
             if let Ok(frame) = Frame::decode(&octets) {
                 prop_assert_eq!(encoded(&frame), octets);
@@ -470,6 +482,7 @@ mod tests {
         assert_eq!(encoded(&Frame::Refused { code: RefusalCode::Full, text: "no" }), b"\x03\x02no");
         assert_eq!(encoded(&Frame::Ping { nonce: 7 }), b"\x06\x07\0\0\0\0\0\0\0");
         assert_eq!(encoded(&Frame::Bye), b"\x08");
+        assert_eq!(encoded(&Frame::Hurry), b"\x09");
     }
 
     #[test]

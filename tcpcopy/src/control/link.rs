@@ -36,6 +36,7 @@ impl Role {
         match frame {
             Frame::Ping { .. } | Frame::Pong { .. } | Frame::Bye => true,
             Frame::Responses(_) | Frame::Stats(_) => matches!(self, Self::Client),
+            Frame::Hurry => matches!(self, Self::Server),
             Frame::Hello { .. } | Frame::Welcome(_) | Frame::Refused { .. } => false,
         }
     }

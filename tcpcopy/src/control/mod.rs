@@ -36,7 +36,7 @@ use std::{net::TcpStream, sync::Arc, time::Duration};
 
 pub use backoff::Backoff;
 pub use client::{ConnectError, Established, connect};
-pub use frame::{Frame, FrameError, MAX_RESPONSES, Responses, Stats};
+pub use frame::{Frame, FrameError, HURRY, MAX_RESPONSES, Responses, Stats};
 pub use handshake::HandshakeError;
 pub use link::{Link, LinkError, Sent};
 pub use psk::{Psk, PskError};

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     bpf::RingReader,
-    control::{Frame, Link, LinkError, Stats as TargetStats},
+    control::{Frame, HURRY, Link, LinkError, Stats as TargetStats},
     engine::{Credentials, Engine, Stats, TargetId},
     inject::{InjectStats, Injector},
     mailbox::{Closed, Inbox},
@@ -165,6 +165,8 @@ struct Lateness {
     /// Late requests that were counted.
     seen: u64,
     until: Nanos,
+    /// When the intercepts should be told next.
+    tell: Nanos,
 }
 
 impl Lateness {
@@ -175,6 +177,15 @@ impl Lateness {
             self.until = now.after(ALERT);
         }
         now < self.until
+    }
+
+    /// Whether the intercepts should be told now that answers are waited for: again before what they were told runs out.
+    fn is_news(&mut self, now: Nanos) -> bool {
+        let due = now < self.until && now >= self.tell;
+        if due {
+            self.tell = now.after(HURRY / 2);
+        }
+        due
     }
 }
 
@@ -354,6 +365,9 @@ impl Worker {
         let timeout = self.poll_timeout().map_or(bound, |at| at.since(now).min(bound));
         let late = self.copies.iter().map(|copy| copy.engine.stats().gate_late).sum();
         let alert = self.lateness.note(now, late);
+        if self.lateness.is_news(now) {
+            self.hurry();
+        }
         match self.naps.rest(now) {
             // A timer may be late by a nap, and an answer be heard late, when nobody waits for it.
             Rest::Nap(time) if !alert => {
@@ -370,6 +384,14 @@ impl Worker {
                 self.inbox.wait(Some(&self.ring), links(&self.channels), timeout);
                 self.ring.awake();
             }
+        }
+    }
+
+    /// Asks the intercepts to report each answer at once.
+    fn hurry(&mut self) {
+        for link in self.channels.iter_mut().filter_map(|channel| channel.link.as_mut()) {
+            // What goes wrong here is met again when the channel is read.
+            let _ = link.send(&Frame::Hurry).and_then(|_| link.flush());
         }
     }
 

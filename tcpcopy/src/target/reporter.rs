@@ -7,7 +7,7 @@ use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
 use super::registry::Instances;
 use crate::{
     bpf::RingReader,
-    control::{Frame, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
+    control::{Frame, HURRY, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
     mailbox::{Closed, Inbox},
     nap::{Naps, Rest},
     time::{Nanos, nap, now},
@@ -17,7 +17,7 @@ use crate::{
 const RECORDS_PER_TURN: usize = 1024;
 /// The longest nap. So much later `tcpcopy` hears an answer that nobody waits for: the replay's lag has no part in it. Each report is
 /// a segment on the control channel, which costs about 15 µs in all; twice the nap would halve what is left of it.
-const NAP: Duration = Duration::from_micros(1500);
+const NAP: Duration = Duration::from_millis(2);
 /// How often each owner is told what was seen of its sessions.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -86,8 +86,8 @@ impl Reporter {
                 }
             }
             let records = self.report(RECORDS_PER_TURN);
-            self.attend();
             let now = now();
+            self.attend(now);
             if now >= stats_at {
                 for id in self.owners.keys().copied().collect::<Vec<_>>() {
                     self.send_stats(id);
@@ -146,18 +146,22 @@ impl Reporter {
     }
 
     /// Reads what the owners say.
-    fn attend(&mut self) {
+    fn attend(&mut self, now: Nanos) {
         let mut ended = Vec::new();
         let mut broken = Vec::new();
         for (&id, owner) in &mut self.owners {
-            let mut bye = false;
+            let (mut bye, mut hurry) = (false, false);
             let outcome = owner.link.receive(|frame| match frame {
                 Frame::Bye => bye = true,
+                Frame::Hurry => hurry = true,
                 // The link has queued the answer.
                 Frame::Ping { .. } => {}
                 other => log::debug!("unexpected frame from instance {id:08x}: {other:?}"),
             });
             let outcome = outcome.and_then(|_| owner.link.flush().map(drop));
+            if hurry {
+                self.naps.suspend(now, now.after(HURRY));
+            }
             match outcome {
                 _ if bye => ended.push(id),
                 Ok(()) => {}
