@@ -352,10 +352,12 @@ mod tests {
                 || left.get() == 0,
             );
 
-            assert_eq!(client.send(&Frame::Bye).unwrap(), Sent::Queued);
-            assert!(client.flush().unwrap());
-            wait_readable(&server);
-            assert_eq!(server.receive(|frame| assert_eq!(frame, Frame::Bye)).unwrap(), 1);
+            for frame in [Frame::Hurry, Frame::Bye] {
+                assert_eq!(client.send(&frame).unwrap(), Sent::Queued);
+                assert!(client.flush().unwrap());
+                wait_readable(&server);
+                assert_eq!(server.receive(|received| assert_eq!(received, frame)).unwrap(), 1);
+            }
         }
     }
 
@@ -482,7 +484,13 @@ mod tests {
     fn frames_out_of_place_and_octets_that_are_no_frame_end_the_link() {
         let hello = Frame::Hello { worker: 0, resume: None, name: "" };
         let stats = Frame::Stats(Stats::default());
-        for (role, frame, kind) in [(Role::Server, stats, 5), (Role::Client, hello, 1), (Role::Server, hello, 1)] {
+        let misplaced = [
+            (Role::Server, stats, 5),
+            (Role::Client, hello, 1),
+            (Role::Server, hello, 1),
+            (Role::Client, Frame::Hurry, 9),
+        ];
+        for (role, frame, kind) in misplaced {
             let (mut raw, socket) = sockets();
             let mut link = Link::new(socket, Cipher::plain(), role).unwrap();
             let mut octets = Vec::new();

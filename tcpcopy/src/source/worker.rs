@@ -441,3 +441,24 @@ impl Worker {
 fn links(channels: &[Channel]) -> impl Iterator<Item = &Link> {
     channels.iter().filter_map(|channel| channel.link.as_deref())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intercepts_are_told_of_late_requests_before_they_forget_and_only_while_there_are_some() {
+        let mut lateness = Lateness::default();
+        let (mut told, mut at) = (Vec::new(), Nanos(1_000_000_000));
+        let start = at;
+        // A late request every millisecond, for a tenth of a second.
+        for ms in 0..300 {
+            assert_eq!(lateness.note(at, 1 + ms.min(100)), ms < 110, "after {ms} ms");
+            if lateness.is_news(at) {
+                told.push(at.since(start));
+            }
+            at = at.after(Duration::from_millis(1));
+        }
+        assert_eq!(told, [0, 25, 50, 75, 100].map(Duration::from_millis));
+    }
+}
