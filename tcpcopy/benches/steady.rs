@@ -24,7 +24,7 @@ const TURN: usize = 256;
 const AHEAD: usize = 32;
 
 /// What the client and the target of a session say next.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Ends {
     live_seq: u32,
     live_ack: u32,
@@ -130,7 +130,10 @@ impl Steady {
         self.now.0 += (1_000_000 / sessions).max(1_000) * turn.len() as u64;
         for sessions in turn.chunks(AHEAD) {
             // All at once: waiting for our own memory is none of the engine's business.
-            let ends: [Ends; AHEAD] = std::array::from_fn(|n| self.ends[sessions[n % sessions.len()] as usize]);
+            let mut ends = [Ends::default(); AHEAD];
+            for (ends, &session) in ends.iter_mut().zip(sessions.iter()) {
+                *ends = self.ends[session as usize];
+            }
             self.engine.expect_live(sessions.iter().map(|&session| flow(session)));
             for (&session, ends) in sessions.iter().zip(ends) {
                 let live = segment(session, self.now, ends.live_seq, ends.live_ack, ACK | PSH, &REQUEST);
