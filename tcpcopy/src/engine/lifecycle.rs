@@ -289,12 +289,14 @@ impl Engine {
         let [soon, loss] = match &connection.replay {
             Replay::Parked(..) => [Moment::NEVER; 2],
             Replay::Active(session) => {
-                late = late.min(session.state_deadline(self.credentials(session.target).is_some()));
+                let channel_up = self.credentials(session.target).is_some();
+                let loss = session.retransmit_at(channel_up);
+                late = late.min(session.state_deadline(channel_up));
                 if session.is_open() {
-                    [session.soon(), session.retransmit_at()]
+                    [session.soon(), loss]
                 } else {
                     // A SYN waits so much longer than data that its entry would be void before it is due.
-                    late = late.min(session.retransmit_at());
+                    late = late.min(loss);
                     [session.soon(), Moment::NEVER]
                 }
             }

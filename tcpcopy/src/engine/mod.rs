@@ -189,6 +189,7 @@ impl Engine {
                 self.leave_over(now, target, flow);
                 self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Farewell::Nothing));
             } else {
+                session.handle_channel_up(now);
                 self.enqueue(id);
             }
         }

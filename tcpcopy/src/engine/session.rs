@@ -561,9 +561,16 @@ impl Session {
         }
     }
 
-    /// When the retransmission timer, or the persist timer, expires.
-    pub const fn retransmit_at(&self) -> Moment {
-        self.retransmit_at
+    /// When the retransmission timer, or the persist timer, expires. While nothing may be sent it does not run.
+    pub const fn retransmit_at(&self, channel_up: bool) -> Moment {
+        if channel_up { self.retransmit_at } else { Moment::NEVER }
+    }
+
+    /// The channel is up again: what was not acknowledged meanwhile may have been, and its report be lost.
+    pub fn handle_channel_up(&mut self, now: Nanos) {
+        if self.retransmit_at.is_due(now) {
+            self.retransmit_at = Moment::at(now.after(self.rto.current()));
+        }
     }
 
     /// Does what is due.
@@ -572,12 +579,8 @@ impl Session {
         if self.gate_until.is_due(now) {
             self.gate_until = Moment::NEVER;
         }
-        let expired = self.retransmit_at.is_due(now);
         let up = cx.credentials.is_some();
-        if expired && !up {
-            // Nothing may be sent, so nothing was lost: look again later.
-            self.retransmit_at = Moment::at(now.after(self.rto.current()));
-        }
+        let expired = self.retransmit_at(up).is_due(now);
         match &mut self.state {
             State::Connecting { since, transmitted: false, .. } if !up => {
                 if now.since(*since) >= CHANNEL_PATIENCE {
@@ -585,7 +588,7 @@ impl Session {
                 }
             }
             State::Connecting { due, provoked, .. } => {
-                if expired && up {
+                if expired {
                     if self.rto.expirations() >= MOST_SYN_RETRIES {
                         return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
                     }
@@ -598,7 +601,7 @@ impl Session {
             State::Open(open) => {
                 // Also while the channel is down: a deadline that has passed must go.
                 open.acknowledger.release(now);
-                if expired && up {
+                if expired {
                     let probing = open.una == open.high;
                     // A target whose window stays closed may answer probes for ever; the session timeout is for that.
                     let silent = !probing || now.since(self.heard) >= self.rto.current();

@@ -1,5 +1,7 @@
 //! Limits, channels, refusals by the target's programs, shutdown.
 
+use std::time::Duration;
+
 use tcpcopy_common::{
     response::kind,
     tcp_flags::{RST, SYN},
@@ -278,6 +280,38 @@ fn shutdown_resets_every_open_session() {
     let stats = lab.engine.stats();
     assert_eq!(stats.sessions.aborted.get(Reason::Shutdown), 5);
     assert_eq!((stats.bytes.discarded.get(Reason::Shutdown), stats.resets_sent), (30, 5));
+}
+
+/// Nothing may be sent, so there is nothing to look after every round-trip time; afterwards what is unacknowledged is sent again.
+#[test]
+fn retransmission_rests_while_the_channel_is_down() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(60);
+    lab.weather.lose = 1000;
+    client.send(&mut lab, 0, b"one\n");
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    lab.settle();
+    let sent = lab.sent.len();
+    let mut timers = 0;
+    let until = lab.now.after(Duration::from_secs(60));
+    while let Some(next) = lab.engine.poll_timeout().filter(|next| *next < until) {
+        lab.now = next;
+        lab.engine.handle_timeout(next);
+        lab.settle();
+        timers += 1;
+    }
+    assert!(timers < 40, "{timers} timers");
+    assert_eq!(lab.sent.len(), sent);
+    lab.weather.lose = 0;
+    lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
+    lab.settle();
+    assert_eq!(lab.sent.len(), sent, "the report may be under way");
+    client.fin(&mut lab, 0);
+    lab.run_ms(5_000);
+    assert_eq!(lab.lines(), ["one\n"]);
+    lab.assert_nothing_lost();
 }
 
 #[test]
