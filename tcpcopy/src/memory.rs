@@ -18,14 +18,15 @@ const SPARE: usize = HUGE_PAGE / 16;
 #[derive(Debug)]
 pub struct HugePages;
 
-/// How much of memory of that size is to be in huge pages.
-const fn huge(size: usize) -> usize {
-    size.saturating_add(SPARE) / HUGE_PAGE * HUGE_PAGE
+/// How much of such memory is to be in huge pages. Octets, which need no alignment, are read in a row, so that small pages do;
+/// and the system makes memory of small pages longer without copying it.
+const fn huge(layout: Layout) -> usize {
+    if layout.align() == 1 { 0 } else { layout.size().saturating_add(SPARE) / HUGE_PAGE * HUGE_PAGE }
 }
 
 /// The layout that is asked of the system.
 fn wider(layout: Layout) -> Layout {
-    match huge(layout.size()) {
+    match huge(layout) {
         0 => layout,
         huge => Layout::from_size_align(layout.size().max(huge), layout.align().max(HUGE_PAGE)).unwrap_or(layout),
     }
@@ -37,7 +38,7 @@ unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout has a size other than zero, and so has the wider one.
         let memory = unsafe { System.alloc(wider(layout)) };
-        let huge = huge(layout.size());
+        let huge = huge(layout);
         if huge > 0 && !memory.is_null() {
             // SAFETY: the range is ours, as the wider layout is at least as long; the advice changes no octet of it. Where it
             // is not taken (a kernel without huge pages) everything works, slower.
@@ -52,12 +53,14 @@ unsafe impl GlobalAlloc for HugePages {
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if huge(layout.size().max(size)) == 0 {
+        // SAFETY: the caller promises that the size, rounded up to the alignment, does not overflow.
+        let wanted = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if huge(layout) == 0 && huge(wanted) == 0 {
             // SAFETY: the caller's promise is passed on.
             return unsafe { System.realloc(memory, layout, size) };
         }
-        // SAFETY: the caller promises that the size, rounded up to the alignment, does not overflow.
-        let new = unsafe { self.alloc(Layout::from_size_align_unchecked(size, layout.align())) };
+        // SAFETY: as above.
+        let new = unsafe { self.alloc(wanted) };
         if !new.is_null() {
             // SAFETY: both are as long as the shorter of them, and new memory overlaps nothing.
             unsafe { std::ptr::copy_nonoverlapping(memory, new, layout.size().min(size)) };
@@ -95,8 +98,10 @@ mod tests {
     #[test]
     fn only_whole_huge_pages_are_used_and_little_is_spare() {
         let sizes = [0, HUGE_PAGE / 2, HUGE_PAGE - SPARE, HUGE_PAGE, HUGE_PAGE * 3 / 2, 5 * HUGE_PAGE - 1];
-        assert_eq!(sizes.map(|size| huge(size) / HUGE_PAGE), [0, 0, 1, 1, 1, 5]);
+        assert_eq!(sizes.map(|size| huge(layout(size)) / HUGE_PAGE), [0, 0, 1, 1, 1, 5]);
         assert_eq!(sizes.map(|size| wider(layout(size)).size() - size), [0, 0, SPARE, 0, 0, 1]);
+        let octets = Layout::from_size_align(5 * HUGE_PAGE, 1).unwrap();
+        assert_eq!((huge(octets), wider(octets)), (0, octets));
     }
 
     #[test]

@@ -44,16 +44,21 @@ impl Store {
 
 /// A store holds at least this much, so that small requests of different length use the same memory again.
 const SMALLEST: usize = 1024;
-/// Larger ones are not kept for later use.
-const LARGEST_KEPT: usize = 64 << 10;
-/// How many unused ones are kept.
+/// Larger ones are not kept for later use. An upload's request in flight fits: fresh memory costs a page fault for each page,
+/// which is dearer than everything else that is done with it.
+const LARGEST_KEPT: usize = 1 << 20;
+/// How many unused ones are kept,
 const MOST_KEPT: usize = 4096;
+/// and how many octets of them, beyond which only those of [`SMALLEST`] are.
+const MOST_KEPT_OCTETS: usize = 16 << 20;
 
 /// The stores of all connections, in use or not.
 #[derive(Debug)]
 pub(super) struct Pool {
     #[expect(clippy::vec_box, reason = "a connection holds its store in a box, which moves here and back")]
     unused: Vec<Box<Store>>,
+    /// Octets that those take.
+    kept: usize,
     allocated: usize,
     limit: usize,
 }
@@ -64,7 +69,7 @@ pub(super) struct Exhausted;
 
 impl Pool {
     pub const fn new(limit: usize) -> Self {
-        Self { unused: Vec::new(), allocated: 0, limit }
+        Self { unused: Vec::new(), kept: 0, allocated: 0, limit }
     }
 
     /// Octets that all stores take.
@@ -75,7 +80,13 @@ impl Pool {
 
     /// An empty store.
     pub fn take(&mut self) -> Box<Store> {
-        self.unused.pop().unwrap_or_default()
+        self.pop().unwrap_or_default()
+    }
+
+    fn pop(&mut self) -> Option<Box<Store>> {
+        let store = self.unused.pop()?;
+        self.kept -= store.charged;
+        Some(store)
     }
 
     /// Makes room for `len` octets in total, counted from the start of the store's memory.
@@ -86,7 +97,7 @@ impl Pool {
         }
         let wanted = len.max(capacity * 2).max(SMALLEST);
         while self.allocated + (wanted - capacity) > self.limit {
-            let Some(unused) = self.unused.pop() else { return Err(Exhausted) };
+            let Some(unused) = self.pop() else { return Err(Exhausted) };
             self.allocated -= unused.charged;
         }
         store.bytes.reserve_exact(wanted - store.bytes.len());
@@ -104,7 +115,12 @@ impl Pool {
     /// Takes a store back.
     pub fn give_back(&mut self, mut store: Box<Store>) {
         self.settle(&mut store);
-        if store.charged > LARGEST_KEPT || self.unused.len() >= MOST_KEPT {
+        let most = if store.bytes.capacity() <= SMALLEST {
+            usize::MAX
+        } else {
+            MOST_KEPT_OCTETS - store.charged.min(MOST_KEPT_OCTETS)
+        };
+        if store.charged > LARGEST_KEPT || self.unused.len() >= MOST_KEPT || self.kept > most {
             self.allocated -= store.charged;
             return;
         }
@@ -112,6 +128,7 @@ impl Pool {
         store.head = 0;
         store.marks.clear();
         store.islands.clear();
+        self.kept += store.charged;
         self.unused.push(store);
     }
 }
@@ -182,6 +199,25 @@ mod tests {
             .collect();
         stores.into_iter().for_each(|store| pool.give_back(store));
         assert_eq!((pool.allocated(), pool.unused.len()), (LARGEST_KEPT + (MOST_KEPT - 1) * SMALLEST, MOST_KEPT));
+    }
+
+    #[test]
+    fn large_stores_are_kept_up_to_a_sum() {
+        let mut pool = Pool::new(1 << 30);
+        let mut stores = |number: usize, size: usize| {
+            let stores: Vec<_> = (0..number)
+                .map(|_| {
+                    let mut store = pool.take();
+                    pool.reserve(&mut store, size).unwrap();
+                    store
+                })
+                .collect();
+            stores.into_iter().for_each(|store| pool.give_back(store));
+            (pool.kept, pool.unused.len())
+        };
+        let most = MOST_KEPT_OCTETS / LARGEST_KEPT;
+        assert_eq!(stores(most + 10, LARGEST_KEPT), (MOST_KEPT_OCTETS, most));
+        assert_eq!(stores(most + 10, 1), (MOST_KEPT_OCTETS + 10 * SMALLEST, most + 10));
     }
 
     #[test]
