@@ -36,6 +36,12 @@ impl Rto {
         base.saturating_mul(1 << self.backoff.min(16)).min(LARGEST_RTO)
     }
 
+    /// How long a round trip takes at least, about: the mean less the variation, which delayed acknowledgements make large.
+    pub fn shortest(&self) -> Duration {
+        let mean = self.smoothed_us.map_or(0, NonZeroU32::get);
+        Duration::from_micros(mean.saturating_sub(self.variation_us).into())
+    }
+
     /// How often in a row it has expired.
     pub const fn expirations(&self) -> u8 {
         self.expirations
@@ -141,6 +147,18 @@ mod tests {
         assert_eq!(rto.current(), SMALLEST_RTO);
         rto.sample(Duration::MAX);
         assert!(rto.current() <= LARGEST_RTO);
+    }
+
+    #[test]
+    fn the_shortest_round_trip_is_that_of_a_steady_path_and_not_of_delayed_acknowledgements() {
+        let after = |samples: [u64; 4]| {
+            let mut rto = Rto::new();
+            samples.iter().cycle().take(400).for_each(|&ms| rto.sample(Duration::from_millis(ms)));
+            rto.shortest()
+        };
+        assert_eq!(Rto::new().shortest(), Duration::ZERO);
+        assert!((25..=31).contains(&(after([30, 31, 30, 29]).as_millis())), "{:?}", after([30, 31, 30, 29]));
+        assert_eq!(after([1, 1, 1, 40]), Duration::ZERO);
     }
 
     #[test]

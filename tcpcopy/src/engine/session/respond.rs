@@ -216,9 +216,6 @@ impl Session {
             if open.rare().recover.is_none() {
                 open.duplicates = 0;
             }
-            if open.una == open.high {
-                self.gate.heard(cx.now);
-            }
             self.rto.progress();
             self.retransmit_at =
                 if open.una == open.high { Moment::NEVER } else { Moment::at(cx.now.after(self.rto.current())) };

@@ -229,7 +229,7 @@ impl Session {
         } else {
             cx.stats.sent_segments += 1;
             cx.stats.bytes.send(len as u64);
-            self.gate.sent();
+            self.gate.sent(cx.now);
             open.timed = open.timed.or_else(|| NonZeroU64::new(open.nxt).map(|offset| (offset, cx.now)));
         }
         self.retransmit_at.set_once(cx.now.after(self.rto.current()));
@@ -303,7 +303,7 @@ impl Session {
         let greeting = self.read.is_none() || self.greeting_due;
         let probing = greeting && cx.manners.first_word == FirstWord::Unknown;
         let limit = if probing { PROBE.min(cx.config.gate_limit) } else { cx.config.gate_limit };
-        match self.gate.ask(cx.now, captured, limit, cx.config) {
+        match self.gate.ask(cx.now, captured, self.rto.shortest(), limit, cx.config) {
             Permit::Wait(until) => {
                 self.gate_until = Moment::at(until);
                 None
