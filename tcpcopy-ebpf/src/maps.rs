@@ -15,7 +15,7 @@ use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::MarkKey,
     response::{ResponseHeader, Session, WireStats},
-    wakeup::NeedWakeup,
+    wakeup::Signals,
 };
 
 use crate::fragment::FragmentKey;
@@ -71,7 +71,7 @@ static CAPTURE_COUNTERS: PerCpuArray<u64, { CaptureCounter::COUNT as usize }> = 
 
 /// One per ring; the reports have only one ring.
 #[btf_map]
-static NEED_WAKEUP: Array<NeedWakeup, { MAX_WORKERS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+static SIGNALS: Array<Signals, { MAX_WORKERS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map]
 static INSTANCES: HashMap<u32, MarkKey, MAX_INSTANCES, NO_PREALLOC> = HashMap::new();
@@ -152,8 +152,8 @@ pub fn target_counter(counter: TargetCounter) -> Option<*mut u64> {
 
 /// The flag of a ring's reader.
 #[inline(always)]
-pub fn need_wakeup(ring: u32) -> Option<*mut NeedWakeup> {
-    NEED_WAKEUP.get_ptr_mut(ring)
+pub fn signals(ring: u32) -> Option<*mut Signals> {
+    SIGNALS.get_ptr_mut(ring)
 }
 
 /// The key of an instance.

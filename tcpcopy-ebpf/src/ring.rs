@@ -9,7 +9,6 @@ use tcpcopy_common::{
     capture::CaptureHeader,
     counters::{CaptureCounter, TargetCounter},
     response::ResponseHeader,
-    wakeup::NeedWakeup,
 };
 
 use crate::{
@@ -51,6 +50,15 @@ pub fn capture(
         49153..=65600 => put::<65600>(packet, ring, header, offset, len),
         _ => Err(CaptureCounter::TooLarge),
     };
+    if matches!(result, Err(CaptureCounter::RingFull))
+        && let Some(signals) = maps::signals(worker)
+    {
+        // SAFETY: as in `wake_sleeper`. What several processors add at once may count once: it is to change, no more.
+        unsafe {
+            let lost = &raw mut (*signals).lost;
+            lost.write_volatile(lost.read_volatile().wrapping_add(1));
+        }
+    }
     // A full ring wakes its reader too.
     if wake_sleeper(ring, worker) {
         CaptureCounter::Wakeups.count();
@@ -130,16 +138,14 @@ pub fn report_lost(instance: u32) {
 /// done like this, and after the record was submitted.
 #[inline(always)]
 fn wake_sleeper<T, const SIZE: usize>(ring: &RingBuf<T, SIZE>, index: u32) -> bool {
-    let Some(sleeper) = maps::need_wakeup(index) else { return false };
-    // SAFETY: the reader's flag is in a map; a volatile access is a single one, which is all that its peer needs.
-    if unsafe { (&raw const (*sleeper).flag).read_volatile() } == 0 {
+    let Some(signals) = maps::signals(index) else { return false };
+    // SAFETY: the reader's signals are in a map; a volatile access is a single one, which is all that its peer needs.
+    if unsafe { (&raw const (*signals).need_wakeup).read_volatile() } == 0 {
         return false;
     }
     let Some(nothing) = ring.reserve_bytes(size_of::<u64>(), 0) else { return false };
     // SAFETY: as above.
-    unsafe { (&raw mut (*sleeper).flag).write_volatile(0) };
+    unsafe { (&raw mut (*signals).need_wakeup).write_volatile(0) };
     nothing.discard(FORCE_WAKEUP);
     true
 }
-
-const _: () = assert!(core::mem::offset_of!(NeedWakeup, flag) == 0);

@@ -26,7 +26,7 @@ pub(super) mod map {
     pub(in crate::bpf) const ADDRESSES: &str = "ADDRESSES";
     pub(in crate::bpf) const CAPTURE_RINGS: &str = "CAPTURE_RINGS";
     pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";
-    pub(in crate::bpf) const NEED_WAKEUP: &str = "NEED_WAKEUP";
+    pub(in crate::bpf) const SIGNALS: &str = "SIGNALS";
     pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
     pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
     pub(in crate::bpf) const FRAGMENTS: &str = "FRAGMENTS";

@@ -4,6 +4,7 @@
 //! [`tcpcopy_common::wakeup`].
 
 use std::{
+    mem::offset_of,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::{
@@ -16,7 +17,7 @@ use rustix::{
     mm::{MapFlags, ProtFlags},
     param::page_size,
 };
-use tcpcopy_common::wakeup::NeedWakeup;
+use tcpcopy_common::wakeup::Signals;
 
 use super::BpfError;
 
@@ -25,7 +26,7 @@ const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 const HEADER: usize = 8;
 
-/// One ring and the flag with which its reader asks to be woken.
+/// One ring, and the signals with which its reader asks to be woken and its producers tell of what did not fit.
 #[derive(Debug)]
 pub struct RingReader {
     fd: OwnedFd,
@@ -37,12 +38,14 @@ pub struct RingReader {
     mask: usize,
     /// Where the next record starts; ahead of the shared consumer position only inside [`drain`](Self::drain).
     position: usize,
-    flag: Flag,
+    signals: ReaderSignals,
+    /// Lost records that are known.
+    lost: u32,
 }
 
 impl RingReader {
     /// Takes over the reading of the ring `fd` of `bytes` (a power of two of pages).
-    pub(super) fn new(fd: OwnedFd, bytes: u32, flag: Flag) -> Result<Self, BpfError> {
+    pub(super) fn new(fd: OwnedFd, bytes: u32, signals: ReaderSignals) -> Result<Self, BpfError> {
         let page = page_size();
         let size = bytes as usize;
         let map = |len, protection, offset| {
@@ -50,7 +53,7 @@ impl RingReader {
         };
         let consumer = map(page, ProtFlags::READ | ProtFlags::WRITE, 0)?;
         let producer = map(page + 2 * size, ProtFlags::READ, page as u64)?;
-        let mut reader = Self { fd, consumer, producer, mask: size - 1, position: 0, flag };
+        let mut reader = Self { fd, consumer, producer, mask: size - 1, position: 0, signals, lost: 0 };
         reader.position = reader.consumer_position().load(Ordering::Acquire);
         Ok(reader)
     }
@@ -98,6 +101,12 @@ impl RingReader {
         self.producer_position().load(Ordering::Acquire).wrapping_sub(self.position)
     }
 
+    /// Whether there was no room for a record since this was asked the last time.
+    pub fn has_lost(&mut self) -> bool {
+        let lost = self.signals.lost().load(Ordering::Relaxed);
+        std::mem::replace(&mut self.lost, lost) != lost
+    }
+
     /// How many octets the ring has.
     #[must_use]
     pub const fn size(&self) -> usize {
@@ -131,7 +140,7 @@ impl RingReader {
     /// Sleep no longer than [`MAX_SLEEP_MS`](tcpcopy_common::wakeup::MAX_SLEEP_MS), and call [`awake`](Self::awake)
     /// afterwards.
     pub fn prepare_sleep(&mut self) -> bool {
-        self.flag.get().store(1, Ordering::Relaxed);
+        self.signals.need_wakeup().store(1, Ordering::Relaxed);
         // Either this load sees the producer's record, or the producer, which looks at the flag after its record is
         // visible, sees the flag.
         fence(Ordering::SeqCst);
@@ -144,7 +153,7 @@ impl RingReader {
 
     /// Says that the reader no longer wants to be woken.
     pub fn awake(&mut self) {
-        self.flag.get().store(0, Ordering::Relaxed);
+        self.signals.need_wakeup().store(0, Ordering::Relaxed);
     }
 
     fn consumer_position(&self) -> &AtomicUsize {
@@ -194,40 +203,48 @@ enum Record<'a> {
     Data(&'a [u8]),
 }
 
-/// The flags of all readers: the map of [`NeedWakeup`], mapped into memory.
+/// The map of [`Signals`], mapped into memory.
 #[derive(Clone, Debug)]
-pub(super) struct Flags {
+pub(super) struct SignalPage {
     page: Arc<Mapping>,
     entries: u32,
 }
 
-impl Flags {
+impl SignalPage {
     pub(super) fn new(map: BorrowedFd<'_>, entries: u32) -> Result<Self, BpfError> {
-        let len = entries as usize * size_of::<NeedWakeup>();
+        let len = entries as usize * size_of::<Signals>();
         let page = Mapping::new(map, len, ProtFlags::READ | ProtFlags::WRITE, 0)
             .map_err(|error| BpfError::ring(len as u32, error))?;
         Ok(Self { page: Arc::new(page), entries })
     }
 
-    /// The flag of the ring with that index, which is less than the number of entries.
-    pub(super) fn flag(&self, index: u32) -> Flag {
-        assert!(index < self.entries, "a flag for each ring");
-        Flag { page: Arc::clone(&self.page), index }
+    /// Those of the ring with that index, which is less than the number of entries.
+    pub(super) fn of(&self, ring: u32) -> ReaderSignals {
+        assert!(ring < self.entries, "signals for each ring");
+        ReaderSignals { page: Arc::clone(&self.page), ring }
     }
 }
 
-/// One reader's flag.
+/// One ring's signals.
 #[derive(Debug)]
-pub(super) struct Flag {
+pub(super) struct ReaderSignals {
     page: Arc<Mapping>,
-    index: u32,
+    ring: u32,
 }
 
-impl Flag {
-    fn get(&self) -> &AtomicU32 {
-        // SAFETY: the index is within the mapping (checked by `Flags::flag`), entries are 64-aligned and start with the
-        // flag, and both sides access it atomically.
-        unsafe { self.page.ptr.cast::<NeedWakeup>().add(self.index as usize).cast::<AtomicU32>().as_ref() }
+impl ReaderSignals {
+    fn need_wakeup(&self) -> &AtomicU32 {
+        self.word(offset_of!(Signals, need_wakeup))
+    }
+
+    fn lost(&self) -> &AtomicU32 {
+        self.word(offset_of!(Signals, lost))
+    }
+
+    fn word(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: the index is within the mapping (checked by `SignalPage::of`), entries are 64-aligned, the offset is that of
+        // a word in one, and both sides access it atomically.
+        unsafe { self.page.ptr.cast::<Signals>().add(self.ring as usize).byte_add(offset).cast::<AtomicU32>().as_ref() }
     }
 }
 

@@ -20,7 +20,7 @@ use tcpcopy_common::{
 use super::{
     BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
     object::{Object, map},
-    ring::{Flags, ring_size},
+    ring::{SignalPage, ring_size},
     selection::{Sampling, Share},
     stacking, sys, tc,
 };
@@ -252,7 +252,7 @@ fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfE
 
 /// Makes one ring per worker and puts it where the programs look for it.
 fn make_rings(object: &mut Object, workers: u32, bytes: u32) -> Result<Vec<RingReader>, BpfError> {
-    let flags = Flags::new(object.map_fd(map::NEED_WAKEUP)?, MAX_WORKERS)?;
+    let signals = SignalPage::new(object.map_fd(map::SIGNALS)?, MAX_WORKERS)?;
     let mut rings: ArrayOfMaps<&mut MapData> =
         object.map_mut(map::CAPTURE_RINGS)?.try_into().map_err(BpfError::write(map::CAPTURE_RINGS))?;
     (0..workers)
@@ -261,7 +261,7 @@ fn make_rings(object: &mut Object, workers: u32, bytes: u32) -> Result<Vec<RingR
             let reader = ring.try_clone().map_err(|error| BpfError::ring(bytes, error))?;
             let ring = MapData::from_fd(ring).map_err(BpfError::write(map::CAPTURE_RINGS))?;
             rings.set(worker, &ring, 0).map_err(BpfError::write(map::CAPTURE_RINGS))?;
-            RingReader::new(reader, bytes, flags.flag(worker))
+            RingReader::new(reader, bytes, signals.of(worker))
         })
         .collect()
 }

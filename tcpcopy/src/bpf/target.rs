@@ -17,7 +17,7 @@ use tcpcopy_common::{
 use super::{
     BpfError, CounterValues, ProgramLogger, RingReader,
     object::{Object, map},
-    ring::{Flags, ring_size},
+    ring::{SignalPage, ring_size},
     sys, tc,
 };
 use crate::net::interface::{self, Interface};
@@ -99,10 +99,10 @@ impl Interceptor {
                 // The source's maps stay empty here.
                 .map_max_entries(map::PORTS, 1);
         })?;
-        let flags = Flags::new(object.map_fd(map::NEED_WAKEUP)?, 1)?;
+        let signals = SignalPage::new(object.map_fd(map::SIGNALS)?, 1)?;
         let ring = object.map_fd(map::REPORTS)?.try_clone_to_owned();
         let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
-        let reader = RingReader::new(ring, ring_bytes, flags.flag(0))?;
+        let reader = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
             object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, error))?;

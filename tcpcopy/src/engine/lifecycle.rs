@@ -1,6 +1,6 @@
 //! How sessions begin, move to another target connection, end, and what happens to what they held.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use tcpcopy_common::flow::Flow;
 
@@ -13,6 +13,12 @@ use super::{
     timers::Timer,
 };
 use crate::time::Nanos;
+
+/// So long after a full ring, and before, a hole is taken for one that it has left: the worker sees a ring that is full before
+/// it sees the records around what was lost, or just after.
+const RING_PASSED: Duration = Duration::from_secs(1);
+/// When such a hole is given up: nothing but packets that have overtaken each other fills it.
+const LOST_IN_RING: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Where a live connection is replayed to, and the four-tuple that it would have there if clients kept theirs.
@@ -180,21 +186,28 @@ impl Engine {
 
     /// [`abandon`](Self::abandon), then [`seek`](Self::seek); but a request that a session began with and never got to send is
     /// given up with it, as the next session would fare no better: it would be refused for ever, as fast as the target can.
+    /// So is all that waits behind it when the target said nothing: each request would be held for another minute.
     fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, farewell: Farewell) {
         // With these two the next one has another port, or another `intercept`.
         let hopeless = !matches!(reason, Reason::Reclaimed | Reason::ChannelLost);
         let vain = hopeless && self.session_mut(id).is_some_and(|session| session.has_sent_nothing());
         self.abandon(id, reason, farewell);
-        self.seek_after(now, id, vain);
+        let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
+        let first = match reason {
+            Reason::TargetSilent if vain => stream.end(),
+            _ if vain => stream.start() + 1,
+            _ => stream.start(),
+        };
+        self.seek_from(now, id, first);
     }
 
     /// Discards what a parked connection holds up to the next request, and joins there.
     pub(super) fn seek(&mut self, now: Nanos, id: Id) {
-        self.seek_after(now, id, false);
+        self.seek_from(now, id, 0);
     }
 
-    /// The same; `skip`: not at the very first octet that is held.
-    fn seek_after(&mut self, now: Nanos, id: Id, mut skip: bool) {
+    /// The same, but not at a request that begins before `first`.
+    fn seek_from(&mut self, now: Nanos, id: Id, first: u64) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
             let Some(Connection { stream, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
@@ -203,7 +216,7 @@ impl Engine {
             };
             let reason = *reason;
             let mut number = stream.first_mark();
-            let first = if std::mem::take(&mut skip) { stream.start() + 1 } else { stream.start() };
+            let first = first.max(stream.start());
             let begin = loop {
                 match stream.mark(number) {
                     Some(mark) if may_join && mark.offset >= first && stream.begins_request(number) => {
@@ -284,7 +297,7 @@ impl Engine {
     pub(super) fn deadlines(&self, connection: &Connection) -> [(Timer, Moment); 3] {
         let mut late = Moment::at(self.idle_deadline(connection));
         if let Some(since) = connection.stream.hole_since() {
-            late = late.min(Moment::at(since.after(self.config.gap_timeout)));
+            late = late.min(Moment::at(self.gap_deadline(since)));
         }
         let [soon, loss] = match &connection.replay {
             Replay::Parked(..) => [Moment::NEVER; 2],
@@ -302,6 +315,13 @@ impl Engine {
             }
         };
         [(Timer::Soon, soon), (Timer::Loss, loss), (Timer::Late, late)]
+    }
+
+    /// When octets that are missing since then are given up.
+    fn gap_deadline(&self, since: Nanos) -> Nanos {
+        let ours =
+            self.ring_full.is_some_and(|full| since <= full.after(RING_PASSED) && full <= since.after(RING_PASSED));
+        since.after(if ours { LOST_IN_RING } else { self.config.gap_timeout })
     }
 
     fn idle_deadline(&self, connection: &Connection) -> Nanos {
@@ -327,13 +347,11 @@ impl Engine {
     }
 
     fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let gap = self.config.gap_timeout;
-        if connection.stream.hole_since().is_some_and(|since| since.after(gap) <= now) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if connection.stream.hole_since().is_some_and(|since| self.gap_deadline(since) <= now) {
             self.give_up_hole(now, id);
             return;
         }
-        let Some(connection) = self.connections.get(id) else { return };
         let idle = self.idle_deadline(connection) <= now;
         if let (true, &Replay::Parked(reason, _)) = (idle, &connection.replay) {
             self.forget(id, reason);
@@ -372,11 +390,13 @@ impl Engine {
     fn give_up_hole(&mut self, now: Nanos, id: Id) {
         let reason = Reason::CaptureGap;
         self.abandon(id, reason, Farewell::Reset);
-        let gap = self.config.gap_timeout;
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let stream = &mut connection.stream;
-        while stream.hole_since().is_some_and(|since| since.after(gap) <= now) {
+        loop {
+            let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
+            if stream.hole_since().is_none_or(|since| self.gap_deadline(since) > now) {
+                break;
+            }
             self.stats.bytes.discard(reason, stream.end() - stream.start());
+            let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
             self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
         }
         self.seek(now, id);

@@ -104,6 +104,8 @@ pub struct Engine {
     stats: Stats,
     /// Timers that are due; kept for its memory.
     due: Vec<Entry>,
+    /// When the ring was full, the last time.
+    ring_full: Option<Nanos>,
 }
 
 /// A live client's connection.
@@ -159,6 +161,7 @@ impl Engine {
             pool: Pool::new(config.max_memory),
             stats: Stats::default(),
             due: Vec::new(),
+            ring_full: None,
             config,
         }
     }
@@ -211,6 +214,12 @@ impl Engine {
         for id in self.sessions_of(target) {
             self.enqueue(id);
         }
+    }
+
+    /// The ring was full just now, so that segments may have been lost: holes in what is captured at about this time are
+    /// not filled by a retransmission, because the live server has received what we miss.
+    pub const fn handle_ring_full(&mut self, now: Nanos) {
+        self.ring_full = Some(now);
     }
 
     /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed (earlier does no harm).

@@ -21,6 +21,8 @@ use crate::{
 
 /// Ring records handled before the channels, the timers and the injector get their turn again.
 const RECORDS_PER_TURN: usize = 256;
+/// Octets of them, about: a turn of so many large ones would take tens of milliseconds, and all answers would wait for its end.
+const CAPTURED_PER_TURN: usize = 1 << 20;
 /// Ring records whose sessions are fetched from memory together.
 const LOOK_AHEAD: usize = 32;
 /// Octets sent before the ring gets its turn again: an upload that arrives at the speed of the machine must not fill the
@@ -159,6 +161,27 @@ pub struct Worker {
     lateness: Lateness,
 }
 
+/// What a turn has taken from the ring.
+#[derive(Clone, Copy, Debug, Default)]
+struct Captured {
+    records: usize,
+    octets: usize,
+    /// The budget was used up: there may be more.
+    more: bool,
+}
+
+/// How many of the first records hold `octets` together, or a little more.
+fn fitting<'a>(records: impl Iterator<Item = &'a [u8]>, octets: usize) -> usize {
+    let mut left = octets;
+    records
+        .take_while(|record| {
+            let fits = left > 0;
+            left = left.saturating_sub(record.len());
+            fits
+        })
+        .count()
+}
+
 /// Whether requests that wait for an answer are late, so that each answer should be heard at once.
 #[derive(Debug, Default)]
 struct Lateness {
@@ -233,7 +256,7 @@ impl Worker {
                     Ok(Some(Order::Stop)) | Err(Closed) => stop = true,
                 }
             }
-            let records = self.capture(now, RECORDS_PER_TURN);
+            let captured = self.capture(now);
             self.receive(now);
             for Copy { engine, .. } in &mut self.copies {
                 if engine.poll_timeout().is_some_and(|at| at <= now) {
@@ -248,7 +271,7 @@ impl Worker {
             if stop {
                 return self.stop();
             }
-            if records < RECORDS_PER_TURN && !more {
+            if !captured.more && !more {
                 self.rest(now);
             }
         }
@@ -265,43 +288,61 @@ impl Worker {
         self.copies[channel.copy].engine.handle_channel_up(now, target, credentials);
     }
 
-    /// Hands captured segments to every copy; returns how many records there were.
-    fn capture(&mut self, now: Nanos, budget: usize) -> usize {
+    /// Hands captured segments to every copy, within the budget of a turn.
+    fn capture(&mut self, now: Nanos) -> Captured {
         let used = self.ring.used();
-        let mut records = 0;
-        while records < budget {
-            let step = LOOK_AHEAD.min(budget - records);
+        if self.ring.has_lost() {
+            for Copy { engine, .. } in &mut self.copies {
+                engine.handle_ring_full(now);
+            }
+        }
+        let mut all = Captured::default();
+        loop {
+            let mut step = LOOK_AHEAD;
+            if used > CAPTURED_PER_TURN {
+                step = fitting(self.ring.upcoming().take(step), CAPTURED_PER_TURN - all.octets);
+            }
             for Copy { engine, .. } in &self.copies {
                 engine.expect_live(self.ring.upcoming().take(step).filter_map(LiveSegment::flow_of));
             }
-            let handled = self.capture_some(now, step);
-            records += handled;
-            if handled < step {
+            let some = self.capture_some(now, step);
+            all.records += some.records;
+            all.octets += some.octets;
+            if some.records < step {
+                break;
+            }
+            if all.records >= RECORDS_PER_TURN || all.octets >= CAPTURED_PER_TURN {
+                all.more = true;
                 break;
             }
         }
-        self.naps.found(records, used, self.ring.size());
-        records
+        self.naps.found(all.records, used, self.ring.size());
+        all
     }
 
-    fn capture_some(&mut self, now: Nanos, budget: usize) -> usize {
+    fn capture_some(&mut self, now: Nanos, budget: usize) -> Captured {
         let Self { ring, copies, own, .. } = self;
-        ring.drain(budget, |record| match LiveSegment::parse(record) {
-            Err(e) => {
-                own.bad_records += 1;
-                log::debug!("{e}");
-            }
-            Ok(segment) => {
-                let mut wanted = false;
-                for copy in copies.iter_mut() {
-                    wanted |= copy.handle_live(now, &segment);
+        let mut octets = 0;
+        let records = ring.drain(budget, |record| {
+            octets += record.len();
+            match LiveSegment::parse(record) {
+                Err(e) => {
+                    own.bad_records += 1;
+                    log::debug!("{e}");
                 }
-                if !wanted {
-                    own.no_target += 1;
-                    own.no_target_bytes += segment.payload.len() as u64;
+                Ok(segment) => {
+                    let mut wanted = false;
+                    for copy in copies.iter_mut() {
+                        wanted |= copy.handle_live(now, &segment);
+                    }
+                    if !wanted {
+                        own.no_target += 1;
+                        own.no_target_bytes += segment.payload.len() as u64;
+                    }
                 }
             }
-        })
+        });
+        Captured { records, octets, more: false }
     }
 
     /// Hands the targets' responses to the engines.
@@ -409,7 +450,7 @@ impl Worker {
 
     /// Empties the ring, resets what is replayed, and asks the intercepts for their last figures.
     fn stop(mut self) {
-        while self.capture(now(), RECORDS_PER_TURN) > 0 {
+        while self.capture(now()).records > 0 {
             self.receive(now());
             self.transmit(now());
         }

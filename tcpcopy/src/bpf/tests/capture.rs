@@ -267,11 +267,13 @@ fn a_small_ring_goes_round_and_a_full_one_loses_copies_with_a_count() {
     for seq in 0..50 {
         fixture.expect_copy("round", &segment(seq, 0x18), 1);
     }
+    assert!(!fixture.readers[0].has_lost());
     // Three records of 1600 octets do not fit.
     for seq in 0..3 {
         fixture.run(&segment(seq, 0x13).bytes());
     }
     assert_eq!((fixture.count(RingFull), fixture.count(RingFullBytes), fixture.count(RingFullControl)), (1, 1000, 2));
+    assert!(fixture.readers[0].has_lost() && !fixture.readers[0].has_lost(), "told once");
     assert_eq!(fixture.readers[0].drain(10, |_| {}), 2);
     fixture.expect_copy("room again", &segment(9, 0x18), 1);
 }

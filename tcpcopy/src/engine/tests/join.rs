@@ -110,6 +110,32 @@ fn a_gap_in_the_capture_resets_the_session_and_joins_again_later() {
     assert_eq!((stats.sessions.seen, stats.sessions.finished), (2, 1));
 }
 
+/// The live server has received what did not fit into our ring: nobody will send it again.
+#[test]
+fn a_gap_that_a_full_ring_has_left_is_given_up_at_once() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    lab.run_ms(1000);
+    lab.engine.handle_ring_full(lab.now);
+    lab.run_ms(500);
+    // More than is ever kept beyond a hole.
+    client.seq = client.seq.wrapping_add(40 << 20);
+    client.send(&mut lab, 50, b"the rest\n");
+    lab.run_ms(15);
+    assert!(!lab.only().reset, "it may have been overtaken");
+    lab.run_ms(10);
+    assert!(lab.only().reset);
+    client.send(&mut lab, 50, b"is lost\n");
+    client.send(&mut lab, 100, b"next\n");
+    client.fin(&mut lab, 100);
+    lab.run_ms(100);
+    assert_eq!(lab.lines(), ["next\n", "one\n"]);
+    lab.assert_done();
+    assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::CaptureGap), 17);
+}
+
 #[test]
 fn a_gap_that_a_live_retransmission_fills_costs_nothing() {
     let mut lab = Lab::new();
