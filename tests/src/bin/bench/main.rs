@@ -25,7 +25,7 @@ use workload::Workload;
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
-    /// Only these workloads; --list shows them
+    /// Only these workloads; --list shows them, and NAME@RATE has so many requests per second
     #[arg(short, long, value_name = "NAME,…", value_delimiter = ',', value_parser = Chosen::named)]
     workload: Vec<Chosen>,
     /// Show the workloads and end

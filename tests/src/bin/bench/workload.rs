@@ -78,8 +78,13 @@ pub const ALL: [Workload; 13] = [
 ];
 
 impl Workload {
-    /// The workload of this name.
+    /// The workload of this name; with `@` and a number behind it, at that many requests per second.
     pub fn named(name: &str) -> Result<Self, String> {
+        if let Some((name, rate)) = name.split_once('@') {
+            let rate = rate.parse().ok().filter(|rate| (1..=1_000_000).contains(rate));
+            let rate = rate.ok_or("behind `@` belongs a rate in requests per second, 1 to 1,000,000")?;
+            return Ok(Self { pace: Pace::Fixed(rate), ..Self::named(name)? });
+        }
         let names = || ALL.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
         let found = ALL.into_iter().find(|workload| workload.name == name);
         found.ok_or_else(|| format!("there is no workload {name:?}; there are {}", names()))
