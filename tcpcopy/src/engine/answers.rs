@@ -112,6 +112,13 @@ mod tests {
     }
 
     #[test]
+    fn part_of_an_answer_that_is_missing_is_of_one_answer() {
+        assert_eq!(account(&[(0, 60, false), (100, 20, false)]).unclear(true, 100), 1);
+        // Without an answer between the two last requests none of them lacks another.
+        assert_eq!(account(&[(0, 0, false), (100, 0, false), (0, 100, false)]).unclear(true, 100), 1);
+    }
+
+    #[test]
     fn two_answers_that_are_missing_are_two() {
         assert_eq!(account(&[(0, 10, false), (100, 10, false), (100, 10, false)]).unclear(true, 100), 2);
     }

@@ -196,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reported_twice_out_of_order_is_new_once() {
+        let mut r = receiver();
+        r.receive(at(100), 50, false);
+        assert_eq!(r.receive(at(90), 100, false).new, 50);
+        r.receive(at(300), 10, false);
+        assert_eq!(r.receive(at(80), 240, false).new, 10 + 110 + 10, "around two ranges");
+    }
+
+    #[test]
     fn a_fin_counts_when_everything_before_it_has_come() {
         let mut r = receiver();
         r.receive(at(10), 10, true);

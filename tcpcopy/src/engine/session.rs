@@ -399,7 +399,7 @@ impl Session {
 
     /// The live client's handshake ended with this acknowledgement: the live server's first octet has that number.
     pub fn learn_live_iss(&mut self, ack: LiveAck) {
-        if self.origin == 0 && self.next_mark == 0 {
+        if self.next_mark == 0 {
             self.read.get_or_insert(ack);
         }
     }
@@ -490,8 +490,7 @@ impl Session {
     /// live server has answered and the target has not, or at what was never sent.
     fn carry_on_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
         let repeat = if self.is_answered_live(stream) { self.repeat_from(stream, config) } else { None };
-        let resume = || if stream.end() > self.sent { self.resume_at(stream, config) } else { None };
-        repeat.or_else(resume)
+        repeat.or_else(|| self.resume_at(stream, config))
     }
 
     /// Whether the live client shows that it has read an answer to the last octets that we sent.
@@ -608,9 +607,7 @@ impl Session {
                     if self.rto.expirations() >= MOST_RETRIES && silent {
                         return Outcome::Aborted(Reason::TargetSilent, Farewell::Reset);
                     }
-                    if self.rto.expirations() < MOST_RETRIES {
-                        self.rto.expire();
-                    }
+                    self.rto.expire();
                     self.retransmit_at = Moment::NEVER;
                     if probing {
                         open.probe = true;

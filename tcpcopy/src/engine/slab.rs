@@ -99,13 +99,9 @@ impl<T> Slab<T> {
         self.slot(id).map(|slot| slot.armed).unwrap_or_default()
     }
 
-    /// Notes whether an index is in the queue of those with something to send; whether it was before. One without a value
-    /// need not be queued.
+    /// Notes whether an index is in the queue of those with something to send; whether it was before.
     pub fn set_queued(&mut self, id: Id, queued: bool) -> bool {
-        match self.slot_mut(id) {
-            Some(slot) if slot.value.is_some() || !queued => std::mem::replace(&mut slot.queued, queued),
-            _ => true,
-        }
+        self.slot_mut(id).is_none_or(|slot| std::mem::replace(&mut slot.queued, queued))
     }
 
     /// Begins to fetch a value from memory.
@@ -150,6 +146,7 @@ mod tests {
     #[test]
     fn values_beyond_a_chunk_are_where_their_ids_say() {
         let mut slab = Slab::new();
+        assert!(Slab::<usize>::PER_CHUNK * size_of::<Slot<usize>>() <= CHUNK);
         let many = 3 * Slab::<usize>::PER_CHUNK + 1;
         let ids: Vec<_> = (0..many).map(|value| slab.insert(value)).collect();
         assert_eq!((slab.chunks.len(), slab.len()), (4, many));

@@ -321,11 +321,7 @@ impl Stream {
     /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows that
     /// the live client has received something in between.
     pub fn begins_request(&self, number: u64) -> bool {
-        let before = match number.checked_sub(1).and_then(|n| self.mark(n)) {
-            Some(mark) => Some((mark.ack, mark.push)),
-            None if number == self.first_mark => self.before,
-            None => None,
-        };
+        let before = number.checked_sub(1).and_then(|n| self.mark(n)).map_or(self.before, |m| Some((m.ack, m.push)));
         match (before, self.mark(number).and_then(|m| m.ack)) {
             (Some((Some(before), true)), Some(ack)) => ack.is_after(before),
             _ => false,
@@ -526,6 +522,33 @@ mod tests {
         assert_eq!(begins, [false, false, false, true, false, false]);
         rig.stream.release(&mut rig.pool, 3);
         assert!(rig.stream.begins_request(3));
+    }
+
+    /// What belongs to several segments has a mark for each, and PSH where a segment ends.
+    #[test]
+    fn a_piece_between_two_others_is_no_end_of_a_request() {
+        let begins = |puts: &[(u32, &str, u32, bool)]| {
+            let mut rig = Rig::new(7);
+            for &(offset, octets, ack, push) in puts {
+                rig.put_with(offset, octets.as_bytes(), facts(0, ack, push)).unwrap();
+            }
+            let begins = (0..9).filter(|&n| rig.stream.begins_request(n)).filter_map(|n| rig.stream.mark(n));
+            begins.map(|mark| mark.offset).collect::<Vec<_>>()
+        };
+        assert_eq!(begins(&[(2, "cd", 1, true), (4, "ef", 5, true), (0, "ab", 1, false)]), [4]);
+        assert_eq!(begins(&[(2, "cd", 1, false), (4, "ef", 5, true), (0, "ab", 1, false)]), [] as [u64; 0]);
+        // The first copy of the whole was overtaken by a later segment.
+        assert_eq!(begins(&[(2, "cd", 5, false), (0, "abcdef", 1, true)]), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn a_repetition_of_what_waits_behind_a_hole_adds_a_mark_only_for_what_is_new() {
+        let mut rig = Rig::new(7);
+        rig.put(4, b"ef");
+        rig.put(4, b"efgh");
+        rig.put(0, b"abcd");
+        let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset).collect();
+        assert_eq!(marks, [0, 4, 6]);
     }
 
     #[test]

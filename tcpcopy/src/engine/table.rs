@@ -180,7 +180,7 @@ pub(super) fn keyed_hash(seed: u64, flow: &Flow, salt: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use proptest::prelude::*;
 
@@ -226,6 +226,19 @@ mod tests {
         assert_eq!(rig.table.slots.len(), SMALLEST, "full, but not beyond");
         assert!((0..56).all(|port| rig.find(port) == Some(Id::new(u32::from(port)))));
         assert!((56..1000).all(|port| rig.find(port).is_none()));
+        rig.table.insert(&flow(56), Id::new(56));
+        assert_eq!(rig.table.slots.len(), 2 * SMALLEST);
+    }
+
+    #[test]
+    fn most_entries_are_where_the_first_look_finds_them() {
+        let mut table = FlowTable::new(4);
+        (0..1000).for_each(|port| table.insert(&flow(port), Id::new(u32::from(port))));
+        let first = (0..1000).filter(|&port| {
+            let Tag(tag) = table.tag(&flow(port));
+            table.slots[tag as usize % table.slots.len()].id == u32::from(port)
+        });
+        assert!(first.count() > 600);
     }
 
     proptest! {
@@ -253,6 +266,35 @@ mod tests {
                 prop_assert_eq!(rig.find(port), model.get(&port).copied());
             }
         }
+    }
+
+    #[test]
+    fn every_octet_of_a_four_tuple_counts_and_moves_the_low_bits_too() {
+        let plain = flow(40_000);
+        for at in 0..size_of::<Flow>() {
+            let hashes: HashSet<u64> = (0..=u8::MAX)
+                .map(|octet| {
+                    let mut other = plain;
+                    bytemuck::bytes_of_mut(&mut other)[at] = octet;
+                    keyed_hash(5, &other, 0)
+                })
+                .collect();
+            assert_eq!(hashes.len(), 256, "octet {at}");
+            // 1024 places for 256: by chance some 29 are taken twice.
+            let low: HashSet<u64> = hashes.iter().map(|hash| hash & 1023).collect();
+            assert!(low.len() > 190, "octet {at}: {}", low.len());
+        }
+    }
+
+    #[test]
+    fn what_differs_only_in_padding_or_purpose_differs_in_its_hash() {
+        let hash = |octets: &[u8]| {
+            let mut hasher = FlowHasher::new(5);
+            hasher.write(octets);
+            hasher.finish()
+        };
+        assert_ne!(hash(&[]), hash(&[0]));
+        assert_ne!(keyed_hash(u64::MAX, &flow(1), 1), keyed_hash(u64::MAX, &flow(1), 2));
     }
 
     #[test]

@@ -117,6 +117,15 @@ impl Timers {
         !deadline.is_set() || tick != 0 && self.widen(tick) <= tick_of(deadline.time()).max(self.now) + 1
     }
 
+    /// How many entries there are, be they in force or not.
+    #[cfg(test)]
+    pub fn len(&self) -> u32 {
+        let blocks = |head: &u32| {
+            std::iter::successors(self.blocks.get(*head as usize), |block| self.blocks.get(block.next as usize))
+        };
+        self.heads.iter().flat_map(blocks).map(|block| block.used).sum()
+    }
+
     /// When to call [`expire`](Self::expire) next: not later than the earliest timer (it may be earlier, when entries are
     /// void or have to move down a level).
     pub fn next(&self) -> Option<Nanos> {
@@ -208,6 +217,8 @@ impl Timers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -255,7 +266,7 @@ mod tests {
         for deadline in [5_000_000, 9_000_000, 7_000_000] {
             rig.arm(1, Timer::Loss, Moment::at(Nanos(deadline)));
         }
-        assert_eq!(rig.timers.blocks.iter().map(|block| block.used).sum::<u32>(), 1);
+        assert_eq!(rig.timers.len(), 1);
         rig.arm(1, Timer::Loss, Moment::at(Nanos(1_000_000)));
         assert_eq!(rig.expired(Nanos(2_000_000)), [1]);
         assert!(rig.expired(Nanos(9_000_000)).is_empty(), "the first entry is void");
@@ -276,6 +287,45 @@ mod tests {
             assert!(rig.expired(Nanos(deadline.0 - 1)).is_empty(), "{step}");
             assert_eq!(rig.expired(Nanos(deadline.0 + (1 << TICK_BITS))), [0], "{step}");
         }
+    }
+
+    /// In an entry that is in force, 0 stands for none.
+    #[test]
+    fn a_tick_whose_low_half_is_zero_is_put_off_by_one() {
+        let tick = 1 << TICK_BITS;
+        for deadline in [0, tick << 32] {
+            let mut rig = Rig::new();
+            rig.expired(Nanos(deadline - deadline / 1000));
+            for later in 0..3 {
+                rig.arm(0, Timer::Soon, Moment::at(Nanos(deadline + later * 2 * tick)));
+            }
+            assert_eq!(rig.timers.len(), 1, "one entry covers them all");
+            assert!(rig.expired(Nanos(deadline)).is_empty());
+            assert_eq!(rig.expired(Nanos(deadline + tick)), [0]);
+        }
+    }
+
+    #[test]
+    fn what_is_due_together_shares_blocks() {
+        let mut rig = Rig { timers: Timers::new(), armed: vec![Armed::default(); 2 * BLOCK] };
+        for index in 0..2 * BLOCK {
+            rig.arm(index, Timer::Loss, Moment::at(Nanos(5_000_000)));
+        }
+        assert_eq!(rig.timers.blocks.len(), 2);
+        assert_eq!(rig.expired(Nanos(6_000_000)).len(), 2 * BLOCK);
+    }
+
+    #[test]
+    fn memory_for_blocks_grows_in_few_steps_and_little_is_spare() {
+        let mut timers = Timers::new();
+        let mut steps = HashSet::new();
+        for _ in 0..2000 {
+            timers.new_block(NONE);
+            let (len, capacity) = (timers.blocks.len(), timers.blocks.capacity());
+            assert!(capacity <= len + len / 8 + 16, "{capacity} for {len}");
+            steps.insert(capacity);
+        }
+        assert!(steps.len() < 40, "{}", steps.len());
     }
 
     #[test]

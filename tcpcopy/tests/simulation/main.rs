@@ -41,6 +41,9 @@ const KEPT: &[(u64, &str)] = &[
     (1331, ""),
     // A request was lost without a count: the answer before it seemed complete, although a report of it was missing.
     (2035, ""),
+    // Likewise: an answer that the gate had cut in two passed for the next ones too, as they were as long as the live ones.
+    (4194, ""),
+    (9199, ""),
     // A connection began in the middle of a request: a retransmission had filled two holes, one of them unmarked.
     (75226, "c0,c1,c3,c4,c5,c6,c7,c8,c9,c10,c11,c12,c13,c2w5,c2w6,up,down,close,slow,limits"),
 ];

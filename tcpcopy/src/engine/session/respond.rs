@@ -172,7 +172,7 @@ impl Session {
 
         let State::Open(open) = &self.state else { return Outcome::Continue };
         if let Some((_, at_fin)) = open.rare().closed {
-            let done = self.fin_sent && stream.fin().is_some_and(|fin| open.una > fin.offset);
+            let done = stream.fin().is_some_and(|fin| open.una > fin.offset);
             // An acknowledgement that rode on our FIN has arrived with it.
             let farewell = if open.acknowledger.is_settled() { Farewell::Nothing } else { Farewell::Acknowledge };
             return match self.after_fin(at_fin, stream, cx.config) {
@@ -277,7 +277,7 @@ impl Session {
             if acked > self.request {
                 self.answered = true;
                 self.fruitless = 0;
-            } else if self.request < self.sent && acked > self.origin {
+            } else if acked > self.origin {
                 self.gate.opened_early();
                 self.answers.went_on();
             }

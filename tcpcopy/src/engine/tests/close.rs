@@ -547,13 +547,8 @@ fn a_target_that_closes_before_it_has_read_the_fin_is_asked_again_for_the_answer
     lab.weather.lose = 1000;
     lab.run_ms(20);
     assert_eq!(lab.engine.stats().fins.sent, 1);
-    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
-    let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Close(0)));
     lab.weather.lose = 0;
-    for response in responses {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
-    }
-    lab.settle();
+    lab.act(Act::Close(0));
     lab.run_ms(100);
     assert_eq!(lab.target.conns.values().next().unwrap().received, b"one\n");
     let stats = lab.engine.stats();
@@ -569,12 +564,7 @@ fn a_target_that_resets_after_the_live_client_has_ended_ends_the_session() {
     lab.run_ms(5);
     lab.weather.lose = 1000;
     client.fin(&mut lab, 100);
-    let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
-    let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Reset(0)));
-    for response in responses {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
-    }
-    lab.settle();
+    lab.act(Act::Reset(0));
     lab.assert_done();
     assert_eq!(lab.engine.stats().sessions.finished, 1);
 }

@@ -348,3 +348,66 @@ fn requests_let_through_without_an_answer_are_repeated_together() {
     lab.run_ms(50);
     assert_eq!(lab.only_open().received, b"one\ntwo\n");
 }
+
+#[test]
+fn a_greeting_that_is_known_to_come_is_waited_for_like_any_answer() {
+    let mut lab = Lab::new();
+    lab.set_first_word(FirstWord::Server);
+    lab.target.new_app =
+        Box::new(|_| Box::new(|input| if input.is_none() { vec![Act::Write(200 * MS, 30)] } else { Vec::new() }));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 30, b"helo\n");
+    lab.run_ms(190);
+    assert_eq!(lab.only().received, b"");
+    lab.run_ms(15);
+    assert_eq!(lab.only().received, b"helo\n");
+}
+
+#[test]
+fn what_comes_after_a_second_is_no_greeting() {
+    for (early, word) in [(1, FirstWord::Server), (0, FirstWord::Unknown)] {
+        let mut lab = Lab::new();
+        lab.set_first_word(FirstWord::Unknown);
+        lab.target.new_app = Box::new(|_| super::target::silent());
+        Client::new(40_000).syn(&mut lab);
+        let open = lab.now.0 + 2 * lab.delay;
+        lab.run_until(open + 1000 * MS - early);
+        let mut complaint = lab.bare_ack();
+        complaint.payload_len = 30;
+        lab.hear(&complaint);
+        assert_eq!(lab.engine.manners[0].first_word, word);
+    }
+}
+
+#[test]
+fn a_request_counts_as_late_when_its_answer_was_for_more_than_five_milliseconds() {
+    /// A request so long before the quiet behind the answer to the one before is over, which is short because it is late.
+    fn late(ahead: u64, answer_ms: u64) -> u64 {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(move |_| slow(answer_ms, 10));
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        lab.run_ms(5);
+        client.send(&mut lab, 0, b"one\n");
+        // There, then the answer, and back.
+        let answered = lab.now.0 + 2 * lab.delay + answer_ms * MS;
+        lab.run_until(answered + 500_000 / 8 - ahead);
+        client.send(&mut lab, 10, b"two\n");
+        lab.run_until(answered);
+        assert_eq!(lab.engine.stats().response_bytes, 10);
+        lab.run_ms(10);
+        assert_eq!(lab.only().received, b"one\ntwo\n");
+        lab.engine.stats().gate_late
+    }
+    assert_eq!((late(5 * MS, 20), late(5 * MS + 1, 20)), (0, 1));
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| super::target::silent());
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(2_100);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.gate_late, stats.gate_expired), (0, 1), "what nothing was an answer to is not late");
+}

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
-    response::ResponseHeader,
+    response::{ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
 
-use super::target::{Conn, INSTANCE, KEY, Later, Packet, Target};
+use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
 use crate::{
     engine::{Config, Connection, Credentials, Engine, Flag, Replay, RuleTarget, TargetId, gate::FirstWord},
     segment::{LiveSegment, Transmit},
@@ -158,6 +158,34 @@ impl Lab {
         for (at, work) in later {
             self.put(at, Event::AtTarget(work));
         }
+    }
+
+    /// An acknowledgement of nothing but the SYN by the first connection's target, with the number that is expected next.
+    pub fn bare_ack(&self) -> ResponseHeader {
+        let mut header: ResponseHeader = bytemuck::Zeroable::zeroed();
+        header.flow = self.sent[0].flow;
+        header.instance = self.target.instance;
+        header.kind = kind::SEGMENT;
+        header.flags = ACK;
+        header.seq = self.sent.last().unwrap().ack.to_be_bytes();
+        header.ack = self.sent[0].seq.wrapping_add(1).to_be_bytes();
+        header.window = 400u16.to_be_bytes();
+        header.options = option::TIMESTAMPS;
+        header.tsval = 99u32.to_be_bytes();
+        header
+    }
+
+    /// A report that the target's model has nothing to do with.
+    pub fn hear(&mut self, header: &ResponseHeader) {
+        self.engine.handle_response(self.now, TARGET, header);
+        self.settle();
+    }
+
+    /// What the application of the first connection's target does now.
+    pub fn act(&mut self, act: Act) {
+        let (flow, isn) = (self.sent[0].flow, self.sent[0].seq);
+        let (responses, _) = self.target.later(self.now, Later::Do(flow, isn, act));
+        responses.iter().for_each(|response| self.hear(response));
     }
 
     /// The target's `intercept` is killed, and has a successor after `ms`.
@@ -357,6 +385,12 @@ impl Client {
         let segment = self.segment(lab, ACK | PSH, payload);
         lab.live(&segment);
         self.seq = self.seq.wrapping_add(payload.len() as u32);
+    }
+
+    /// The same, without going on from there.
+    pub fn send_as_is(&self, lab: &mut Lab, payload: &[u8]) {
+        let segment = self.segment(lab, ACK | PSH, payload);
+        lab.live(&segment);
     }
 
     pub fn fin(&mut self, lab: &mut Lab, read: u32) {

@@ -6,10 +6,10 @@ use tcpcopy_common::{
 };
 
 use super::{
-    harness::{Client, Lab},
+    harness::{CREDENTIALS, Client, Lab, TARGET},
     target::{lines_then_close, silent},
 };
-use crate::engine::Reason;
+use crate::engine::{Credentials, Reason};
 
 /// A client with a connection on which a request was answered.
 fn idle(lab: &mut Lab, port: u16) -> Client {
@@ -193,4 +193,32 @@ fn a_reset_that_could_not_be_sent_is_made_up_for() {
     lab.run_ms(5);
     assert_clean(&lab, 1);
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 1);
+}
+
+/// The session that is to find what is left by its own SYN ends before it has sent that.
+#[test]
+fn what_a_session_has_not_found_is_asked_for_when_that_has_ended() {
+    let mut lab = Lab::new();
+    let mut first = idle(&mut lab, 40_000);
+    let mut client = idle(&mut lab, 40_001);
+    first.fin(&mut lab, 100);
+    lab.run_ms(100);
+    assert_eq!(lab.engine.connections.len(), 1);
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    lab.target.sessions.clear();
+    // It takes the place of the first one, and so its turn comes before.
+    Client::new(40_002).syn(&mut lab);
+    client.send(&mut lab, 100, b"two\n");
+    lab.target.instance += 1;
+    let credentials = Credentials { instance: lab.target.instance, ..CREDENTIALS };
+    lab.engine.handle_channel_up(lab.now, TARGET, credentials);
+    let syn = lab.engine.poll_transmit(lab.now).map(|transmit| (transmit.flags, transmit.flow.client_port));
+    assert_eq!(syn, Some((SYN, 40_002u16.to_be_bytes())));
+    lab.engine.handle_channel_down(lab.now, TARGET);
+    lab.run_ms(10_000);
+    assert_eq!(lab.engine.stats().leftovers_settled, 0);
+    lab.restart_intercept(0);
+    lab.run_ms(5);
+    assert!(lab.leaked.is_empty());
+    assert!(!lab.target.conns.keys().any(|flow| flow.client_port == 40_001u16.to_be_bytes()));
 }

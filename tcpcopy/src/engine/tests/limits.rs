@@ -307,6 +307,7 @@ fn retransmission_rests_while_the_channel_is_down() {
     lab.weather.lose = 0;
     lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
     lab.settle();
+    lab.run_ms(150);
     assert_eq!(lab.sent.len(), sent, "the report may be under way");
     client.fin(&mut lab, 0);
     lab.run_ms(5_000);

@@ -5,6 +5,7 @@
 mod acknowledge;
 mod chaos;
 mod close;
+mod fins;
 mod gating;
 mod harness;
 mod join;
@@ -13,11 +14,13 @@ mod limits;
 mod loss;
 mod misbehaving;
 mod owed;
+mod recovery;
 mod reports;
 mod segments;
 mod sending;
 mod sessions;
 mod target;
+mod upkeep;
 
 use tcpcopy_common::flow::{Flow, IpAddress};
 

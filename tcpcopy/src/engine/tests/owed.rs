@@ -206,3 +206,49 @@ fn an_answer_that_the_replayed_fin_cuts_off_is_counted() {
     live_lines(&mut lab, &[0, 5000, 0]);
     assert_eq!(owed(&lab), (0, 0));
 }
+
+/// The greeting is no answer, and lets none be doubted.
+#[test]
+fn slightly_shorter_answers_after_a_greeting_do_not_add_up() {
+    let mut lab = Lab::new();
+    lab.set_first_word(FirstWord::Server);
+    lab.target.new_app = Box::new(|_| {
+        let mut lines = super::target::lines_then_close(9, 15);
+        Box::new(move |input| if input.is_none() { vec![Act::Write(0, 30)] } else { lines(input) })
+    });
+    live_lines(&mut lab, &[0; 23]);
+    assert_eq!((lab.engine.stats().reconnects, owed(&lab)), (1, (0, 0)));
+}
+
+/// Three answers never come, so the two servers do not speak in step: what the target leaves unsaid when the client ends says
+/// nothing, but what it leaves unsaid when it closes itself does.
+#[test]
+fn a_session_that_is_no_longer_gated_owes_something_only_where_the_target_ends_first() {
+    for closes in [false, true] {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(move |n| {
+            let mut last = vec![Act::Write(0, 10)];
+            last.extend(closes.then_some(Act::Close(MS)));
+            if n == 0 { script(vec![vec![], vec![], vec![], last]) } else { lines(10) }
+        });
+        live_lines(&mut lab, if closes { &[0, 2100, 2100, 2100, 100] } else { &[0, 2100, 2100, 2100] });
+        let stats = lab.engine.stats();
+        assert_eq!((stats.sessions_ungated, stats.reconnects), (1, u64::from(closes)));
+        assert_eq!(owed(&lab), (0, if closes { 3 } else { 0 }));
+    }
+}
+
+#[test]
+fn what_the_live_client_s_reset_cuts_off_is_not_owed() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| script(vec![vec![], vec![Act::Write(0, 10)]]));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, b"one\n");
+    client.send(&mut lab, 10, b"two\n");
+    lab.run_ms(2500);
+    client.rst(&mut lab, 10);
+    lab.run_ms(100);
+    lab.assert_done();
+    assert_eq!((lab.engine.stats().gate_expired, owed(&lab)), (1, (0, 0)));
+}

@@ -109,6 +109,13 @@ fn a_request_that_could_join_but_finds_no_port_is_skipped_whole() {
     late.send(&mut lab, 50, b"two two\n");
     let discarded = &lab.engine.stats().bytes.discarded;
     assert_eq!((discarded.get(Reason::BeforeJoin), discarded.get(Reason::Collision)), (7, 12));
+    // The end of the last one was overtaken by the next, which begins behind what is then there.
+    let overtaken = late;
+    late.seq = late.seq.wrapping_add(3);
+    late.send(&mut lab, 50, b"four\n");
+    overtaken.send_as_is(&mut lab, b"wo\n");
+    let discarded = &lab.engine.stats().bytes.discarded;
+    assert_eq!((discarded.get(Reason::BeforeJoin), discarded.get(Reason::Collision)), (10, 17));
 }
 
 #[test]

@@ -79,3 +79,48 @@ fn each_segment_either_way_is_counted_once() {
     assert_eq!(lab.sent.iter().filter(|packet| packet.flags & FIN != 0).count(), 2);
     lab.assert_nothing_lost();
 }
+
+#[test]
+fn what_fits_the_rest_of_the_window_goes_at_once() {
+    for (window, writes, segments) in [(1000, [600, 400], vec![600, 400]), (1976, [988, 1976], vec![988, 988])] {
+        let mut lab = Lab::new();
+        lab.target.new_app = Box::new(|_| silent());
+        (lab.target.window, lab.target.window_scale) = (Some(window), None);
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        lab.run_ms(5);
+        writes.iter().for_each(|&len| client.send(&mut lab, 0, &vec![1; len]));
+        assert_eq!(lengths(&lab), segments);
+    }
+}
+
+#[test]
+fn a_segment_that_the_window_holds_back_has_no_lag_before_it_is_sent() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    (lab.target.window, lab.target.window_scale) = (Some(988), None);
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    (0..2).for_each(|_| client.send(&mut lab, 0, &[1; 988]));
+    lab.run_until(lab.now.0 + 2 * lab.delay);
+    assert_eq!((lengths(&lab).len(), lab.engine.stats().lag.count()), (1, 1));
+    lab.run_ms(5);
+    assert_eq!((lengths(&lab).len(), lab.engine.stats().lag.count()), (2, 2));
+}
+
+/// The lab checks the length of everything that is handed over.
+#[test]
+fn no_more_is_sent_at_a_time_than_a_packet_holds() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| silent());
+    (lab.target.window, lab.target.window_scale) = (Some(1 << 20), Some(9));
+    // Small segments fill a packet nearly to its end.
+    lab.target.mss = 536;
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    for _ in 0..8 {
+        client.send(&mut lab, 0, &vec![1; 300_000]);
+        lab.run_ms(5);
+    }
+    assert_eq!(lab.only().received.len(), 8 * 300_000);
+}
