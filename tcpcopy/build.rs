@@ -4,13 +4,17 @@ use std::{env, fs, path::PathBuf};
 
 use anyhow::Context as _;
 use aya_build::Toolchain;
+use object::{
+    build::elf::{Builder, SectionData},
+    elf,
+};
 
 fn main() -> anyhow::Result<()> {
     // aya-build watches the programs' crate, but not what that depends on.
     println!("cargo:rerun-if-changed=../tcpcopy-common");
+    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("tcpcopy-ebpf");
     // What is fuzzed loads no programs, and they take a while.
     if env::var_os("CARGO_CFG_FUZZING").is_some() {
-        let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("tcpcopy-ebpf");
         return fs::write(&object, []).with_context(|| format!("cannot write {}", object.display()));
     }
     aya_build::build_ebpf(
@@ -21,5 +25,30 @@ fn main() -> anyhow::Result<()> {
         }],
         Toolchain::default(),
     )
-    .context("building the eBPF programs failed; `cargo xtask setup` installs what it needs")
+    .context("building the eBPF programs failed; `cargo xtask setup` installs what it needs")?;
+    let whole = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+    let stripped = without_dwarf(&whole).context("cannot take the debug information out of the eBPF object")?;
+    fs::write(&object, stripped).with_context(|| format!("cannot write {}", object.display()))
+}
+
+/// The object without DWARF. The linker makes BTF, which the kernel wants, of it and leaves it there: four fifths of what every
+/// start of the programs would otherwise read.
+fn without_dwarf(object: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut whole = Builder::read(object)?;
+    for section in &mut whole.sections {
+        section.delete = [".debug_", ".rel.debug_"].iter().any(|dwarf| section.name.starts_with(dwarf.as_bytes()));
+    }
+    whole.delete_orphans();
+    // LLVM keeps all names in one table, the writer those of sections in one of their own.
+    for section in whole.sections.iter_mut().filter(|section| section.name.as_slice() == b".strtab") {
+        section.data = SectionData::String;
+    }
+    let names = whole.sections.add();
+    names.name = b".shstrtab".as_slice().into();
+    names.sh_type = elf::SHT_STRTAB;
+    names.sh_addralign = 1;
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    whole.write(&mut stripped)?;
+    Ok(stripped)
 }
