@@ -10,6 +10,7 @@
 pub mod clients;
 mod counters;
 mod error;
+mod loader;
 mod object;
 pub mod ring;
 pub mod selection;

@@ -13,7 +13,7 @@ use aya::{
 use aya_log::{EbpfLogger, Level};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{BpfError, Counter, CounterValues, ProgramLogger, sys};
+use super::{BpfError, Counter, CounterValues, ProgramLogger, loader::loader, sys};
 
 /// The object, built by `build.rs`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf"));
@@ -47,7 +47,7 @@ impl Object {
     pub(super) fn load<'a>(debug: bool, configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self, BpfError> {
         raise_memlock();
         let level: &'static u8 = if debug { &(Level::Debug as u8) } else { &0 };
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader();
         loader.override_global(aya_log::LEVEL, level, true);
         configure(&mut loader);
         let ebpf = loader.load(OBJECT).map_err(BpfError::object)?;
