@@ -14,6 +14,7 @@ mod loader;
 mod object;
 pub mod ring;
 pub mod selection;
+pub mod sessions;
 pub mod source;
 mod stacking;
 mod sys;
@@ -32,6 +33,7 @@ pub use counters::{Counter, CounterValues};
 pub use error::BpfError;
 pub use ring::RingReader;
 pub use selection::{Sampling, Share};
+pub use sessions::Sessions;
 pub use source::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use target::{InterceptSetup, Interceptor, TcAttach};
 

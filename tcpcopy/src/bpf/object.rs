@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, PerCpuArray},
+    maps::{Map, MapData, MapError, PerCpuArray},
     programs::{Program, ProgramError},
 };
 use aya_log::{EbpfLogger, Level};
@@ -66,6 +66,16 @@ impl Object {
     pub(super) fn map_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, BpfError> {
         match self.map(name)? {
             Map::Array(data) | Map::RingBuf(data) => Ok(data.fd().as_fd()),
+            _ => Err(BpfError::Missing { name }),
+        }
+    }
+
+    /// A descriptor of our own of a hash map.
+    pub(super) fn hash_map_fd(&self, name: &'static str) -> Result<OwnedFd, BpfError> {
+        match self.map(name)? {
+            Map::HashMap(data) => {
+                data.fd().as_fd().try_clone_to_owned().map_err(|error| BpfError::read(name)(MapError::IoError(error)))
+            }
             _ => Err(BpfError::Missing { name }),
         }
     }

@@ -15,7 +15,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    BpfError, CounterValues, ProgramLogger, RingReader,
+    BpfError, CounterValues, ProgramLogger, RingReader, Sessions,
     object::{Object, map},
     ring::{SignalPage, ring_size},
     sys, tc,
@@ -55,7 +55,6 @@ pub struct Interceptor {
     hooks: StdHashMap<u32, Hooks>,
     object: Object,
     tcx: bool,
-    max_sessions: usize,
 }
 
 /// What is attached to one interface. The fields drop in this order: the filters before their qdisc.
@@ -107,7 +106,7 @@ impl Interceptor {
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
             object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, error))?;
         }
-        Ok((Self { hooks: StdHashMap::new(), object, tcx, max_sessions: setup.max_sessions as usize }, reader))
+        Ok((Self { hooks: StdHashMap::new(), object, tcx }, reader))
     }
 
     /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
@@ -208,22 +207,12 @@ impl Interceptor {
         }
     }
 
-    /// A snapshot of the replayed sessions. One that opens or ends meanwhile may be missing, or come twice.
-    pub fn sessions(&self) -> impl Iterator<Item = Result<(Flow, Session), BpfError>> + use<> {
-        let sessions: Result<HashMap<&MapData, Flow, Session>, _> = self
-            .object
-            .map(map::SESSIONS)
-            .and_then(|sessions| sessions.try_into().map_err(BpfError::read(map::SESSIONS)));
-        let snapshot: Vec<_> = match sessions {
-            // When a program removes the entry at which the iteration stands, it starts again: hence the limit.
-            Ok(sessions) => sessions
-                .iter()
-                .take(self.max_sessions)
-                .map(|entry| entry.map_err(BpfError::read(map::SESSIONS)))
-                .collect(),
-            Err(error) => vec![Err(error)],
-        };
-        snapshot.into_iter()
+    /// The replayed sessions, for a look at all of them.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`], when there are too many open files.
+    pub fn sessions(&self) -> Result<Sessions, BpfError> {
+        Ok(Sessions::new(self.object.hash_map_fd(map::SESSIONS)?))
     }
 
     /// The session on `flow`, if there is one.
@@ -248,6 +237,14 @@ impl Interceptor {
         let mut sessions: HashMap<_, Flow, Session> =
             self.object.map_mut(map::SESSIONS)?.try_into().map_err(BpfError::write(map::SESSIONS))?;
         absent_is_fine(sessions.remove(flow)).map_err(BpfError::write(map::SESSIONS))
+    }
+
+    /// Enters a session that no SYN has opened.
+    #[cfg(test)]
+    pub(crate) fn add_session(&mut self, flow: &Flow, session: &Session) -> Result<(), BpfError> {
+        let mut sessions: HashMap<_, Flow, Session> =
+            self.object.map_mut(map::SESSIONS)?.try_into().map_err(BpfError::write(map::SESSIONS))?;
+        sessions.insert(flow, session, 0).map_err(BpfError::write(map::SESSIONS))
     }
 
     /// What the programs have counted so far.

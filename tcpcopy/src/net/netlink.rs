@@ -77,6 +77,18 @@ impl Netlink {
         Ok(all)
     }
 
+    /// Asks for all there is, and keeps nothing of it. What the kernel calls inconsistent is not asked for again.
+    pub(crate) fn dump_each<Q, A>(&mut self, query: Q, action: &str, each: impl FnMut(A)) -> Result<(), NetError>
+    where
+        Q: NetlinkSerializable,
+        A: NetlinkDeserializable,
+    {
+        match self.exchange(query, NLM_F_DUMP, each) {
+            Ok(()) | Err(Failure::Interrupted) => Ok(()),
+            Err(failure) => Err(failure.into_error(action)),
+        }
+    }
+
     /// Asks for a change, with `flags` of `NLM_F_*`, and waits for the acknowledgement.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, Parseable as _};
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SockDiagDestroy, SockDiagMessage, TCP_LISTEN,
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
@@ -71,6 +72,24 @@ impl TcpSocket {
     }
 }
 
+/// What comes in answer to a question about sockets; further attributes are not read.
+impl NetlinkDeserializable for TcpSocket {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        InetResponseHeader::parse(payload).map(|header| Self::from_header(&header))
+    }
+}
+
+/// Which connections are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connections {
+    /// In whatever state.
+    All,
+    /// All but those that wait for stray segments only, of which a busy service has tens of thousands.
+    NotInTimeWait,
+}
+
 /// Whether a socket was destroyed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destroyed {
@@ -108,13 +127,13 @@ impl SockDiag {
             Err(source) => return Err(NetError::Refused { action: "destroy a socket".into(), source }),
             Ok(()) => {}
         }
-        match self.dump(Family::V4, StateFlags::SYN_SENT) {
+        match self.dump(Family::V4, StateFlags::SYN_SENT, drop) {
             Err(NetError::Refused { source, .. })
                 if is_unsupported(&source) || source.raw_os_error() == Some(libc::ENOENT) =>
             {
                 Err(NetError::DestroyUnsupported)
             }
-            other => other.map(drop),
+            other => other,
         }
     }
 
@@ -125,23 +144,34 @@ impl SockDiag {
     pub fn tcp_sockets(&mut self, family: Family) -> Result<Vec<TcpSocket>, NetError> {
         // SYN_RECV here is TCP_SYN_RECV; request sockets of listeners are reported under it. The kernel's own bit for
         // them, TCP_NEW_SYN_RECV (12), and TCP_BOUND_INACTIVE (13) are left out by `all`.
-        self.dump(family, StateFlags::all())
+        let mut all = Vec::new();
+        self.dump(family, StateFlags::all(), |socket| all.push(socket))?;
+        Ok(all)
     }
 
-    fn dump(&mut self, family: Family, states: StateFlags) -> Result<Vec<TcpSocket>, NetError> {
+    /// Hands over every TCP connection of either family that `which` asks for, however many there are; a few may come twice.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn connections(&mut self, which: Connections, mut each: impl FnMut(&TcpSocket)) -> Result<(), NetError> {
+        let others = match which {
+            Connections::All => StateFlags::LISTEN,
+            // What is in FIN-WAIT-2 stays in the list when the kernel keeps it in the same short form as what is in TIME-WAIT.
+            Connections::NotInTimeWait => StateFlags::LISTEN | StateFlags::TIME_WAIT,
+        };
+        for family in [Family::V4, Family::V6] {
+            self.dump(family, StateFlags::all() & !others.clone(), |socket| each(&socket))?;
+        }
+        Ok(())
+    }
+
+    fn dump(&mut self, family: Family, states: StateFlags, each: impl FnMut(TcpSocket)) -> Result<(), NetError> {
         let (id, family) = match family {
             Family::V4 => (SocketId::new_v4(), AF_INET),
             Family::V6 => (SocketId::new_v6(), AF_INET6),
         };
         let query = SockDiagMessage::InetRequest(request(id, family, states));
-        let all: Vec<SockDiagMessage> = self.netlink.dump(query, "list the TCP sockets")?;
-        Ok(all
-            .iter()
-            .filter_map(|m| match m {
-                SockDiagMessage::InetResponse(r) => Some(TcpSocket::from_header(&r.header)),
-                _ => None,
-            })
-            .collect())
+        self.netlink.dump_each(query, "list the TCP sockets", each)
     }
 
     /// Tears down the server's end of `flow`: the socket whose local end is the flow's server and whose remote end is its
@@ -158,12 +188,9 @@ impl SockDiag {
         // Two steps, and the second by cookie: for a connection that is gone, the kernel's look-up ends at the *listener*,
         // and destroying that would end the service.
         let query = SockDiagMessage::InetRequest(any.request());
-        let found = self.netlink.get(query, &[libc::ENOENT], "look up a TCP socket")?;
+        let found: Option<TcpSocket> = self.netlink.get(query, &[libc::ENOENT], "look up a TCP socket")?;
         match found {
-            Some(SockDiagMessage::InetResponse(found)) => {
-                let found = TcpSocket::from_header(&found.header);
-                if found.serves(flow) { self.destroy_socket(&found) } else { Ok(Destroyed::NotFound) }
-            }
+            Some(found) if found.serves(flow) => self.destroy_socket(&found),
             _ => Ok(Destroyed::NotFound),
         }
     }
@@ -222,7 +249,7 @@ mod tests {
         net::{TcpListener, TcpStream},
     };
 
-    use netlink_packet_sock_diag::{TCP_ESTABLISHED, TCP_SYN_RECV, TCP_TIME_WAIT};
+    use netlink_packet_sock_diag::{TCP_ESTABLISHED, TCP_FIN_WAIT2, TCP_SYN_RECV, TCP_TIME_WAIT};
 
     use super::*;
     use crate::net::testing::{eventually, ip, isolated, veth};
@@ -303,6 +330,38 @@ mod tests {
             eventually(|| states(&mut diag, &flow) == [TCP_TIME_WAIT]);
             assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes);
             assert!(states(&mut diag, &flow).is_empty());
+        });
+    }
+
+    #[test]
+    fn what_waits_for_stray_segments_is_left_out_but_nothing_else() {
+        isolated(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            let mut diag = SockDiag::open().unwrap();
+            let mut connect = || {
+                let client = TcpStream::connect(address).unwrap();
+                let (server, _) = listener.accept().unwrap();
+                let flow = flow(client.local_addr().unwrap(), address);
+                (client, server, flow)
+            };
+            let (_open, _served, established) = connect();
+            let (_client, server, half_closed) = connect();
+            drop(server);
+            let (mut client, server, closed) = connect();
+            drop(server);
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            drop(client);
+            eventually(|| states(&mut diag, &closed) == [TCP_TIME_WAIT]);
+            eventually(|| states(&mut diag, &half_closed) == [TCP_FIN_WAIT2]);
+
+            let mut listed = |which| {
+                let mut flows = Vec::new();
+                diag.connections(which, |socket| flows.push(socket.flow())).unwrap();
+                [established, half_closed, closed].map(|flow| flows.contains(&flow))
+            };
+            assert_eq!(listed(Connections::All), [true; 3]);
+            assert_eq!(listed(Connections::NotInTimeWait), [true, true, false]);
         });
     }
 

@@ -94,7 +94,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
-    let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox);
+    let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox)?;
     let reaper = spawn("reaper", move || reaper.run())?;
 
     let refused = Arc::new(ServerCounters::default());

@@ -2,10 +2,13 @@
 //!
 //! An entry of the session map may go only when nothing can answer for it any more, or a response would leave the host
 //! (S3): the target has no socket for the four-tuple, and the replayed client has been silent for [`LINGER`], so that
-//! not even a late retransmission can provoke a RST.
+//! not even a late retransmission can provoke a RST. By then TIME-WAIT is over (60 s), so such sockets are not looked at.
+//!
+//! Most sessions have an owner and are not silent. So the map is read now and then, and the kernel is asked for sockets only
+//! when that has found suspects.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
@@ -18,21 +21,27 @@ use super::{
     registry::{Instances, lock},
 };
 use crate::{
-    bpf::Interceptor,
+    bpf::{BpfError, Interceptor, Sessions},
     mailbox::{Closed, Inbox},
     net::{
-        NetError, interface, neighbour,
-        sockdiag::{Family, SockDiag, TcpSocket},
+        NetError, interface,
+        neighbour::{self, Neighbour},
+        sockdiag::{Connections, SockDiag},
     },
     time::{Nanos, now},
 };
 
-/// How often the reaper looks.
+/// How often the reaper looks whether something has happened: an owner has ended, a neighbour is missing.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often it goes through the session map when nothing has. Sessions stay so much longer than they must, which is little beside
+/// [`LINGER`]; and a map of a hundred thousand takes some milliseconds.
+const WALK_INTERVAL: Duration = Duration::from_secs(10);
 /// How long the replayed client of a session without a socket must have been silent. More than twice the longest back-off
 /// of the replay engine's retransmissions (60 s), and than the usual keep-alive time-outs of servers whose sockets are in
 /// another network namespace, where they cannot be seen.
 const LINGER: Duration = Duration::from_secs(130);
+/// Suspects that are looked into together: what bounds the reaper's memory, to about 7 MB.
+const SUSPECTS: usize = 1 << 16;
 /// How often sockets are destroyed again at the end before we give up.
 const FINAL_ROUNDS: u32 = 100;
 /// Between two of these rounds.
@@ -40,11 +49,30 @@ const FINAL_PAUSE: Duration = Duration::from_millis(20);
 /// After so many rounds in which there was nothing to destroy and nothing to swallow, all is over.
 const FINAL_QUIET: u32 = 3;
 
+/// Sessions that may have to go, or whose sockets may.
+type Suspects = HashMap<Flow, Session>;
+
+/// Why the reaper could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ReapError {
+    /// The session map cannot be read.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// The kernel cannot be asked for sockets or neighbours.
+    #[error(transparent)]
+    Net(#[from] NetError),
+}
+
 /// The reaper's state.
 pub struct Reaper {
     interceptor: Arc<Mutex<Interceptor>>,
     instances: Arc<Instances>,
     inbox: Inbox<()>,
+    sessions: Sessions,
+    /// When the session map is due.
+    walk_at: Nanos,
+    /// Hosts that do not answer for their address, as of the last round.
+    absent: HashSet<IpAddr>,
     /// Clients about whom the operator was told already.
     unreachable: HashSet<IpAddr>,
     refused: RefusedSyns,
@@ -52,15 +80,31 @@ pub struct Reaper {
 
 impl Reaper {
     /// A reaper that ends when an order comes.
-    #[must_use]
-    pub fn new(interceptor: Arc<Mutex<Interceptor>>, instances: Arc<Instances>, inbox: Inbox<()>) -> Self {
-        Self { interceptor, instances, inbox, unreachable: HashSet::new(), refused: RefusedSyns::default() }
+    ///
+    /// # Errors
+    /// When the session map cannot be opened once more.
+    pub fn new(
+        interceptor: Arc<Mutex<Interceptor>>,
+        instances: Arc<Instances>,
+        inbox: Inbox<()>,
+    ) -> Result<Self, BpfError> {
+        let sessions = lock(&interceptor).sessions()?;
+        Ok(Self {
+            interceptor,
+            instances,
+            inbox,
+            sessions,
+            walk_at: Nanos::default(),
+            absent: HashSet::new(),
+            unreachable: HashSet::new(),
+            refused: RefusedSyns::default(),
+        })
     }
 
     /// Runs until it is told to stop, then destroys every replayed connection.
     pub fn run(mut self) {
         loop {
-            if let Err(e) = self.round() {
+            if let Err(e) = self.round(now()) {
                 log::warn!("cannot look after the replayed connections: {e}");
             }
             self.inbox.wait(None, std::iter::empty(), INTERVAL);
@@ -71,61 +115,55 @@ impl Reaper {
         }
     }
 
-    fn round(&mut self) -> Result<(), NetError> {
-        self.instances.expire();
-        let looked = now();
-        if let Ok(counters) = lock(&self.interceptor).counters() {
-            self.refused.lines(|c| counters.get(c), looked).iter().for_each(|line| log::warn!("{line}"));
-        }
-        let sessions = self.sessions();
-        if sessions.is_empty() {
+    fn round(&mut self, now: Nanos) -> Result<(), ReapError> {
+        let orphaned = self.instances.expire();
+        let counters = lock(&self.interceptor).counters()?;
+        self.refused.lines(|c| counters.get(c), now).iter().for_each(|line| log::warn!("{line}"));
+        if counters.get(TargetCounter::Learned) == 0 {
             return Ok(());
         }
-        let mut sock_diag = SockDiag::open()?;
-        let sockets = connections(&mut sock_diag)?;
-        for (flow, session) in &sessions {
-            if sockets.contains(flow) {
-                if !self.instances.is_known(session.instance) {
-                    destroy(&mut sock_diag, flow);
-                }
-            } else if looked.since(Nanos(session.last_seen_ns)) >= LINGER {
-                self.forget(flow, session);
-            }
+        let absent = neighbour::unresolved()?;
+        let news = absent.iter().any(|neighbour| !self.absent.contains(&neighbour.address));
+        self.absent = absent.iter().map(|neighbour| neighbour.address).collect();
+        if orphaned || news || now >= self.walk_at {
+            let destroyed = self.walk(now, &absent)?;
+            // What was still under way may have become a socket meanwhile.
+            self.walk_at = now.after(if destroyed > 0 { INTERVAL } else { WALK_INTERVAL });
         }
-        self.warn_of_unreachable_clients(&sessions)
+        Ok(())
     }
 
-    fn sessions(&self) -> Vec<(Flow, Session)> {
-        let interceptor = lock(&self.interceptor);
-        interceptor
-            .sessions()
-            .filter_map(|entry| entry.inspect_err(|e| log::warn!("cannot read the session map: {e}")).ok())
-            .collect()
-    }
-
-    fn forget(&self, flow: &Flow, seen: &Session) {
-        let mut interceptor = lock(&self.interceptor);
-        // The owner may have taken the four-tuple for a new session since we looked.
-        match interceptor.session(flow) {
-            Ok(Some(current)) if current == *seen => {
-                if let Err(e) = interceptor.remove_session(flow) {
-                    log::warn!("cannot forget a session: {e}");
+    /// Goes through all sessions; returns how many sockets were destroyed.
+    fn walk(&mut self, now: Nanos, absent: &[Neighbour]) -> Result<usize, ReapError> {
+        let mut suspects = Suspects::new();
+        let mut destroyed = 0;
+        let mut waited_for = HashSet::<IpAddr>::new();
+        let mut walk = self.sessions.walk();
+        while let Some(batch) = walk.batch()? {
+            for (flow, session) in batch {
+                if !self.absent.is_empty() && self.absent.contains(&flow.client.into()) {
+                    waited_for.insert(flow.client.into());
+                }
+                if is_silent(session, now) || !self.instances.is_known(session.instance) {
+                    suspects.insert(*flow, *session);
                 }
             }
-            Ok(_) => {}
-            Err(e) => log::warn!("cannot read the session map: {e}"),
+            if suspects.len() >= SUSPECTS {
+                destroyed += judge(&self.interceptor, &self.instances, now, std::mem::take(&mut suspects))?;
+            }
         }
+        destroyed += judge(&self.interceptor, &self.instances, now, suspects)?;
+        self.warn_of_unreachable_clients(absent.iter().filter(|n| waited_for.contains(&n.address)))?;
+        Ok(destroyed)
     }
 
     /// An answer to a client that is on-link but absent waits for ARP or ND and never reaches our egress program.
-    fn warn_of_unreachable_clients(&mut self, sessions: &[(Flow, Session)]) -> Result<(), NetError> {
-        let failed = neighbour::unresolved()?;
-        if failed.is_empty() {
-            return Ok(());
-        }
-        let clients: HashSet<IpAddr> = sessions.iter().map(|(f, _)| f.client.into()).collect();
-        for neighbour in failed {
-            if clients.contains(&neighbour.address) && self.unreachable.insert(neighbour.address) {
+    fn warn_of_unreachable_clients<'a>(
+        &mut self,
+        clients: impl Iterator<Item = &'a Neighbour>,
+    ) -> Result<(), NetError> {
+        for neighbour in clients {
+            if self.unreachable.insert(neighbour.address) {
                 let device = interface::by_index(neighbour.ifindex)?.name;
                 log::warn!(
                     "client {} is on the link of {device} but nobody answers for it, so the answers to it wait for a neighbour \
@@ -142,30 +180,41 @@ impl Reaper {
     ///
     /// The channels are closed, so the sources send no more; but what they have sent may still be under way, become a
     /// socket, or be answered with a RST. So this goes on until there are no sockets and nothing was swallowed for a while.
-    fn destroy_all(&self) {
+    fn destroy_all(&mut self) {
         let mut swallowed = self.swallowed();
         let mut quiet = 0;
         for _ in 0..FINAL_ROUNDS {
-            let sessions = self.sessions();
-            if sessions.is_empty() {
-                return;
-            }
-            let looked = SockDiag::open().and_then(|mut diag| connections(&mut diag).map(|found| (diag, found)));
-            let (mut sock_diag, sockets) = match looked {
-                Ok(looked) => looked,
+            let (mut sock_diag, left) = match self.left() {
+                Ok(Some(left)) => left,
+                Ok(None) => return,
                 Err(e) => return log::error!("cannot list the sockets of replayed connections: {e}"),
             };
-            let left: Vec<&Flow> = sessions.iter().map(|(f, _)| f).filter(|f| sockets.contains(f)).collect();
             let before = std::mem::replace(&mut swallowed, self.swallowed());
             quiet = if left.is_empty() && swallowed == before { quiet + 1 } else { 0 };
             if quiet == FINAL_QUIET {
                 return;
             }
             log::debug!("destroying {} replayed connections", left.len());
-            left.into_iter().for_each(|flow| destroy(&mut sock_diag, flow));
+            left.iter().for_each(|flow| destroy(&mut sock_diag, flow));
             std::thread::sleep(FINAL_PAUSE);
         }
         log::warn!("some replayed connections could not be destroyed; their answers may reach clients");
+    }
+
+    /// Replayed connections with a socket in whatever state; `None` when there are no sessions.
+    fn left(&mut self) -> Result<Option<(SockDiag, HashSet<Flow>)>, ReapError> {
+        let mut sessions = HashSet::new();
+        let mut walk = self.sessions.walk();
+        while let Some(batch) = walk.batch()? {
+            sessions.extend(batch.map(|(flow, _)| *flow));
+        }
+        if sessions.is_empty() {
+            return Ok(None);
+        }
+        let mut sock_diag = SockDiag::open()?;
+        let mut left = HashSet::new();
+        sock_diag.connections(Connections::All, |socket| left.extend(sessions.take(&socket.flow())))?;
+        Ok(Some((sock_diag, left)))
     }
 
     fn swallowed(&self) -> u64 {
@@ -173,18 +222,157 @@ impl Reaper {
     }
 }
 
-/// All TCP connections of the host, seen from their clients.
-fn connections(sock_diag: &mut SockDiag) -> Result<HashSet<Flow>, NetError> {
-    let mut found = HashSet::new();
-    // An IPv4 connection of a dual-stack listener is a socket of the IPv6 family.
-    for family in [Family::V4, Family::V6] {
-        found.extend(sock_diag.tcp_sockets(family)?.iter().map(TcpSocket::flow));
+fn is_silent(session: &Session, now: Nanos) -> bool {
+    now.since(Nanos(session.last_seen_ns)) >= LINGER
+}
+
+/// Destroys the sockets of suspects without an owner, and forgets the silent ones that have none; returns how many were destroyed.
+fn judge(
+    interceptor: &Mutex<Interceptor>,
+    instances: &Instances,
+    now: Nanos,
+    mut suspects: Suspects,
+) -> Result<usize, NetError> {
+    if suspects.is_empty() {
+        return Ok(0);
     }
-    Ok(found)
+    let mut sock_diag = SockDiag::open()?;
+    let mut orphans = Vec::new();
+    sock_diag.connections(Connections::NotInTimeWait, |socket| {
+        let flow = socket.flow();
+        if suspects.remove(&flow).is_some_and(|session| !instances.is_known(session.instance)) {
+            orphans.push(flow);
+        }
+    })?;
+    orphans.iter().for_each(|flow| destroy(&mut sock_diag, flow));
+    for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
+        forget(interceptor, flow, session);
+    }
+    Ok(orphans.len())
+}
+
+fn forget(interceptor: &Mutex<Interceptor>, flow: &Flow, seen: &Session) {
+    let mut interceptor = lock(interceptor);
+    // The owner may have taken the four-tuple for a new session since we looked.
+    match interceptor.session(flow) {
+        Ok(Some(current)) if current == *seen => {
+            if let Err(e) = interceptor.remove_session(flow) {
+                log::warn!("cannot forget a session: {e}");
+            }
+        }
+        Ok(_) => {}
+        Err(e) => log::warn!("cannot read the session map: {e}"),
+    }
 }
 
 fn destroy(sock_diag: &mut SockDiag, flow: &Flow) {
     if let Err(e) = sock_diag.destroy(flow) {
         log::warn!("cannot destroy a replayed connection: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read as _,
+        net::{SocketAddr, TcpListener, TcpStream},
+    };
+
+    use bytemuck::Zeroable as _;
+
+    use super::*;
+    use crate::{
+        bpf::{InterceptSetup, TcAttach},
+        control::{Hello, Registry as _},
+        mailbox::mailbox,
+        net::testing::isolated,
+    };
+
+    const NOW: Nanos = Nanos(1_000_000_000_000);
+
+    /// A reaper of a host without any session yet, and an instance that is known there.
+    fn reaper() -> (Reaper, u32) {
+        let setup = InterceptSetup {
+            attach: TcAttach::Auto,
+            max_sessions: 64,
+            ring_bytes: 1 << 16,
+            reflect: false,
+            debug: false,
+        };
+        let interceptor = Arc::new(Mutex::new(Interceptor::load(&setup).unwrap().0));
+        let instances = Arc::new(Instances::new(Arc::clone(&interceptor), mailbox().unwrap().0));
+        let owner = instances.register(&Hello::new(0, None, "test"), SocketAddr::from(([0; 4], 0))).unwrap();
+        (Reaper::new(interceptor, instances, mailbox().unwrap().1).unwrap(), owner.instance)
+    }
+
+    impl Reaper {
+        fn add(&self, flow: &Flow, instance: u32, silent: Duration) {
+            let seen = NOW.0 - silent.as_nanos() as u64;
+            let session = Session { opened_ns: seen, last_seen_ns: seen, instance, ..Session::zeroed() };
+            lock(&self.interceptor).add_session(flow, &session).unwrap();
+        }
+
+        fn has(&self, flow: &Flow) -> bool {
+            lock(&self.interceptor).session(flow).unwrap().is_some()
+        }
+    }
+
+    /// A connection with both ends.
+    fn connection(listener: &TcpListener) -> (TcpStream, TcpStream, Flow) {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let server = listener.accept().unwrap().0;
+        let flow = flow(client.local_addr().unwrap(), client.peer_addr().unwrap());
+        (client, server, flow)
+    }
+
+    fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
+        Flow {
+            client: client.ip().into(),
+            server: server.ip().into(),
+            client_port: client.port().to_be_bytes(),
+            server_port: server.port().to_be_bytes(),
+        }
+    }
+
+    #[test]
+    fn only_silent_sessions_without_a_socket_are_forgotten() {
+        isolated(|_| {
+            let (mut reaper, owner) = reaper();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (_client, _server, with_socket) = connection(&listener);
+            let without = |port| flow(([192, 0, 2, 7], port).into(), listener.local_addr().unwrap());
+            let (silent, young) = (without(40_000), without(40_001));
+            reaper.add(&with_socket, owner, LINGER);
+            reaper.add(&silent, owner, LINGER);
+            reaper.add(&young, owner, LINGER - Duration::from_nanos(1));
+            assert_eq!(reaper.walk(NOW, &[]).unwrap(), 0);
+            let left = [with_socket, silent, young].map(|flow| reaper.has(&flow));
+            assert_eq!(left, [true, false, true]);
+            // A segment has come since the walk.
+            let seen = Session { last_seen_ns: NOW.0 - LINGER.as_nanos() as u64, instance: owner, ..Session::zeroed() };
+            forget(&reaper.interceptor, &young, &seen);
+            assert!(reaper.has(&young));
+        });
+    }
+
+    #[test]
+    fn sockets_whose_owner_is_gone_are_destroyed_and_their_sessions_stay_until_all_is_silent() {
+        isolated(|_| {
+            let (mut reaper, owner) = reaper();
+            let listener = TcpListener::bind("[::]:0").unwrap();
+            let (_client, mut owned, of_owner) = connection(&listener);
+            let (_other, mut orphan, of_nobody) = connection(&listener);
+            reaper.add(&of_owner, owner, Duration::ZERO);
+            reaper.add(&of_nobody, owner.wrapping_add(1), Duration::ZERO);
+            assert_eq!(reaper.walk(NOW, &[]).unwrap(), 1);
+            let read = |socket: &mut TcpStream| {
+                socket.set_nonblocking(true).unwrap();
+                socket.read(&mut [0]).unwrap_err().raw_os_error()
+            };
+            assert_eq!(read(&mut orphan), Some(libc::ECONNABORTED));
+            assert_eq!(read(&mut owned), Some(libc::EAGAIN));
+            assert!(reaper.has(&of_nobody) && reaper.has(&of_owner));
+            assert_eq!(reaper.walk(NOW, &[]).unwrap(), 0, "there is none any more");
+        });
     }
 }

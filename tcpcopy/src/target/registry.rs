@@ -71,8 +71,8 @@ impl Instances {
         }
     }
 
-    /// Forgets the instances that nobody has taken up again: their SYNs are no longer accepted.
-    pub fn expire(&self) {
+    /// Forgets the instances that nobody has taken up again: their SYNs are no longer accepted. Returns whether there were any.
+    pub fn expire(&self) -> bool {
         let mut known = lock(&self.known);
         let expired: Vec<u32> = known
             .iter()
@@ -83,6 +83,7 @@ impl Instances {
             known.remove(id);
             self.forget(*id);
         }
+        !expired.is_empty()
     }
 
     /// Forgets every instance: no SYN is accepted any more.

@@ -2,8 +2,9 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use bytemuck::bytes_of;
 use tcpcopy_common::{
     counters::TargetCounter::{self, *},
+    flow::Flow,
     mark::{Mark, MarkKey},
-    response::{ResponseHeader, WireStats, kind},
+    response::{ResponseHeader, Session, WireStats, kind},
 };
 
 use super::{
@@ -65,14 +66,49 @@ impl Fixture {
         }
     }
 
+    fn entries(&self) -> Vec<(Flow, Session)> {
+        let mut sessions = self.interceptor.sessions().unwrap();
+        let mut walk = sessions.walk();
+        let mut entries = Vec::new();
+        while let Some(batch) = walk.batch().unwrap() {
+            entries.extend(batch.map(|(flow, session)| (*flow, *session)));
+        }
+        entries.sort_unstable_by_key(|(flow, _)| *flow);
+        entries
+    }
+
     fn sessions(&self) -> Vec<(u32, u32)> {
-        let mut sessions: Vec<_> = self
-            .interceptor
-            .sessions()
-            .map(|session| session.map(|(_, s)| (s.instance, u32::from_be_bytes(s.isn))).unwrap())
-            .collect();
+        let mut sessions: Vec<_> =
+            self.entries().iter().map(|(_, s)| (s.instance, u32::from_be_bytes(s.isn))).collect();
         sessions.sort_unstable();
         sessions
+    }
+}
+
+#[test]
+fn every_session_is_met_once_however_small_the_buffer() {
+    if !privileged() {
+        return;
+    }
+    const SESSIONS: u32 = 1500;
+    let mut fixture = Fixture::new(2048, 1 << 16);
+    for isn in 0..SESSIONS {
+        let syn = marked_syn(&format!("192.0.2.{}:{}", isn % 7, 40_000 + isn), 1, isn);
+        assert_eq!(fixture.run("learn", &syn), TCX_NEXT);
+    }
+    for room in [1, 100, 512, 4096] {
+        let mut sessions = fixture.interceptor.sessions().unwrap().with_room(room);
+        let mut walk = sessions.walk();
+        let mut met = Vec::new();
+        while let Some(batch) = walk.batch().unwrap() {
+            for (flow, session) in batch {
+                let isn = u32::from_be_bytes(session.isn);
+                assert_eq!(u16::from_be_bytes(flow.client_port), 40_000 + isn as u16);
+                met.push(isn);
+            }
+        }
+        met.sort_unstable();
+        assert_eq!(met, (0..SESSIONS).collect::<Vec<_>>(), "room for {room}");
     }
 }
 
@@ -104,7 +140,7 @@ fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
         fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
         let data = Packet { flags: 0x19, payload: vec![0; 100], options: vec![1; 12], ..syn.clone() };
         fixture.expect(what, &data, TCX_NEXT, None);
-        let session = fixture.interceptor.sessions().map(Result::unwrap).find(|(flow, _)| *flow == syn.flow());
+        let session = fixture.entries().into_iter().find(|(flow, _)| *flow == syn.flow());
         let (_, session) = session.expect("the session is there");
         assert_eq!((session.instance, session.isn), (1, ISN.to_be_bytes()), "{what}");
         fixture.interceptor.remove_session(&syn.flow()).unwrap();
