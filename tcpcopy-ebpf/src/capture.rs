@@ -141,7 +141,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         return discard(CaptureCounter::Malformed);
     }
     let payload_len = ip.payload_len - header_len;
-    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 {
+    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 && !ends_handshake(&flow, &tcp) {
         return discard(CaptureCounter::PureAck);
     }
     if payload_len > MAX_PAYLOAD as u32 {
@@ -166,8 +166,20 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     };
     let worker = flow.worker(maps::workers());
     // Options and payload are neighbours in the packet as in the record.
-    match ring::capture(packet, worker, &header, ip.payload() + TcpHeader::LENGTH, options_len + payload_len) {
-        Ok(()) => Ok(payload_len),
-        Err(reason) => lose(reason, payload_len),
+    if let Err(reason) =
+        ring::capture(packet, worker, &header, ip.payload() + TcpHeader::LENGTH, options_len + payload_len)
+    {
+        return lose(reason, payload_len);
     }
+    if maps::handshakes_wanted() && tcp.flags & SYN != 0 {
+        maps::expect_ack(&flow, u32::from_be_bytes(tcp.seq).wrapping_add(1).wrapping_add(payload_len));
+    }
+    Ok(payload_len)
+}
+
+/// Whether a segment without payload is the first to acknowledge the server's SYN: when it comes tells how far away the client
+/// is.
+#[inline(always)]
+fn ends_handshake(flow: &Flow, tcp: &TcpHeader) -> bool {
+    maps::handshakes_wanted() && maps::take_ack(flow, u32::from_be_bytes(tcp.seq))
 }

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use tcpcopy_common::{
-    capture::{CaptureHeader, MAX_WORKERS, Rule, RuleKey},
+    capture::{CaptureHeader, HANDSHAKE_SLOTS, MAX_WORKERS, Rule, RuleKey},
     counters::{CaptureCounter, TargetCounter},
     flow::{Flow, IpAddress},
     mark::MarkKey,
@@ -47,6 +47,15 @@ static SAMPLE_SEED: Global<u32> = Global::new(0);
 /// Connections that have drawn less are in the sample. Not a constant: it may grow.
 #[btf_map]
 static SAMPLE_THRESHOLD: Array<u64, 1> = Array::new();
+
+/// Whether the acknowledgements that end handshakes are copied. A constant to the verifier.
+#[unsafe(no_mangle)]
+static CAPTURE_HANDSHAKES: Global<u32> = Global::new(0);
+
+/// By the hash of a flow: what [`expect_ack`] was told last. Not a hash map: a SYN then costs a store, however many come, and an
+/// acknowledgement a comparison. User space makes it as large as the hash needs where it is used.
+#[btf_map]
+static HANDSHAKES: Array<u32, PLACEHOLDER> = Array::new();
 
 /// Whether acknowledgements are reflected. A constant to the verifier.
 #[unsafe(no_mangle)]
@@ -119,6 +128,37 @@ pub fn sampled(flow: &Flow) -> bool {
         unsafe { (&raw const *threshold).read_volatile() }
     });
     (flow.draw(SAMPLE_SEED.load()) as u64) < threshold
+}
+
+/// Whether the acknowledgements that end handshakes are copied.
+#[inline(always)]
+pub fn handshakes_wanted() -> bool {
+    CAPTURE_HANDSHAKES.load() != 0
+}
+
+/// A client has begun a handshake, and will end it with this sequence number (host order).
+#[inline(always)]
+pub fn expect_ack(flow: &Flow, seq: u32) {
+    if let Some(slot) = HANDSHAKES.get_ptr_mut(flow.hash() & (HANDSHAKE_SLOTS - 1)) {
+        // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: the handshake of the
+        // one that comes first is not measured then.
+        unsafe { slot.write_volatile(seq) };
+    }
+}
+
+/// Whether that was expected of the flow; once.
+#[inline(always)]
+pub fn take_ack(flow: &Flow, seq: u32) -> bool {
+    let Some(slot) = HANDSHAKES.get_ptr_mut(flow.hash() & (HANDSHAKE_SLOTS - 1)) else { return false };
+    // SAFETY: as above. If two CPUs take the same word, user space sees two acknowledgements, and ignores the second.
+    unsafe {
+        let expected = slot.read_volatile() == seq;
+        if expected {
+            // The number that this connection's acknowledgements come to last, after 2 GiB.
+            slot.write_volatile(seq ^ 1 << 31);
+        }
+        expected
+    }
 }
 
 /// The rule for a destination port, in host order.

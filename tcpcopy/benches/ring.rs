@@ -38,6 +38,7 @@ impl Traffic {
             exclude: &[],
             clients: None,
             sampling: None,
+            handshakes: false,
             workers: 1,
             ring_bytes: 16 << 20,
             interfaces: &["lo".to_owned()],

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpcopy::engine::{AddressPool, Config, Ports, RuleTarget, TargetId};
+use tcpcopy::engine::{AddressPool, Config, Ports, RoundTrip, RuleTarget, TargetId};
 
 /// More steps than that show nothing that fewer do not, and take their time.
 const MOST_STEPS: usize = 160;
@@ -80,7 +80,13 @@ impl Settings {
             rejoin: !is(3),
             addresses: is(4).then_some(addresses),
             loopback_client: is(5).then_some("10.8.0.1".parse().expect("constant")),
-            round_trip: Duration::from_millis(pick(round_trip, &[0, 0, 1, 40, 300]) as u64),
+            round_trip: match round_trip % 5 {
+                1 => RoundTrip::Live,
+                2 => RoundTrip::Same(Duration::from_millis(1)),
+                3 => RoundTrip::Same(Duration::from_millis(40)),
+                4 => RoundTrip::Same(Duration::from_millis(300)),
+                _ => RoundTrip::Near,
+            },
             max_session_memory,
             max_memory: pick(memory / 4, &[512 << 20, 256 << 10, 12_000]).max(max_session_memory.min(12_000)),
             max_sessions: pick(sessions, &[1 << 20, 4, 1]),
@@ -198,6 +204,7 @@ pub(super) enum Step {
         length: u16,
         push: bool,
         fin: bool,
+        reflected: bool,
     },
     TargetRst {
         who: u8,
@@ -248,7 +255,13 @@ impl Step {
             19 => Self::NoRule { who },
             20..=21 => Self::SynAck { who, window: x, scale: c, mss: d },
             22..=23 => Self::Accept { who, part: x, window: y },
-            24..=25 => Self::Answer { who, length: x % 20_000, push: y & 3 != 0, fin: y & 12 == 12 },
+            24..=25 => Self::Answer {
+                who,
+                length: x % 20_000,
+                push: y & 3 != 0,
+                fin: y & 12 == 12,
+                reflected: y & 0x70 == 0x70,
+            },
             26 => Self::TargetRst { who, ack_only: a & 1 != 0 },
             27..=28 => Self::Raw { who, kind: op ^ c, flags: a, seq: b as i8, ack: c as i8, length: d },
             29..=30 => Self::Honest { answer: x % 5_000 },

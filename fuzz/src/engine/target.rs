@@ -172,12 +172,22 @@ impl Conn {
         self.report(now, ACK, window, timestamps)
     }
 
-    pub fn answer(&mut self, now: Nanos, length: u16, push: bool, fin: bool, timestamps: bool) -> ResponseHeader {
+    /// `reflected`: and takes it for acknowledged.
+    pub fn answer(
+        &mut self,
+        now: Nanos,
+        (length, push, fin): (u16, bool, bool),
+        reflected: bool,
+        timestamps: bool,
+    ) -> ResponseHeader {
         self.acked = self.end;
         self.asked = false;
         let flags = ACK | if push { PSH } else { 0 } | if fin { FIN } else { 0 };
         let mut report = self.report(now, flags, 60_000, timestamps);
         report.payload_len = length.into();
+        if reflected {
+            report.options |= option::IN_ORDER | option::REFLECTED;
+        }
         self.seq = self.seq.wrapping_add(u32::from(length)).wrapping_add(fin.into());
         report
     }
@@ -227,7 +237,9 @@ impl Conn {
                 self.closing = true;
                 Some(self.syn_ack(now, 60_000, 14, 2, timestamps))
             }
-            Reflex::Close if std::mem::take(&mut self.closing) => Some(self.answer(now, 0, false, true, timestamps)),
+            Reflex::Close if std::mem::take(&mut self.closing) => {
+                Some(self.answer(now, (0, false, true), false, timestamps))
+            }
             Reflex::Reset if std::mem::take(&mut self.closing) => Some(self.rst(now, false)),
             _ => None,
         }
@@ -238,7 +250,7 @@ impl Conn {
         if !self.open {
             Some(self.syn_ack(now, 60_000, 14, 2, timestamps))
         } else if self.asked && answer > 0 {
-            Some(self.answer(now, answer, true, false, timestamps))
+            Some(self.answer(now, (answer, true, false), false, timestamps))
         } else {
             (self.acked != self.end).then(|| self.accept(now, u16::MAX, 60_000, timestamps))
         }

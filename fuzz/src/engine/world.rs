@@ -292,7 +292,9 @@ impl<'a> World<'a> {
         let report = match *step {
             Step::SynAck { window, scale, mss, .. } => conn.syn_ack(now, window, scale, mss, timestamps),
             Step::Accept { part, window, .. } => conn.accept(now, part, window, timestamps),
-            Step::Answer { length, push, fin, .. } => conn.answer(now, length, push, fin, timestamps),
+            Step::Answer { length, push, fin, reflected, .. } => {
+                conn.answer(now, (length, push, fin), reflected, timestamps)
+            }
             Step::TargetRst { ack_only, .. } => conn.rst(now, ack_only),
             Step::Raw { kind, flags, seq, ack, length, .. } => conn.raw(now, kind, flags, (seq, ack), length),
             _ => return,

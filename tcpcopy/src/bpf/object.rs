@@ -24,6 +24,7 @@ pub(super) mod map {
     pub(in crate::bpf) const CLIENTS: &str = "CLIENTS";
     pub(in crate::bpf) const SAMPLE_THRESHOLD: &str = "SAMPLE_THRESHOLD";
     pub(in crate::bpf) const ADDRESSES: &str = "ADDRESSES";
+    pub(in crate::bpf) const HANDSHAKES: &str = "HANDSHAKES";
     pub(in crate::bpf) const CAPTURE_RINGS: &str = "CAPTURE_RINGS";
     pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";
     pub(in crate::bpf) const SIGNALS: &str = "SIGNALS";

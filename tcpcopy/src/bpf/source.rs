@@ -12,7 +12,7 @@ use aya::{
 };
 use rustix::io::Errno;
 use tcpcopy_common::{
-    capture::{MAX_WORKERS, Rule, RuleKey, criterion},
+    capture::{HANDSHAKE_SLOTS, MAX_WORKERS, Rule, RuleKey, criterion},
     counters::CaptureCounter,
     flow::IpAddress,
 };
@@ -65,6 +65,8 @@ pub struct CaptureSetup<'a> {
     pub clients: Option<&'a ClientFilter>,
     /// Which part of the connections; all of them when `None`.
     pub sampling: Option<Sampling>,
+    /// Whether the acknowledgement that ends a client's handshake is captured too, the only kind without payload.
+    pub handshakes: bool,
     /// How many workers, and so rings: 1 to [`MAX_WORKERS`].
     pub workers: u32,
     /// The size of each ring, in bytes; rounded up to a power of two of pages.
@@ -132,11 +134,15 @@ impl Capture {
         let criteria = setup.clients.map_or(0, |_| criterion::CLIENT) | setup.sampling.map_or(0, |_| criterion::SAMPLE);
         let seed = setup.sampling.map_or(0, |sampling| sampling.seed);
 
+        let handshakes = u32::from(setup.handshakes);
+
         let mut object = Object::load(setup.debug, |loader| {
             loader
                 .override_global("CAPTURE_WORKERS", &setup.workers, true)
                 .override_global("CAPTURE_CRITERIA", &criteria, true)
                 .override_global("SAMPLE_SEED", &seed, true)
+                .override_global("CAPTURE_HANDSHAKES", &handshakes, true)
+                .map_max_entries(map::HANDSHAKES, if setup.handshakes { HANDSHAKE_SLOTS } else { 1 })
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
                 .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len))
                 // The target's maps stay empty here.

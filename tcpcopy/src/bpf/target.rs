@@ -96,7 +96,8 @@ impl Interceptor {
                 .map_max_entries(map::SESSIONS, setup.max_sessions.max(1))
                 .map_max_entries(map::REPORTS, ring_bytes)
                 // The source's maps stay empty here.
-                .map_max_entries(map::PORTS, 1);
+                .map_max_entries(map::PORTS, 1)
+                .map_max_entries(map::HANDSHAKES, 1);
         })?;
         let signals = SignalPage::new(object.map_fd(map::SIGNALS)?, 1)?;
         let ring = object.map_fd(map::REPORTS)?.try_clone_to_owned();

@@ -5,9 +5,13 @@ use std::time::Duration;
 use clap::Args;
 
 use super::UsageError;
+use crate::engine::RoundTrip;
 
 /// As in tcpcopy 1.0: by how much the time-out of idle sessions exceeds that of others, s.
 const KEEPALIVE_GRACE: u64 = 120;
+
+/// The longest round trip that can be asked for, ms.
+const LONGEST_ROUND_TRIP: u64 = 10_000;
 
 /// The arguments of the replay, as typed.
 #[derive(Debug, Args)]
@@ -19,11 +23,11 @@ pub struct ReplayArgs {
     /// Send a request without waiting until the target has answered the one before
     #[arg(short = 'W', long)]
     no_wait: bool,
-    /// Milliseconds after which the target's responses are acknowledged, as by clients so far away: its congestion window grows
-    /// at their pace, at the cost of a packet for every acknowledgement. Needs `intercept --ack relay`. 0: at once, or with what
-    /// is sent next
-    #[arg(short = 'R', long, value_name = "MILLISECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
-    round_trip: u64,
+    /// Milliseconds after which the target's responses are acknowledged, as by clients so far away, or live: each client's own
+    /// round-trip time, taken from its handshake. The target's congestion window grows at their pace, at the cost of a packet for
+    /// every acknowledgement. Needs `intercept --ack relay`. 0: at once, or with what is sent next
+    #[arg(short = 'R', long, value_name = "MILLISECONDS|live", default_value = "0", value_parser = parse_round_trip)]
+    round_trip: RoundTrip,
     /// Seconds after which a replayed connection is given up that neither client nor target has used
     #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     session_timeout: u64,
@@ -53,8 +57,8 @@ pub struct Replay {
     pub complete_only: bool,
     /// Whether a request waits until the target has answered the one before.
     pub wait: bool,
-    /// How long after it has come a response is acknowledged.
-    pub round_trip: Duration,
+    /// How far away from the target clients seem to be.
+    pub round_trip: RoundTrip,
     /// When an unused session is given up.
     pub session_timeout: Duration,
     /// When an unused session is given up that has sent all and whose client is still there.
@@ -85,12 +89,21 @@ impl ReplayArgs {
         Ok(Replay {
             complete_only: self.complete_only,
             wait: !self.no_wait,
-            round_trip: Duration::from_millis(self.round_trip),
+            round_trip: self.round_trip,
             session_timeout: Duration::from_secs(self.session_timeout),
             keepalive_timeout: Duration::from_secs(keepalive),
             memory: (self.max_memory as usize) << 20,
             mtu: self.mtu,
             mss: self.mss,
         })
+    }
+}
+
+fn parse_round_trip(text: &str) -> Result<RoundTrip, String> {
+    match text.parse() {
+        _ if text == "live" => Ok(RoundTrip::Live),
+        Ok(0) => Ok(RoundTrip::Near),
+        Ok(ms @ 1..=LONGEST_ROUND_TRIP) => Ok(RoundTrip::Same(Duration::from_millis(ms))),
+        _ => Err(format!("neither live nor a number of milliseconds from 0 to {LONGEST_ROUND_TRIP}")),
     }
 }

@@ -312,6 +312,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::RoundTrip;
 
     fn settings(args: &str) -> Result<Settings, String> {
         let cli = Cli::try_parse_from(std::iter::once("tcpcopy").chain(args.split(' '))).map_err(|e| e.to_string())?;
@@ -360,7 +361,7 @@ mod tests {
             Replay {
                 complete_only: false,
                 wait: true,
-                round_trip: Duration::ZERO,
+                round_trip: RoundTrip::Near,
                 session_timeout: Duration::from_secs(120),
                 keepalive_timeout: Duration::from_secs(240),
                 memory: 512 << 20,
@@ -374,7 +375,7 @@ mod tests {
             Replay {
                 complete_only: true,
                 wait: false,
-                round_trip: Duration::from_millis(30),
+                round_trip: RoundTrip::Same(Duration::from_millis(30)),
                 session_timeout: Duration::from_secs(7),
                 keepalive_timeout: Duration::from_secs(9),
                 memory: 64 << 20,
@@ -382,6 +383,8 @@ mod tests {
                 mss: Some(1000),
             }
         );
+        let live = settings("-x 80-10.0.0.3:80 -s 10.0.0.3 -R live").unwrap().replay.round_trip;
+        assert_eq!(live, RoundTrip::Live);
         assert_eq!(
             settings(&format!("{given} -t 600").replace("-t 7 -k 9 ", "")).unwrap().replay.keepalive_timeout.as_secs(),
             720
@@ -418,6 +421,8 @@ mod tests {
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -M 575", "575"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -D 87", "87"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 -k 0", "0"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -R 10001", "neither live nor a number"),
+            ("-x 80-10.0.0.3:80 -s 10.0.0.3 -R -1", "-1"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1 -w 3", "1 processor for 3 workers"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1-3", "3 processors for 1 worker"),
             ("-x 80-10.0.0.3:80 -s 10.0.0.3 --pin 1,x", "\"x\" is not the number"),

@@ -7,7 +7,10 @@ use std::{
 
 use tcpcopy_common::mark::MarkKey;
 
-use super::clients::{AddressPool, Ports};
+use super::{
+    clients::{AddressPool, Ports},
+    distance::RoundTrip,
+};
 
 /// Which control channel, and so which host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,8 +67,8 @@ pub struct Config {
     pub rejoin: bool,
     /// How long a hole in a live client's stream may stay open before its session is given up.
     pub gap_timeout: Duration,
-    /// How long after it has come a response is acknowledged; zero for at once.
-    pub round_trip: Duration,
+    /// How far away from the targets the clients seem to be.
+    pub round_trip: RoundTrip,
     /// Most octets that all buffers together may take.
     pub max_memory: usize,
     /// Most octets that one connection may hold back.
@@ -97,7 +100,7 @@ impl Default for Config {
             gate_limit: Duration::from_secs(2),
             rejoin: true,
             gap_timeout: Duration::from_secs(3),
-            round_trip: Duration::ZERO,
+            round_trip: RoundTrip::Near,
             max_memory: 512 << 20,
             max_session_memory: 32 << 20,
             max_sessions: 1 << 20,

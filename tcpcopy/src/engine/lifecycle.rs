@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use tcpcopy_common::flow::Flow;
 
 use super::{
-    Connection, Context, Engine, Flag, Id, Replay, TargetId, clients, manners,
+    Connection, Context, Distance, Engine, Flag, Id, Replay, TargetId, clients, manners,
     moment::Moment,
     opening,
     session::{Farewell, Last, Origin, Outcome, Session},
@@ -361,11 +361,15 @@ impl Engine {
             if let Some(connection) = self.connections.get_mut(id) {
                 // Parked for as long again, so that the next request can be told from the middle of one.
                 connection.heard = now;
+                if connection.is_in_handshake() {
+                    connection.end_handshake(Distance::Near);
+                }
             }
             self.abandon_in_vain(now, id, Reason::IdleTimeout, Farewell::Reset);
             return;
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
+        let distance = connection.distance(self.config.round_trip);
         let outcome = match &mut connection.replay {
             Replay::Parked(..) => {
                 self.arm(id);
@@ -378,6 +382,7 @@ impl Engine {
                     config: &self.config,
                     stats: &mut self.stats,
                     manners: manners(&mut self.manners, connection.rule),
+                    distance,
                     credentials,
                 };
                 session.handle_timeout(&connection.stream, &mut cx)

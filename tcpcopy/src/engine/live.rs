@@ -3,7 +3,7 @@
 use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
 use super::{
-    Connection, Engine, Flag, Id, Replay,
+    Connection, Distance, Engine, Flag, Handshake, Id, Replay,
     seq::{LiveAck, LiveSeq},
     session::{Farewell, Origin, Outcome},
     stats::Reason,
@@ -25,8 +25,17 @@ impl Engine {
 
     fn handle_live_syn(&mut self, now: Nanos, segment: &LiveSegment<'_>, known: Option<Id>) {
         let isn = LiveSeq::new(segment.seq);
-        if known.and_then(|id| self.connections.get(id)).is_some_and(|c| c.isn == Some(isn)) {
+        if known
+            .and_then(|id| self.connections.get(id))
+            .is_some_and(|c| c.handshake.is_some_and(|handshake| handshake.isn == isn))
+        {
             self.stats.duplicate_bytes += segment.payload.len() as u64;
+            if let Some(connection) = known.and_then(|id| self.connections.get_mut(id))
+                && connection.is_in_handshake()
+            {
+                // What is measured from here is never too long (Karn's rule asks for no more).
+                connection.heard = segment.time;
+            }
             return;
         }
         if let Some(id) = known {
@@ -94,8 +103,9 @@ impl Engine {
             live: segment.flow,
             rule: segment.rule,
             stream: Stream::new(isn.map(|isn| isn.plus(1))),
-            isn,
-            heard: now,
+            handshake: isn.map(|isn| Handshake { isn, distance: Distance::of_new(self.config.round_trip) }),
+            // What the handshake takes is measured from here.
+            heard: if isn.is_some() { segment.time } else { now },
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
             replay: Replay::Parked(Reason::BeforeJoin, None),
@@ -114,7 +124,16 @@ impl Engine {
     /// A segment of a known connection, whose first octet of payload has number `seq`.
     fn feed(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        connection.heard = now;
+        let mut ends_handshake = false;
+        if segment.flags & SYN == 0 {
+            ends_handshake = connection.is_in_handshake();
+            if ends_handshake {
+                let distance = Distance::measured(segment.time.since(connection.heard));
+                connection.end_handshake(distance);
+                self.stats.distant_clients += u64::from(distance != Distance::Near);
+            }
+            connection.heard = now;
+        }
         let ack = (segment.flags & ACK != 0).then_some(LiveAck::new(segment.ack));
         if segment.flags & RST != 0 {
             connection.stream.abort(ack);
@@ -125,6 +144,9 @@ impl Engine {
         if segment.payload.is_empty() && segment.flags & (SYN | FIN) == 0 {
             if let (Replay::Active(session), Some(ack)) = (&mut connection.replay, ack) {
                 session.learn_live_iss(ack);
+            }
+            if ends_handshake {
+                self.enqueue(id);
             }
             return;
         }

@@ -25,6 +25,7 @@ mod answers;
 mod buffer;
 mod clients;
 mod config;
+mod distance;
 mod gate;
 mod histogram;
 mod leftovers;
@@ -53,6 +54,7 @@ use tcpcopy_common::{flow::Flow, tcp_flags::RST};
 
 use self::{
     buffer::Pool,
+    distance::Distance,
     leftovers::Leftovers,
     seq::LiveSeq,
     session::{Context, Farewell, Last, Manners, Opening, Outcome, Plan, Poll, Session},
@@ -66,6 +68,7 @@ use crate::{segment::Transmit, time::Nanos};
 pub use self::{
     clients::{AddressPool, Ports},
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
+    distance::RoundTrip,
     histogram::Histogram,
     stats::{ByReason, Ledger, Reason, Sessions, Stats, Unbalanced},
 };
@@ -114,13 +117,21 @@ struct Connection {
     live: Flow,
     rule: u16,
     stream: Stream,
-    /// The sequence number of its SYN, if that was captured.
-    isn: Option<LiveSeq>,
+    /// Unless it was open when the capture began.
+    handshake: Option<Handshake>,
     /// When its last segment was captured.
     heard: Nanos,
     syn: Flag,
     fin: Flag,
     replay: Replay,
+}
+
+/// A live client's handshake.
+#[derive(Clone, Copy, Debug)]
+struct Handshake {
+    isn: LiveSeq,
+    /// What it says about the client.
+    distance: Distance,
 }
 
 /// What became of a captured SYN or FIN.
@@ -140,6 +151,28 @@ enum Replay {
     /// was one: the next one begins above.
     Parked(Reason, Option<Opening>),
     Active(Session),
+}
+
+impl Connection {
+    /// How far away the client is to seem.
+    fn distance(&self, wanted: RoundTrip) -> Distance {
+        self.handshake.map_or_else(|| Distance::of_joined(wanted), |handshake| handshake.distance)
+    }
+
+    /// Whether the segment that ends the client's handshake is still to come.
+    fn is_in_handshake(&self) -> bool {
+        self.handshake.is_some_and(|handshake| handshake.distance == Distance::Awaited)
+    }
+
+    /// The client's handshake has ended, and this is how far away it is.
+    fn end_handshake(&mut self, distance: Distance) {
+        if let Some(handshake) = &mut self.handshake {
+            handshake.distance = distance;
+        }
+        if let Replay::Active(session) = &mut self.replay {
+            session.learn_distance(distance);
+        }
+    }
 }
 
 impl Engine {
@@ -295,6 +328,7 @@ impl Engine {
     fn poll_connection(&mut self, now: Nanos, id: Id) -> Option<Plan> {
         self.connections.set_queued(id, false);
         let connection = self.connections.get_mut(id)?;
+        let distance = connection.distance(self.config.round_trip);
         let Replay::Active(session) = &mut connection.replay else { return None };
         let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
         let poll = if credentials.is_some() {
@@ -303,6 +337,7 @@ impl Engine {
                 config: &self.config,
                 stats: &mut self.stats,
                 manners: manners(&mut self.manners, connection.rule),
+                distance,
                 credentials,
             };
             session.poll(&connection.stream, &mut cx)

@@ -36,6 +36,7 @@ impl Engine {
 
     fn handle_session_response(&mut self, now: Nanos, id: Id, response: &ResponseHeader) {
         let Some(connection) = self.connections.get_mut(id) else { return };
+        let distance = connection.distance(self.config.round_trip);
         let Replay::Active(session) = &mut connection.replay else { return };
         let refused = session.awaits(ReplaySeq::from_be(response.seq));
         let outcome = match response.kind {
@@ -46,6 +47,7 @@ impl Engine {
                     config: &self.config,
                     stats: &mut self.stats,
                     manners: manners(&mut self.manners, connection.rule),
+                    distance,
                     credentials,
                 };
                 session.handle_segment(response, &connection.stream, &mut cx)

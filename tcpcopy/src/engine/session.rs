@@ -22,6 +22,7 @@ use super::{
     acknowledge::{Acknowledger, Nagle},
     answers::Answers,
     config::{Config, Credentials, TargetId},
+    distance::Distance,
     gate::{FirstWord, Gate},
     moment::Moment,
     receiver::{Receiver, WINDOW},
@@ -60,6 +61,8 @@ pub(super) struct Context<'a> {
     pub stats: &'a mut Stats,
     /// What this rule's servers are like.
     pub manners: &'a mut Manners,
+    /// Of the live client.
+    pub distance: Distance,
     /// Of the target's channel; `None` while it is down.
     pub credentials: Option<Credentials>,
 }
@@ -404,6 +407,13 @@ impl Session {
         }
     }
 
+    /// The live client's handshake has ended, which tells how far away it is.
+    pub fn learn_distance(&mut self, distance: Distance) {
+        if let State::Open(open) = &mut self.state {
+            open.acknowledger.learn(distance);
+        }
+    }
+
     /// The live client said more, while the target may have closed already.
     pub fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
         match &self.state {
@@ -599,7 +609,7 @@ impl Session {
             }
             State::Open(open) => {
                 // Also while the channel is down: a deadline that has passed must go.
-                open.acknowledger.release(now);
+                open.release(cx);
                 if expired {
                     let probing = open.una == open.high;
                     // A target whose window stays closed may answer probes for ever; the session timeout is for that.
@@ -637,6 +647,13 @@ impl Open {
 
     fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    /// Lets acknowledgements out that are due.
+    fn release(&mut self, cx: &mut Context<'_>) {
+        let awaited = self.acknowledger.is_awaited();
+        self.acknowledger.release(cx.now);
+        cx.stats.handshakes_unseen += u64::from(awaited && !self.acknowledger.is_awaited());
     }
 
     /// How much is under way.

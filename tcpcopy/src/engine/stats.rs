@@ -218,6 +218,11 @@ plain_counters! {
     port_reuses,
     /// Target connections established.
     connected,
+    /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each has a round
+    /// trip of its own.
+    distant_clients,
+    /// Sessions that waited in vain for the end of their live client's handshake.
+    handshakes_unseen,
     /// Connections joined in the middle, at a request boundary.
     joined,
     /// Sessions continued on another target connection after an early close by the target.

@@ -1,13 +1,18 @@
 //! Keeping every worker's control channels up.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::worker::{Notice, Order};
 use crate::{
     control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
-    engine::{Credentials, TargetId},
+    engine::{Credentials, RoundTrip, TargetId},
     mailbox::Mailbox,
 };
 
@@ -28,6 +33,8 @@ pub struct Channels {
     intercepts: Vec<SocketAddr>,
     security: Security,
     workers: Arc<[Mailbox<Order>]>,
+    /// Whether the targets are to see clients at some distance, whose acknowledgements nobody else may give.
+    paced: bool,
     /// What each channel was given last, to take its sessions up again after a break.
     resume: HashMap<(u32, TargetId), Resume>,
 }
@@ -35,8 +42,14 @@ pub struct Channels {
 impl Channels {
     /// Nothing is dialled yet.
     #[must_use]
-    pub fn new(intercepts: Vec<SocketAddr>, security: Security, workers: Arc<[Mailbox<Order>]>) -> Self {
-        Self { intercepts, security, workers, resume: HashMap::new() }
+    pub fn new(
+        intercepts: Vec<SocketAddr>,
+        security: Security,
+        workers: Arc<[Mailbox<Order>]>,
+        round_trip: RoundTrip,
+    ) -> Self {
+        let paced = round_trip != RoundTrip::Near;
+        Self { intercepts, security, workers, paced, resume: HashMap::new() }
     }
 
     /// Brings every channel up, each tried once.
@@ -63,6 +76,7 @@ impl Channels {
     /// Redials what breaks, for ever.
     pub async fn keep_up(mut self, mut notices: UnboundedReceiver<Notice>) {
         let mut dials = JoinSet::new();
+        let mut reflecting = HashSet::new();
         loop {
             tokio::select! {
                 notice = notices.recv() => match notice {
@@ -71,6 +85,12 @@ impl Channels {
                         let address = self.intercepts[usize::from(target.0)];
                         log::warn!("worker {worker}: the channel to intercept {address} broke: {error}; nothing is replayed there until it is up again");
                         dials.spawn(self.redial(worker, target));
+                    }
+                    Some(Notice::Reflects { target }) => {
+                        let address = self.intercepts[usize::from(target.0)];
+                        if self.paced && reflecting.insert(address) {
+                            log::warn!("intercept {address} acknowledges large answers itself, at once, so that -R has no effect on them: start it with --ack relay");
+                        }
                     }
                 },
                 Some(Ok(dialled)) = dials.join_next() => {

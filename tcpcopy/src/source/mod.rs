@@ -31,7 +31,7 @@ use crate::{
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
-    engine::{Config, Engine},
+    engine::{Config, Engine, RoundTrip},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
     summary::Report,
@@ -58,6 +58,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         exclude: &plan.targets,
         clients: settings.selection.clients.as_ref(),
         sampling: sampling(&settings)?,
+        handshakes: settings.replay.round_trip == RoundTrip::Live,
         workers: settings.workers,
         ring_bytes: settings.ring_bytes,
         interfaces: &plan.interfaces,
@@ -69,7 +70,9 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let (notices, notice_receiver) = unbounded_channel();
     let workers = Workers::start(&settings, &plan, rings, &notices)?;
     drop(notices);
-    let mut channels = Channels::new(plan.dialled(&settings.intercepts), security, Arc::clone(&workers.mailboxes));
+    let intercepts = plan.dialled(&settings.intercepts);
+    let mailboxes = Arc::clone(&workers.mailboxes);
+    let mut channels = Channels::new(intercepts, security, mailboxes, settings.replay.round_trip);
     let started = async {
         channels.dial_all().await?;
         capture.attach().map_err(anyhow::Error::from)
@@ -265,7 +268,7 @@ mod tests {
         let replay = |mtu, mss| Replay {
             complete_only: false,
             wait: true,
-            round_trip: Duration::ZERO,
+            round_trip: RoundTrip::Near,
             session_timeout: Duration::ZERO,
             keepalive_timeout: Duration::ZERO,
             memory: 0,

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::wakeup::MAX_SLEEP_MS;
+use tcpcopy_common::{response::option, wakeup::MAX_SLEEP_MS};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
@@ -61,6 +61,11 @@ pub enum Notice {
         target: TargetId,
         /// Why.
         error: LinkError,
+    },
+    /// A target acknowledges answers itself; told once by each worker.
+    Reflects {
+        /// Which channel.
+        target: TargetId,
     },
 }
 
@@ -144,6 +149,8 @@ struct Channel {
     current: TargetStats,
     earlier: TargetStats,
     instance: Option<u32>,
+    /// Whether its intercept has acknowledged an answer itself.
+    reflects: bool,
 }
 
 /// Everything that a worker owns.
@@ -352,12 +359,14 @@ impl Worker {
             let target = TargetId(index as u16);
             let engine = &mut self.copies[channel.copy].engine;
             let current = &mut channel.current;
+            let mut reflected = false;
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => {
                     let (mut ahead, mut records) = (responses.iter(), responses.iter().peekable());
                     while records.peek().is_some() {
                         engine.expect_responses(ahead.by_ref().take(LOOK_AHEAD).map(|response| response.flow));
                         for response in records.by_ref().take(LOOK_AHEAD) {
+                            reflected |= response.options & option::REFLECTED != 0;
                             engine.handle_response(now, target, &response);
                         }
                     }
@@ -368,6 +377,9 @@ impl Worker {
                 other => log::debug!("unexpected frame from intercept: {other:?}"),
             });
             let outcome = outcome.and_then(|_| link.flush().map(drop));
+            if reflected && !std::mem::replace(&mut channel.reflects, true) {
+                let _ = self.notices.send(Notice::Reflects { target });
+            }
             if let Err(error) = outcome {
                 channel.link = None;
                 engine.handle_channel_down(now, target);

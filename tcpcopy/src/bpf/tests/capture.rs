@@ -40,7 +40,11 @@ impl Fixture {
         clients: Option<&ClientFilter>,
         sampling: Option<Sampling>,
     ) -> Self {
-        Self::on("lo", hook, workers, ring_bytes, clients, sampling)
+        Self::on("lo", hook, workers, ring_bytes, (clients, sampling), false)
+    }
+
+    fn with_handshakes(hook: Hook) -> Self {
+        Self::on("lo", hook, 1, 1 << 20, (None, None), true)
     }
 
     /// For an interface, to which the programs are not attached.
@@ -49,8 +53,8 @@ impl Fixture {
         hook: Hook,
         workers: u32,
         ring_bytes: u32,
-        clients: Option<&ClientFilter>,
-        sampling: Option<Sampling>,
+        (clients, sampling): (Option<&ClientFilter>, Option<Sampling>),
+        handshakes: bool,
     ) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
@@ -64,6 +68,7 @@ impl Fixture {
             exclude: &["10.0.0.9:80".parse().unwrap()],
             clients,
             sampling,
+            handshakes,
             workers,
             ring_bytes,
             interfaces: &[interface.to_owned()],
@@ -368,5 +373,57 @@ fn the_smallest_range_decides_whether_a_client_is_copied() {
             let what = format!("{client}, --clients {only} --exclude {except}");
             fixture.expect_none(&what, &from(client).0, Some(Filtered));
         }
+    }
+}
+
+#[test]
+fn the_acknowledgement_that_ends_a_handshake_is_copied_once_and_no_other() {
+    if !privileged() {
+        return;
+    }
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let mut fixture = Fixture::with_handshakes(hook);
+        for (server, rule, client) in
+            [("10.0.0.3:80", 1, CLIENT4), ("10.0.0.3:80", 1, "192.0.2.8:40000"), ("[2001:db8::3]:443", 3, CLIENT6)]
+        {
+            // The last ISN wraps to the number that an empty slot holds.
+            for isn in [7, u32::MAX - 1, u32::MAX] {
+                let what = |what| format!("{what}, {client}, ISN {isn}, {hook:?}");
+                let syn = Packet { flags: 0x02, payload: vec![], seq: isn, ack: 0, ..packet(client, server) };
+                let ack = Packet { flags: 0x10, seq: isn.wrapping_add(1), ack: 9, ..syn.clone() };
+                fixture.expect_copy(&what("SYN"), &syn, rule);
+                // Keep-alive probe, somebody else's, after data: pure acknowledgements too.
+                for seq in [isn, isn.wrapping_add(2)] {
+                    fixture.expect_none(&what("another number"), &Packet { seq, ..ack.clone() }, Some(PureAck));
+                }
+                fixture.expect_copy(&what("the end"), &ack, rule);
+                for again in [&ack, &Packet { seq: isn, ..ack.clone() }, &Packet { ack: 10, ..ack.clone() }] {
+                    fixture.expect_none(&what("afterwards"), again, Some(PureAck));
+                }
+                // Not if another SYN of the same connection was answered.
+                fixture.expect_copy(&what("SYN again"), &syn, rule);
+                fixture.expect_copy(&what("the end again"), &ack, rule);
+            }
+        }
+        // Data in the SYN is acknowledged with it (RFC 7413).
+        let syn = Packet { flags: 0x02, payload: b"early".to_vec(), seq: 7, ack: 0, ..packet(CLIENT4, "10.0.0.3:80") };
+        fixture.expect_copy("SYN with data", &syn, 1);
+        let ack = Packet { flags: 0x10, payload: vec![], seq: 13, ack: 9, ..syn };
+        fixture.expect_copy("the end after data", &ack, 1);
+        fixture.expect_none("no rule", &Packet { ..packet(CLIENT4, "10.0.0.3:81") }, None);
+    }
+}
+
+#[test]
+fn without_being_asked_for_no_acknowledgement_is_copied() {
+    if !privileged() {
+        return;
+    }
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let mut fixture = Fixture::new(hook, 1);
+        let syn = Packet { flags: 0x02, payload: vec![], ..packet(CLIENT4, "10.0.0.3:80") };
+        fixture.expect_copy("SYN", &syn, 1);
+        let ack = Packet { flags: 0x10, seq: syn.seq + 1, ..syn };
+        fixture.expect_none("the end", &ack, Some(PureAck));
     }
 }

@@ -139,12 +139,16 @@ fn capturing(hook: Hook, program: &'static str, baseline: impl Fn(&[u8]) -> u128
         ("not IP", vec![0; 64]),
         ("no rule, 512 octets", segment(512, 81).bytes()),
         ("pure ACK", Packet { flags: 0x10, ..segment(0, 80) }.bytes()),
+        ("SYN", Packet { flags: 0x02, ..segment(0, 80) }.bytes()),
         ("copied, 64 octets", segment(64, 80).bytes()),
         ("copied, 512 octets", segment(512, 80).bytes()),
         ("copied, 1448 octets", segment(1448, 80).bytes()),
     ];
-    for (what, packet) in &table {
-        let mut fixture = capture::Fixture::on("v0", hook, 1, RING, None, None);
+    let settings = [(false, ""), (true, ", handshakes measured")];
+    for ((handshakes, setting), (what, packet)) in
+        settings.iter().flat_map(|setting| table.iter().map(move |row| (setting, row)))
+    {
+        let mut fixture = capture::Fixture::on("v0", hook, 1, RING, (None, None), *handshakes);
         // For an XDP program that is attached nowhere, each call would wait until the kernel has rewritten its dispatcher: long
         // enough for the ring to fall out of the caches.
         fixture.capture.attach().unwrap();
@@ -154,7 +158,7 @@ fn capturing(hook: Hook, program: &'static str, baseline: impl Fn(&[u8]) -> u128
             cost
         });
         assert_eq!(fixture.count(CaptureCounter::RingFull), 0);
-        report(program, what, cost, baseline(packet));
+        report(program, &format!("{what}{setting}"), cost, baseline(packet));
     }
 }
 

@@ -113,7 +113,7 @@ impl Session {
         let segment_size = announced.min(ours).saturating_sub(taken).max(1);
         let receiver = Receiver::new(TargetSeq::from_be(r.seq));
         self.state = State::Open(Open {
-            acknowledger: Acknowledger::new(now, cx.config.round_trip, handshake, &receiver),
+            acknowledger: Acknowledger::new(now, cx.distance, handshake, &receiver),
             receiver,
             una: self.origin,
             nxt: self.origin,

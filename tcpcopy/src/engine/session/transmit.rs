@@ -102,7 +102,7 @@ impl Session {
 
     fn poll_open(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
         let State::Open(open) = &mut self.state else { return Poll::Idle };
-        open.acknowledger.release(cx.now);
+        open.release(cx);
         if open.acknowledger.number(&open.receiver).is_none() {
             return Poll::Idle;
         }

@@ -11,7 +11,7 @@ use super::{
     harness::{Client, Lab, MS, config},
     target::Act,
 };
-use crate::engine::Config;
+use crate::engine::{Config, RoundTrip};
 
 /// Answers of a service that is known not to wait for acknowledgements.
 fn acquainted() -> Lab {
@@ -153,7 +153,7 @@ fn a_server_that_no_longer_waits_for_acknowledgements_is_believed_after_a_while(
 
 /// A client that acknowledges everything 30 ms after it has come.
 fn distant() -> Lab {
-    Lab::with(Config { round_trip: Duration::from_millis(30), ..config() })
+    Lab::with(Config { round_trip: RoundTrip::Same(Duration::from_millis(30)), ..config() })
 }
 
 #[test]

@@ -379,6 +379,12 @@ impl Client {
         self.seq = self.seq.wrapping_add(1);
     }
 
+    /// Acknowledges what it has read, and sends nothing.
+    pub fn acknowledge(&self, lab: &mut Lab) {
+        let segment = self.segment(lab, ACK, &[]);
+        lab.live(&segment);
+    }
+
     /// Sends, after having read `read` octets.
     pub fn send(&mut self, lab: &mut Lab, read: u32, payload: &[u8]) {
         self.ack = self.ack.wrapping_add(read);

@@ -5,6 +5,7 @@
 mod acknowledge;
 mod chaos;
 mod close;
+mod distance;
 mod fins;
 mod gating;
 mod harness;

@@ -6,7 +6,7 @@ use super::{
     harness::{CREDENTIALS, Client, Lab, MS, TARGET, config},
     target::{lines, silent},
 };
-use crate::engine::Config;
+use crate::engine::{Config, RoundTrip};
 
 #[test]
 fn a_connection_is_replayed_from_syn_to_fin() {
@@ -286,7 +286,8 @@ fn an_idle_connection_holds_no_buffer() {
 #[test]
 fn a_distant_client_acknowledges_late() {
     const ROUND_TRIP: u64 = 30;
-    let mut lab = Lab::with(Config { round_trip: std::time::Duration::from_millis(ROUND_TRIP), ..config() });
+    let mut lab =
+        Lab::with(Config { round_trip: RoundTrip::Same(std::time::Duration::from_millis(ROUND_TRIP)), ..config() });
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     client.send(&mut lab, 0, b"one\n");
@@ -311,7 +312,7 @@ fn a_distant_client_acknowledges_late() {
 /// spin, and the session goes on afterwards.
 #[test]
 fn late_acknowledgements_wait_for_the_channel() {
-    let mut lab = Lab::with(Config { round_trip: std::time::Duration::from_millis(30), ..config() });
+    let mut lab = Lab::with(Config { round_trip: RoundTrip::Same(std::time::Duration::from_millis(30)), ..config() });
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     client.send(&mut lab, 0, b"one\n");

@@ -424,6 +424,15 @@ pub(super) fn lines_then_close(answer: u32, most: usize) -> App {
     })
 }
 
+/// Answers so many lines, then resets.
+pub(super) fn lines_then_reset(answer: u32, most: usize) -> App {
+    let mut closing = lines_then_close(answer, most);
+    Box::new(move |input| {
+        let acts = closing(input).into_iter();
+        acts.map(|act| if let Act::Close(after) = act { Act::Reset(after) } else { act }).collect()
+    })
+}
+
 /// Reads and says nothing.
 pub(super) fn silent() -> App {
     Box::new(|_| Vec::new())
