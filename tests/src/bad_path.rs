@@ -1,6 +1,6 @@
-//! A path to the target that loses, duplicates and reorders packets, in both directions.
+//! A path to a host that loses, duplicates and reorders packets, or is long, in both directions.
 //!
-//! The target's cable is taken out of the switch, and a thread carries the frames between the two. It stands where every
+//! The host's cable is taken out of the switch, and a thread carries the frames between the two. It stands where every
 //! packet passes: packet sockets, by which requests are injected, know no netfilter and no queueing discipline. Frames are
 //! carried with their offload header, so that large ones and unfinished checksums stay what they are.
 
@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 
-use crate::Lab;
+use crate::{Host, Lab};
 
 /// Chances, of 1000, that something happens to a frame.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +31,8 @@ pub struct Weather {
     pub duplicate: u32,
     /// It comes later, so that others overtake it.
     pub reorder: u32,
+    /// How long every frame is on its way.
+    pub delay: Duration,
     /// Of the dice.
     pub seed: u64,
 }
@@ -72,18 +74,26 @@ pub struct BadPath {
 impl BadPath {
     /// Worsens the path between the switch and the target.
     pub fn new(lab: &Lab, weather: Weather) -> anyhow::Result<Self> {
+        Self::to(lab, &lab.target, weather)
+    }
+
+    /// Worsens the path between the switch and a host that is plugged into it.
+    pub fn to(lab: &Lab, host: &Host, weather: Weather) -> anyhow::Result<Self> {
+        let role = host.role;
+        let ends = [0, 1].map(|n| format!("{role}.bad{n}"));
         lab.switch.ip(&[
-            "link add bad0 type veth peer bad1".into(),
-            "link set bad1 up".into(),
-            "link set target nomaster".into(),
-            "link set bad0 master br0 up".into(),
+            format!("link add {} type veth peer {}", ends[0], ends[1]),
+            format!("link set {} up", ends[1]),
+            format!("link set {role} nomaster"),
+            format!("link set {} master br0 up", ends[0]),
         ])?;
+        let [_, outer] = ends;
         let (tallies, stop) = (Arc::<[Tally; 2]>::default(), Arc::<AtomicBool>::default());
         let (counted, stopped) = (Arc::clone(&tallies), Arc::clone(&stop));
         let switch = Arc::clone(&lab.switch);
         let (ready, opened) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new().name("bad path".into()).spawn(move || {
-            let sockets = switch.enter().and_then(|()| Ok([open("bad1")?, open("target")?]));
+            let sockets = switch.enter().and_then(|()| Ok([open(&outer)?, open(role)?]));
             // A thread that nobody joins must not keep the laboratory from being removed.
             drop(switch);
             match sockets {
@@ -101,7 +111,7 @@ impl BadPath {
         Ok(Self { tallies, stop, thread: Some(thread) })
     }
 
-    /// What happened to frames to the target, and to those from it.
+    /// What happened to frames to the host, and to those from it.
     pub fn fates(&self) -> [Fate; 2] {
         self.tallies.each_ref().map(|tally| {
             let [passed, lost, duplicated, reordered] =
@@ -190,11 +200,17 @@ fn carry(sockets: &[Socket; 2], weather: Weather, tallies: &[Tally; 2], stop: &A
                     count(&tally.duplicated);
                     send(&sockets[to], frame)?;
                 }
+                let mut delay = weather.delay;
                 if dice.falls(weather.reorder) {
                     count(&tally.reordered);
-                    held.push_back((Instant::now() + LATER, to, frame.to_vec()));
-                } else {
+                    delay += LATER;
+                }
+                if delay.is_zero() {
                     send(&sockets[to], frame)?;
+                } else {
+                    let at = Instant::now() + delay;
+                    let place = held.partition_point(|(due, ..)| *due <= at);
+                    held.insert(place, (at, to, frame.to_vec()));
                 }
             }
         }

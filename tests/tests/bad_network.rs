@@ -93,5 +93,5 @@ fn five_percent_of_loss() {
 #[test]
 fn loss_duplication_and_reordering() {
     let _guard = laboratory!();
-    everything_arrives_through(Weather { lose: 10, duplicate: 20, reorder: 30, seed: 3 });
+    everything_arrives_through(Weather { lose: 10, duplicate: 20, reorder: 30, seed: 3, ..Weather::default() });
 }

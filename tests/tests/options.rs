@@ -5,12 +5,13 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     time::Duration,
 };
 
 use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, Shape,
+    bad_path::{BadPath, Weather},
     capture::{End, Packet, Sniffer, TCP},
     eventually,
     http::{Limit, Load, Method, Server},
@@ -118,6 +119,102 @@ fn a_round_trip_time_delays_acknowledgements() {
     assert!(acknowledged, "{}", outcome.table);
     let time = times(&seen).unwrap();
     assert!(time > ROUND_TRIP - Duration::from_millis(10), "{time:?}\n{}", outcome.table);
+    outcome.assert_no_leak();
+}
+
+/// What the target has got from a client, by when it came: all times since its SYN.
+#[derive(Debug)]
+struct Seen {
+    /// The end of the handshake.
+    opened: Duration,
+    /// From the request to the last acknowledgement of the answer.
+    answered: Duration,
+}
+
+impl Seen {
+    /// `None` before there was a request, and acknowledgements after it.
+    fn of(client: &Host, packets: &[Packet]) -> Option<Self> {
+        let own = |packet: &&Packet| packet.protocol == TCP && packet.source == IpAddr::from(client.v4);
+        let own = packets.iter().filter(own).filter(|packet| packet.destination_port == TARGET_PORT);
+        let since = |later: &Packet, earlier: &Packet| Duration::from_nanos(later.time_ns - earlier.time_ns);
+        let mut own = own.skip_while(|packet| packet.flags & SYN == 0).peekable();
+        let syn = own.next()?;
+        // Perhaps with the request.
+        let opened = own.peek()?;
+        let opened = since(opened, syn);
+        let request = own.find(|packet| !packet.payload.is_empty())?;
+        let last = own.last()?;
+        Some(Self { opened, answered: since(last, request) })
+    }
+}
+
+/// Two clients at different distances, who ask at the same time. An answer of 100 KB takes three flights: 10 segments
+/// (RFC 6928), 20, and the rest.
+#[test]
+fn with_live_round_trips_the_target_sees_each_client_at_its_own_distance() {
+    let _guard = laboratory!();
+    let lab = Lab::shaped(Shape::TwoTargets).unwrap();
+    let clients = [(&lab.client, Duration::from_millis(60)), (lab.other("target2"), Duration::from_millis(260))];
+    let paths = clients.map(|(client, round_trip)| {
+        BadPath::to(&lab, client, Weather { delay: round_trip / 2, ..Weather::default() }).unwrap()
+    });
+    // Its answers must not wait until the other end of the long path has said who it is; they do not get there anyway.
+    let neighbour = format!("neighbour replace {} dev eth0 lladdr 02:00:00:00:00:05 nud permanent", clients[1].0.v4);
+    lab.target.ip(&[neighbour]).unwrap();
+    let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, options("-R live")).unwrap();
+    let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
+    let loads = clients.map(|(client, _)| {
+        let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
+        Load { method: Method::Get("/size/100000".into()), ..load }.start(client).unwrap()
+    });
+    for load in loads {
+        assert_eq!(load.join().unwrap().failed, Vec::<String>::new());
+    }
+    assert_eq!(target.wait_for_requests(2, PATIENCE), 2);
+    // The clients have closed, and the target does once its answer is acknowledged.
+    let closed = || {
+        let filter = format!("exclude listening exclude time-wait sport = :{TARGET_PORT}");
+        lab.target.output(&format!("ss -tanH {filter}")).unwrap().is_empty()
+    };
+    assert!(eventually(PATIENCE, closed));
+    let outcome = mirror.stop().unwrap();
+    let packets = sniffer.stop().unwrap();
+    for ((client, round_trip), path) in clients.iter().zip(paths) {
+        let seen =
+            Seen::of(client, &packets).unwrap_or_else(|| panic!("{} did nothing\n{}", client.role, outcome.table));
+        println!("{} at {round_trip:?}: {seen:?}", client.role);
+        // Nothing comes early; that it comes late is the machine's affair, but not by as much as the other is far away.
+        let most = *round_trip + Duration::from_millis(150);
+        assert!((*round_trip..most).contains(&seen.opened), "{seen:?} at {round_trip:?}\n{}", outcome.table);
+        let flights = 3 * *round_trip;
+        assert!((flights..flights + most).contains(&seen.answered), "{seen:?} at {round_trip:?}\n{}", outcome.table);
+        drop(path);
+    }
+    assert_eq!(outcome.tcpcopy.count("distant_clients"), 2, "{}", outcome.table);
+    outcome.assert_no_leak();
+}
+
+#[test]
+fn a_round_trip_time_that_the_target_cannot_see_is_warned_of_once() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let intercept = ["--ack", "reflect"].map(str::to_owned).to_vec();
+    let mirror = Mirror::start(&lab, MirrorOptions { intercept, ..options("-R 30 -w 2") }).unwrap();
+    let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Requests(8));
+    let report = Load { method: Method::Get("/size/5000000".into()), ..load }.run(&lab.client).unwrap();
+    assert_eq!(report.failed, Vec::<String>::new());
+    assert_eq!(target.wait_for_requests(8, PATIENCE), 8);
+    let is_warning = |line: &str| line.contains("-R has no effect");
+    let warned = mirror.tcpcopy().wait_log(PATIENCE, is_warning);
+    let outcome = mirror.stop().unwrap();
+    println!("{}", outcome.table);
+    println!("{}", outcome.table);
+    assert!(warned.is_ok(), "{}", outcome.table);
+    assert_eq!(outcome.logs.lines().filter(|line| is_warning(line)).count(), 1, "{}", outcome.logs);
     outcome.assert_no_leak();
 }
 
