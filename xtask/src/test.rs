@@ -100,7 +100,7 @@ impl Tally {
                 self.failed += 1;
                 println!("test fuzz {name} ... FAILED\n{why}");
                 self.failures.push(format!("fuzz {name}"));
-                self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}"));
+                self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}{}", essence(&why)));
             }
         })
     }
@@ -148,9 +148,26 @@ impl Tally {
     }
 }
 
+/// The panic in what a fuzzer said, and how to see it again: the end may be all that is left of a log.
+fn essence(why: &str) -> String {
+    let panic = why.lines().skip_while(|line| !line.contains("panicked at")).take(2);
+    let again = why.lines().skip_while(|line| !line.starts_with("    replay:"));
+    panic.chain(again).map(|line| format!("\n    {}", line.trim_start())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_essence_of_a_finding_is_its_panic_and_its_reproduction() {
+        let why = "INFO: x\nthread panicked at a.rs:1:2:\nno end\nstack backtrace:\n  0: f\nexit\n    replay: cargo\n    elsewhere: xxd";
+        assert_eq!(
+            essence(why),
+            "\n    thread panicked at a.rs:1:2:\n    no end\n    replay: cargo\n    elsewhere: xxd"
+        );
+        assert_eq!(essence("it could not be started"), "");
+    }
 
     #[test]
     fn result_lines_are_added_up() {

@@ -238,7 +238,7 @@ impl Target {
             return Ok(Ok(format!("{} inputs in {seconds} s", runs.unwrap_or("unknown").trim())));
         }
         // What comes before is how its coverage grew.
-        let from = said.lines().count().saturating_sub(80);
+        let from = said.lines().count().saturating_sub(200);
         let tail: Vec<&str> = said.lines().skip(from).collect();
         Ok(Err(format!("{}\n{status}{}", tail.join("\n"), self.reproduction(&before)?)))
     }
