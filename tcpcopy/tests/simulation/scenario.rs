@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
+use tcpcopy::engine::RoundTrip;
+
 use crate::{path::Impairment, random::Random};
 
 /// A part of a scenario that can be left out, to find out what a failure needs.
@@ -25,9 +27,25 @@ pub enum Part {
     Slowness,
     /// Limits of the engine's memory.
     Limits,
+    /// Clients that seem far away.
+    Distance,
+    /// The target's `intercept` acknowledges answers.
+    Reflection,
 }
 
 impl Part {
+    /// Those that are of no single connection.
+    const GLOBAL: [Self; 8] = [
+        Self::Up,
+        Self::Down,
+        Self::Gaps,
+        Self::EarlyClose,
+        Self::Slowness,
+        Self::Limits,
+        Self::Distance,
+        Self::Reflection,
+    ];
+
     /// The connection that this is a lesser part of.
     pub const fn connection(self) -> Option<u8> {
         match self {
@@ -49,6 +67,8 @@ impl fmt::Display for Part {
             Self::EarlyClose => f.write_str("close"),
             Self::Slowness => f.write_str("slow"),
             Self::Limits => f.write_str("limits"),
+            Self::Distance => f.write_str("distance"),
+            Self::Reflection => f.write_str("reflection"),
         }
     }
 }
@@ -57,8 +77,7 @@ impl FromStr for Part {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let plain = [Self::Up, Self::Down, Self::Gaps, Self::EarlyClose, Self::Slowness, Self::Limits];
-        if let Some(part) = plain.into_iter().find(|part| part.to_string() == text) {
+        if let Some(part) = Self::GLOBAL.into_iter().find(|part| part.to_string() == text) {
             return Ok(part);
         }
         let bad = || format!("`{text}` is not a part of a scenario");
@@ -205,6 +224,10 @@ pub struct Scenario {
     pub session_memory: Option<usize>,
     /// The target's answers are as long as the live server's, so that what it owes can be told.
     pub alike: bool,
+    /// How far away the clients are to seem.
+    pub round_trip: RoundTrip,
+    /// Whether the target's `intercept` acknowledges answers.
+    pub reflects: bool,
     pub connections: Vec<Connection>,
 }
 
@@ -246,16 +269,22 @@ impl Scenario {
                 request.reply = Reply { pieces, size: request.answer.0 as usize / pieces * pieces, ..request.reply };
             }
         }
-        Self { seed, up, down, services, target, session_memory, alike, connections }
+        let mut r = Random::new(seed, 5001);
+        let round_trip = match r.within(0..=5) {
+            0 | 1 => RoundTrip::Live,
+            2 => RoundTrip::Same(Duration::from_micros(r.magnitude(100..=300_000))),
+            _ => RoundTrip::Near,
+        };
+        let reflects = r.chance(300);
+        Self { seed, up, down, services, target, session_memory, alike, round_trip, reflects, connections }
     }
 
     /// What could be left out, the largest parts first.
     pub fn parts(&self) -> Vec<Part> {
         let connections = self.connections.iter().map(|c| Part::Connection(c.id));
-        let global = [Part::Up, Part::Down, Part::Gaps, Part::EarlyClose, Part::Slowness, Part::Limits];
         let legs = self.connections.iter().map(|c| Part::Leg(c.id));
         let writes = self.connections.iter().flat_map(|c| c.writes.iter().map(|w| Part::Write(c.id, w.number)));
-        connections.chain(global).chain(legs).chain(writes).collect()
+        connections.chain(Part::GLOBAL).chain(legs).chain(writes).collect()
     }
 
     fn leave_out(&mut self, part: Part) {
@@ -283,6 +312,8 @@ impl Scenario {
                 }
             }
             Part::Limits => self.session_memory = None,
+            Part::Distance => self.round_trip = RoundTrip::Near,
+            Part::Reflection => self.reflects = false,
         }
     }
 

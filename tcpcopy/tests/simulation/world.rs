@@ -17,6 +17,7 @@ use crate::{
     oracle::Oracle,
     path::Leg,
     random::Random,
+    reflector::Reflector,
     scenario::Scenario,
     target::{INSTANCE, Response, Target},
     wire,
@@ -43,6 +44,10 @@ pub struct Outcome {
     pub discarded: u64,
     pub reconnects: u64,
     pub retransmissions: u64,
+    /// Clients at a distance of their own.
+    pub distant: u64,
+    /// Response segments that the target's `intercept` acknowledged.
+    pub reflected: u64,
 }
 
 struct World<'a> {
@@ -57,6 +62,7 @@ struct World<'a> {
     order: u64,
     /// The sessions that the programs at the target know, with their ISNs.
     sessions: HashMap<Flow, u32>,
+    reflector: Option<Reflector>,
     limit: usize,
     /// Whether to tell what happens.
     trace: bool,
@@ -83,6 +89,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
         events: BTreeMap::new(),
         order: 0,
         sessions: HashMap::new(),
+        reflector: scenario.reflects.then(Reflector::default),
         trace,
     };
     world.engine.handle_channel_up(START, TARGET, Credentials { instance: INSTANCE, key: KEY });
@@ -106,13 +113,15 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
         lost: up.lost + down.lost,
         octets: stats.bytes.sent,
         reconnects: stats.reconnects,
+        distant: stats.distant_clients,
+        reflected: stats.reflected_segments,
     })
 }
 
 fn config(scenario: &Scenario) -> Config {
     let rule = |address: &str| RuleTarget { target: TARGET, address: address.parse().expect("an address") };
     let rules = ["10.0.0.3:8080", "10.0.0.3:2525", "[fd00::3]:8080", "[fd00::3]:2525"].map(rule).to_vec();
-    let mut config = Config { rules, max_memory: 64 << 20, ..Config::default() };
+    let mut config = Config { rules, round_trip: scenario.round_trip, max_memory: 64 << 20, ..Config::default() };
     if let Some(limit) = scenario.session_memory {
         config.max_session_memory = limit;
         config.max_memory = 8 * limit;
@@ -211,8 +220,14 @@ impl World<'_> {
     }
 
     fn respond(&mut self, responses: Vec<Response>) {
-        for response in responses {
+        for mut response in responses {
             let arrivals = self.down.carry(self.now, 80);
+            let reported = arrivals.iter().flatten().next().is_some();
+            if let Some(reflector) = &mut self.reflector
+                && let Some(acknowledgement) = reflector.reflect(&mut response.report, reported)
+            {
+                self.put(self.now, Event::ToTarget(acknowledgement));
+            }
             for at in arrivals.into_iter().flatten() {
                 let copy = Response { report: response.report, answers: response.answers.clone() };
                 self.put(at, Event::ToEngine(copy));

@@ -279,3 +279,15 @@ fn the_end_of_a_handshake_may_find_the_channel_down() {
     lab.run_ms(300);
     lab.assert_nothing_lost();
 }
+
+/// Its session is given up, but not its connection; what it says much later tells nothing of its distance.
+#[test]
+fn a_handshake_that_outlives_its_session_measures_nothing() {
+    let mut lab = live();
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    lab.run_ms(120_500);
+    assert_eq!(lab.engine.stats().sessions.active, 0);
+    client.send(&mut lab, 0, b"line\n");
+    assert_eq!(lab.engine.stats().distant_clients, 0);
+}
