@@ -339,7 +339,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
             let mut diag = SockDiag::open().unwrap();
-            let mut connect = || {
+            let connect = || {
                 let client = TcpStream::connect(address).unwrap();
                 let (server, _) = listener.accept().unwrap();
                 let flow = flow(client.local_addr().unwrap(), address);
