@@ -2,6 +2,7 @@
 
 mod contender;
 mod crowd;
+mod idle;
 mod measure;
 mod meter;
 mod page;

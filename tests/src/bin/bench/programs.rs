@@ -15,7 +15,10 @@ use lab::{
 };
 use serde::Serialize;
 
-use crate::contender::{Contender, Stage};
+use crate::{
+    contender::{Contender, Stage},
+    idle::Idle,
+};
 
 /// A port of the source that nothing is mirrored of.
 const OTHER_PORT: u16 = 81;
@@ -32,7 +35,7 @@ pub struct ProgramCost {
     pub traffic: &'static str,
     /// How often it ran.
     pub runs: u64,
-    /// Per run, with what the statistics themselves cost: about 20 ns.
+    /// Per run, with what the statistics themselves cost: see what [`Idle`] takes in the same run.
     pub nanoseconds: f64,
 }
 
@@ -42,6 +45,8 @@ pub fn measure(lab: &Lab, contender: &Contender) -> anyhow::Result<Vec<ProgramCo
     let before: HashSet<u32> = loaded()?.iter().map(ProgramInfo::id).collect();
     let stage = Stage::set(lab, contender)?;
     let other = RealServer::nginx(&lab.source, OTHER_PORT, 10_000_000)?;
+    let _idle = Idle::attach(&lab.source)
+        .inspect_err(|error| eprintln!("SKIP {}: no program to compare with: {error:#}", Idle::NAME));
     let _enabled = enable_stats(Stats::RunTime).context("the kernel keeps no statistics of eBPF programs")?;
     let mut costs = Vec::new();
     for (traffic, port) in [("mirrored", LIVE_PORT), ("other", other.port())] {

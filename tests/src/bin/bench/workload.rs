@@ -61,13 +61,14 @@ const fn with_direct(workload: Workload) -> Workload {
 }
 
 /// All of them. CPU time is compared where the rate is fixed: at equal work.
-pub const ALL: [Workload; 13] = [
+pub const ALL: [Workload; 14] = [
     at("calm", 100, 16, Shape::Get("small"), "replay lag of a quiet service"),
     with_direct(at("keep-alive", 5_000, 32, Shape::Get("small"), "the cost of a small request")),
     with_direct(at("connections", 1_280, 16, Shape::Connections, "the cost of a connection for each request")),
     at("1k", 5_000, 32, Shape::Get("1k"), "1 KB responses"),
     at("100k", 500, 8, Shape::Get("100k"), "100 KB responses"),
     at("uploads", 500, 8, Shape::Post(64 << 10), "64 KB uploads"),
+    at("256", 5_000, 256, Shape::Get("small"), "memory with hundreds of open connections"),
     at("4096", 5_000, 4_096, Shape::Get("small"), "many open connections"),
     closed("closed-1", 1, Shape::Get("small"), "one client, as fast as answers come"),
     closed("closed-32", 32, Shape::Get("small"), "keep-alive, as fast as answers come"),
