@@ -174,28 +174,8 @@ impl SockDiag {
         self.netlink.dump_each(query, "list the TCP sockets", each)
     }
 
-    /// Tears down the server's end of `flow`: the socket whose local end is the flow's server and whose remote end is its
-    /// client, in whatever state, whether an IPv4 or a dual-stack listener accepted it. The process that owns it reads
-    /// ECONNABORTED; the kernel sends a RST to the client. A listener is never touched.
-    ///
-    /// A socket that is bound to an interface is not found this way; [`tcp_sockets`](Self::tcp_sockets) has it.
-    ///
-    /// # Errors
-    /// When the kernel refuses: without CAP_NET_ADMIN, or without support.
-    pub fn destroy(&mut self, flow: &Flow) -> Result<Destroyed, NetError> {
-        let (local, remote) = ends(flow);
-        let any = TcpSocket { local, remote, state: 0, cookie: NO_COOKIE, ifindex: 0 };
-        // Two steps, and the second by cookie: for a connection that is gone, the kernel's look-up ends at the *listener*,
-        // and destroying that would end the service.
-        let query = SockDiagMessage::InetRequest(any.request());
-        let found: Option<TcpSocket> = self.netlink.get(query, &[libc::ENOENT], "look up a TCP socket")?;
-        match found {
-            Some(found) if found.serves(flow) => self.destroy_socket(&found),
-            _ => Ok(Destroyed::NotFound),
-        }
-    }
-
-    /// Tears down a socket that [`tcp_sockets`](Self::tcp_sockets) listed; refuses a listener.
+    /// Tears down a socket that was listed, in whatever state it is; refuses a listener. The process that owns it reads
+    /// ECONNABORTED; the kernel sends a RST to the client.
     ///
     /// # Errors
     /// When the kernel refuses: without CAP_NET_ADMIN, or without support.
@@ -263,6 +243,15 @@ mod tests {
         }
     }
 
+    fn destroy(diag: &mut SockDiag, flow: &Flow) -> Destroyed {
+        let mut found = None;
+        diag.connections(Connections::All, |socket| {
+            found = found.take().or(socket.serves(flow).then(|| socket.clone()))
+        })
+        .unwrap();
+        found.map_or(Destroyed::NotFound, |socket| diag.destroy_socket(&socket).unwrap())
+    }
+
     fn states(diag: &mut SockDiag, flow: &Flow) -> Vec<u8> {
         let all = diag.tcp_sockets(Family::V4).unwrap();
         all.iter().filter(|s| s.serves(flow)).map(|s| s.state).collect()
@@ -290,12 +279,12 @@ mod tests {
                 assert_eq!(found.len(), 1, "{listen}: {listed:?}");
                 assert_eq!(found[0].state, TCP_ESTABLISHED);
 
-                assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes, "{listen}");
+                assert_eq!(destroy(&mut diag, &flow), Destroyed::Yes, "{listen}");
                 let error = server.read(&mut [0]).unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::ECONNABORTED), "{listen}");
                 assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-                // Now the kernel's look-up ends at the listener, which must not be taken for the connection.
-                assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::NotFound, "{listen}");
+                assert_eq!(destroy(&mut diag, &flow), Destroyed::NotFound, "{listen}");
+                // The kernel's look-up ends at the listener now, which must not be taken for the connection.
                 assert_eq!(diag.destroy_socket(found[0]).unwrap(), Destroyed::NotFound);
                 TcpStream::connect(connect).expect("the listener still listens");
             }
@@ -328,7 +317,7 @@ mod tests {
             drop(client);
             let mut diag = SockDiag::open().unwrap();
             eventually(|| states(&mut diag, &flow) == [TCP_TIME_WAIT]);
-            assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes);
+            assert_eq!(destroy(&mut diag, &flow), Destroyed::Yes);
             assert!(states(&mut diag, &flow).is_empty());
         });
     }
@@ -383,7 +372,7 @@ mod tests {
             let flow = flow(client.0, server);
             let mut diag = SockDiag::open().unwrap();
             eventually(|| states(&mut diag, &flow) == [TCP_SYN_RECV]);
-            assert_eq!(diag.destroy(&flow).unwrap(), Destroyed::Yes);
+            assert_eq!(destroy(&mut diag, &flow), Destroyed::Yes);
             assert!(states(&mut diag, &flow).is_empty());
         });
     }

@@ -26,7 +26,7 @@ use crate::{
     net::{
         NetError, interface,
         neighbour::{self, Neighbour},
-        sockdiag::{Connections, SockDiag},
+        sockdiag::{Connections, SockDiag, TcpSocket},
     },
     time::{Nanos, now},
 };
@@ -195,14 +195,14 @@ impl Reaper {
                 return;
             }
             log::debug!("destroying {} replayed connections", left.len());
-            left.iter().for_each(|flow| destroy(&mut sock_diag, flow));
+            left.iter().for_each(|socket| destroy(&mut sock_diag, socket));
             std::thread::sleep(FINAL_PAUSE);
         }
         log::warn!("some replayed connections could not be destroyed; their answers may reach clients");
     }
 
     /// Replayed connections with a socket in whatever state; `None` when there are no sessions.
-    fn left(&mut self) -> Result<Option<(SockDiag, HashSet<Flow>)>, ReapError> {
+    fn left(&mut self) -> Result<Option<(SockDiag, Vec<TcpSocket>)>, ReapError> {
         let mut sessions = HashSet::new();
         let mut walk = self.sessions.walk();
         while let Some(batch) = walk.batch()? {
@@ -212,8 +212,12 @@ impl Reaper {
             return Ok(None);
         }
         let mut sock_diag = SockDiag::open()?;
-        let mut left = HashSet::new();
-        sock_diag.connections(Connections::All, |socket| left.extend(sessions.take(&socket.flow())))?;
+        let mut left = Vec::new();
+        sock_diag.connections(Connections::All, |socket| {
+            if sessions.contains(&socket.flow()) {
+                left.push(socket.clone());
+            }
+        })?;
         Ok(Some((sock_diag, left)))
     }
 
@@ -239,12 +243,11 @@ fn judge(
     let mut sock_diag = SockDiag::open()?;
     let mut orphans = Vec::new();
     sock_diag.connections(Connections::NotInTimeWait, |socket| {
-        let flow = socket.flow();
-        if suspects.remove(&flow).is_some_and(|session| !instances.is_known(session.instance)) {
-            orphans.push(flow);
+        if suspects.remove(&socket.flow()).is_some_and(|session| !instances.is_known(session.instance)) {
+            orphans.push(socket.clone());
         }
     })?;
-    orphans.iter().for_each(|flow| destroy(&mut sock_diag, flow));
+    orphans.iter().for_each(|socket| destroy(&mut sock_diag, socket));
     for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
         forget(interceptor, flow, session);
     }
@@ -265,8 +268,8 @@ fn forget(interceptor: &Mutex<Interceptor>, flow: &Flow, seen: &Session) {
     }
 }
 
-fn destroy(sock_diag: &mut SockDiag, flow: &Flow) {
-    if let Err(e) = sock_diag.destroy(flow) {
+fn destroy(sock_diag: &mut SockDiag, socket: &TcpSocket) {
+    if let Err(e) = sock_diag.destroy_socket(socket) {
         log::warn!("cannot destroy a replayed connection: {e}");
     }
 }
@@ -352,6 +355,22 @@ mod tests {
             let seen = Session { last_seen_ns: NOW.0 - LINGER.as_nanos() as u64, instance: owner, ..Session::zeroed() };
             forget(&reaper.interceptor, &young, &seen);
             assert!(reaper.has(&young));
+        });
+    }
+
+    #[test]
+    fn a_socket_that_is_bound_to_an_interface_is_destroyed_too() {
+        isolated(|_| {
+            let (mut reaper, owner) = reaper();
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind_device(Some(b"lo")).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+            socket.listen(1).unwrap();
+            let (_client, mut server, flow) = connection(&socket.into());
+            reaper.add(&flow, owner.wrapping_add(1), Duration::ZERO);
+            assert_eq!(reaper.walk(NOW, &[]).unwrap(), 1);
+            assert_eq!(server.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::ECONNABORTED));
+            assert!(reaper.left().unwrap().unwrap().1.is_empty());
         });
     }
 
