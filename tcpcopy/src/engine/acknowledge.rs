@@ -26,6 +26,8 @@ const ANSWER: u32 = 8;
 /// Into how many parts a round trip is cut: a client far away acknowledges what comes within one of them together, at its end. So
 /// no more acknowledgements than that are under way, and none is later by more than 1.6 %.
 const PARTS: usize = 64;
+/// Acknowledgements for which a client far away keeps memory between two answers: most of its connections are idle most of the time.
+const KEPT: usize = 4;
 
 /// How long the end of the live handshake is waited for. A client that has heard nothing repeats its SYN after a second (RFC 6298,
 /// section 2.1), and may be as far away as can be measured then.
@@ -294,6 +296,9 @@ impl Far {
             self.told = Some(next);
             released = true;
         }
+        if released && self.waiting.is_empty() {
+            self.waiting.shrink_to(KEPT);
+        }
         released
     }
 }
@@ -515,6 +520,8 @@ mod tests {
         assert_eq!(far.waiting.len(), PARTS + 1);
         ends.acknowledger.release(Nanos(101_000 * US));
         assert_eq!(ends.acknowledger.number(&ends.receiver), Some(TargetSeq::new(1_001)));
+        let Client::Far(far) = &ends.acknowledger.client else { unreachable!() };
+        assert_eq!(far.waiting.capacity(), KEPT, "an idle client holds little memory");
     }
 
     #[test]
