@@ -395,13 +395,10 @@ impl Engine {
     fn give_up_hole(&mut self, now: Nanos, id: Id) {
         let reason = Reason::CaptureGap;
         self.abandon(id, reason, Farewell::Reset);
-        loop {
-            let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
-            if stream.hole_since().is_none_or(|since| self.gap_deadline(since) > now) {
-                break;
-            }
+        let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
+        // Those behind it are as old as it is: see `Stream::skip_hole`.
+        while stream.hole_since().is_some() {
             self.stats.bytes.discard(reason, stream.end() - stream.start());
-            let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
             self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
         }
         self.seek(now, id);

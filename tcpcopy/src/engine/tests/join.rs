@@ -137,6 +137,31 @@ fn a_gap_that_a_full_ring_has_left_is_given_up_at_once() {
 }
 
 #[test]
+fn a_gap_of_another_time_than_the_full_ring_may_still_be_filled() {
+    // When the ring was full, before or after the gap, in ms.
+    for (full, patient) in [(-1001_i64, true), (-1000, false), (1000, false), (1001, true)] {
+        let mut lab = Lab::new();
+        let mut client = Client::new(40_000);
+        client.syn(&mut lab);
+        client.send(&mut lab, 0, b"one\n");
+        lab.run_ms(2000);
+        if full < 0 {
+            lab.engine.handle_ring_full(lab.now);
+            lab.run_ms(full.unsigned_abs());
+        }
+        client.seq = client.seq.wrapping_add(10);
+        client.send(&mut lab, 50, b"the rest\n");
+        if full > 0 {
+            lab.run_ms(full.unsigned_abs());
+            lab.engine.handle_ring_full(lab.now);
+            client.send(&mut lab, 0, b"more\n");
+        }
+        lab.run_ms(100);
+        assert_eq!(!lab.only().reset, patient, "full {full} ms after it");
+    }
+}
+
+#[test]
 fn a_gap_that_a_live_retransmission_fills_costs_nothing() {
     let mut lab = Lab::new();
     let mut client = Client::new(40_000);
