@@ -591,7 +591,8 @@ impl Session {
         let up = cx.credentials.is_some();
         let expired = self.retransmit_at(up).is_due(now);
         match &mut self.state {
-            State::Connecting { since, transmitted: false, .. } if !up => {
+            // Only while the channel is down: otherwise it has nothing that is due.
+            State::Connecting { since, transmitted: false, .. } => {
                 if now.since(*since) >= CHANNEL_PATIENCE {
                     return Outcome::Aborted(Reason::NoChannel, Farewell::Nothing);
                 }

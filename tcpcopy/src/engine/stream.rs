@@ -210,9 +210,7 @@ impl Stream {
             return Ok(finish - from);
         }
 
-        if store.bytes.len() < len {
-            store.bytes.resize(len, 0);
-        }
+        store.bytes.resize(len.max(store.bytes.len()), 0);
         // The islands that this range touches become one with it; only what they lack is copied, because the first copy
         // of an octet is the one that a receiver keeps.
         let first = store.islands.partition_point(|island| island.1 < from);

@@ -203,7 +203,7 @@ impl Session {
             return None;
         }
         let mut len = available.min(usable).min(LARGEST_PAYLOAD as u64) as usize;
-        if len as u64 != available && len > segment {
+        if len as u64 != available && len >= segment {
             // What does not fill a segment goes with what follows it.
             len -= len % segment;
         }

@@ -49,6 +49,17 @@ fn a_session_waits_only_so_long_for_its_channel() {
 }
 
 #[test]
+fn a_session_that_waits_for_its_turn_does_not_wait_for_a_channel() {
+    let mut lab = Lab::new();
+    let syn = Client::new(40_000).segment(&lab, SYN, &[]);
+    lab.engine.handle_live(lab.now, &syn);
+    lab.now = lab.now.after(Duration::from_secs(10));
+    lab.engine.handle_timeout(lab.now);
+    lab.settle();
+    assert_eq!((lab.sent.len(), lab.engine.stats().sessions.active), (1, 1));
+}
+
+#[test]
 fn a_session_between_two_requests_may_be_idle_for_longer() {
     let seconds = std::time::Duration::from_secs;
     let timeouts = Config { session_timeout: seconds(10), keepalive_timeout: seconds(50), ..config() };
