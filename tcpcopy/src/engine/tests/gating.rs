@@ -411,3 +411,18 @@ fn a_request_counts_as_late_when_its_answer_was_for_more_than_five_milliseconds(
     let stats = lab.engine.stats();
     assert_eq!((stats.gate_late, stats.gate_expired), (0, 1), "what nothing was an answer to is not late");
 }
+
+#[test]
+fn what_the_servers_of_one_rule_are_like_says_nothing_of_another_s() {
+    let rules = [config().rules, config().rules].concat();
+    let mut lab = Lab::with(Config { rules, ..config() });
+    lab.set_first_word(FirstWord::Unknown);
+    lab.target.new_app = Box::new(|n| if n == 0 { greeting() } else { super::target::silent() });
+    for (port, rule) in [(40_000, 1), (40_001, 0), (40_002, 1)] {
+        let syn = Client::new(port).segment(&lab, tcpcopy_common::tcp_flags::SYN, &[]);
+        lab.live(&crate::segment::LiveSegment { rule, ..syn });
+        lab.run_ms(20);
+    }
+    let words: Vec<_> = lab.engine.manners.iter().map(|manners| manners.first_word).collect();
+    assert_eq!(words, [FirstWord::Unknown, FirstWord::Server]);
+}
