@@ -100,7 +100,7 @@ impl Tally {
                 self.failed += 1;
                 println!("test fuzz {name} ... FAILED\n{why}");
                 self.failures.push(format!("fuzz {name}"));
-                self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}{}", essence(&why)));
+                self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}{}", essence(why)));
             }
         })
     }
