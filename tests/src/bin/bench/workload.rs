@@ -73,7 +73,7 @@ pub const ALL: [Workload; 14] = [
     closed("closed-1", 1, Shape::Get("small"), "one client, as fast as answers come"),
     closed("closed-32", 32, Shape::Get("small"), "keep-alive, as fast as answers come"),
     closed("closed-connections", 16, Shape::Connections, "a connection each, as fast as answers come"),
-    closed("closed-uploads", 8, Shape::Post(64 << 10), "64 KB uploads, as fast as answers come"),
+    with_direct(closed("closed-uploads", 8, Shape::Post(64 << 10), "64 KB uploads, as fast as answers come")),
     twice("overload", 256, Shape::Get("small"), "twice what the machine sustains, keep-alive"),
     twice("overload-connections", 256, Shape::Connections, "twice what the machine sustains, a connection each"),
 ];
