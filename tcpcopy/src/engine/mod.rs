@@ -33,6 +33,7 @@ mod lifecycle;
 mod live;
 mod lookup;
 mod moment;
+mod nagle;
 mod opening;
 mod prefetch;
 mod receiver;

@@ -232,16 +232,7 @@ mod tests {
     use netlink_packet_sock_diag::{TCP_ESTABLISHED, TCP_FIN_WAIT2, TCP_SYN_RECV, TCP_TIME_WAIT};
 
     use super::*;
-    use crate::net::testing::{eventually, ip, isolated, veth};
-
-    fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
-        Flow {
-            client: client.ip().into(),
-            server: server.ip().into(),
-            client_port: client.port().to_be_bytes(),
-            server_port: server.port().to_be_bytes(),
-        }
-    }
+    use crate::net::testing::{eventually, flow, ip, isolated, veth};
 
     fn destroy(diag: &mut SockDiag, flow: &Flow) -> Destroyed {
         let mut found = None;

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::AsFd,
     process::Command,
     sync::mpsc::{Sender, channel},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tcpcopy_common::flow::Flow;
 
 use super::interface::Mac;
 
@@ -17,6 +19,16 @@ use super::interface::Mac;
 pub(crate) const NEAR_MAC: Mac = [2, 0, 0, 0, 0x77, 1];
 /// Link-layer address of its far end.
 pub(crate) const PEER_MAC: Mac = [2, 0, 0, 0, 0x77, 2];
+
+/// The four-tuple of a connection.
+pub(crate) fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
+    Flow {
+        client: client.ip().into(),
+        server: server.ip().into(),
+        client_port: client.port().to_be_bytes(),
+        server_port: server.port().to_be_bytes(),
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 

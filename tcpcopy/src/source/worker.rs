@@ -298,28 +298,22 @@ impl Worker {
     /// Hands captured segments to every copy, within the budget of a turn.
     fn capture(&mut self, now: Nanos) -> Captured {
         let used = self.ring.used();
-        if self.ring.has_lost() {
-            for Copy { engine, .. } in &mut self.copies {
-                engine.handle_ring_full(now);
-            }
-        }
         let mut all = Captured::default();
         loop {
-            let mut step = LOOK_AHEAD;
-            if used > CAPTURED_PER_TURN {
-                step = fitting(self.ring.upcoming().take(step), CAPTURED_PER_TURN - all.octets);
-            }
-            for Copy { engine, .. } in &self.copies {
+            let step = fitting(self.ring.upcoming().take(LOOK_AHEAD), CAPTURED_PER_TURN - all.octets);
+            // Asked after the records of this step were there, so that what was lost before them is known before them.
+            let lost = self.ring.has_lost();
+            for Copy { engine, .. } in &mut self.copies {
+                if lost {
+                    engine.handle_ring_full(now);
+                }
                 engine.expect_live(self.ring.upcoming().take(step).filter_map(LiveSegment::flow_of));
             }
             let some = self.capture_some(now, step);
             all.records += some.records;
             all.octets += some.octets;
-            if some.records < step {
-                break;
-            }
-            if all.records >= RECORDS_PER_TURN || all.octets >= CAPTURED_PER_TURN {
-                all.more = true;
+            all.more = all.records >= RECORDS_PER_TURN || all.octets >= CAPTURED_PER_TURN;
+            if all.more || some.records < LOOK_AHEAD {
                 break;
             }
         }

@@ -288,7 +288,7 @@ mod tests {
         bpf::{InterceptSetup, TcAttach},
         control::{Hello, Registry as _},
         mailbox::mailbox,
-        net::testing::isolated,
+        net::testing::{flow, isolated},
     };
 
     const NOW: Nanos = Nanos(1_000_000_000_000);
@@ -326,15 +326,6 @@ mod tests {
         let server = listener.accept().unwrap().0;
         let flow = flow(client.local_addr().unwrap(), client.peer_addr().unwrap());
         (client, server, flow)
-    }
-
-    fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
-        Flow {
-            client: client.ip().into(),
-            server: server.ip().into(),
-            client_port: client.port().to_be_bytes(),
-            server_port: server.port().to_be_bytes(),
-        }
     }
 
     #[test]
