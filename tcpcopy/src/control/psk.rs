@@ -91,7 +91,7 @@ pub enum PskError {
         path: PathBuf,
     },
     /// Anything else that the operating system refuses.
-    #[error("cannot {action} key file {path:?}: {source}; check the path and that you may access it (root?)")]
+    #[error("cannot {action} key file {path:?}: check the path and that you may access it (root?)")]
     Io {
         /// What was tried.
         action: &'static str,
