@@ -7,14 +7,12 @@ use std::{hint::black_box, sync::Arc};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::event::{PollFd, PollFlags, poll};
-use tcpcopy::{
-    control::{
-        Accepted, Frame, Hello, Link, Listener, Psk, Refusal, Registry, Responses, Security, ServerCounters, Token,
-        Welcome, connect,
-    },
-    segment::LiveSegment,
+use tcpcopy::control::{
+    Accepted, Frame, Hello, Link, Listener, Psk, Refusal, Registry, Responses, Security, ServerCounters, Token,
+    Welcome, connect,
 };
 use tcpcopy_common::{capture::CaptureHeader, mark::MarkKey, response::ResponseHeader};
+use tcpcopy_replay::LiveSegment;
 use tokio::sync::mpsc;
 
 /// Records of a batch: what `intercept` sends at once when it is not busy, and when it is.

@@ -2,13 +2,11 @@
 
 #![allow(missing_docs, reason = "criterion's macros make functions without documentation")]
 
-mod steady;
-
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use steady::Steady;
 use tcpcopy::memory::HugePages;
+use tcpcopy_replay::testing::steady::Steady;
 
 /// As `tcpcopy` has it.
 #[global_allocator]

@@ -5,11 +5,9 @@
 use std::{process::Command, sync::Arc};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tcpcopy::{
-    inject::{Backend, Injector, Paths, Sending},
-    segment::{Transmit, TransmitOptions},
-};
+use tcpcopy::inject::{Backend, Injector, Paths, Sending};
 use tcpcopy_common::{flow::Flow, tcp_flags};
+use tcpcopy_replay::{Transmit, TransmitOptions};
 
 const TARGET: [u8; 4] = [10, 77, 0, 2];
 const SEGMENT: u16 = 1448;

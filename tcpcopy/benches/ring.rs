@@ -11,10 +11,8 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tcpcopy::{
-    bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader},
-    segment::LiveSegment,
-};
+use tcpcopy::bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader};
+use tcpcopy_replay::LiveSegment;
 
 /// Segments between two readings, as if the worker had been busy meanwhile.
 const BATCHES: [usize; 2] = [1, 256];

@@ -236,6 +236,6 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
     let leaked: Vec<String> = sniffer.stop().unwrap().iter().map(Packet::describe).collect();
     assert!(leaked.is_empty(), "{} packets of the target reached a client: {leaked:#?}", leaked.len());
     let summary = mirror.stop().unwrap().tcpcopy;
-    assert!(summary.count("leftovers") >= 300, "{summary:?}");
-    assert_eq!(summary.count("leftovers_settled"), summary.count("leftovers"), "{summary:?}");
+    assert!(summary.count("orphans") >= 300, "{summary:?}");
+    assert_eq!(summary.count("orphans_settled"), summary.count("orphans"), "{summary:?}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpcopy::engine::{AddressPool, Config, Ports, RoundTrip, RuleTarget, TargetId};
+use tcpcopy_replay::{AddressPool, Config, Ports, RoundTrip, RuleTarget, TargetId};
 
 /// More steps than that show nothing that fewer do not, and take their time.
 const MOST_STEPS: usize = 160;

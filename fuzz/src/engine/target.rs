@@ -1,11 +1,11 @@
 //! Connections at the targets, as far as they are needed to say something that makes sense, and what was sent on each.
 
-use tcpcopy::{segment::Transmit, time::Nanos};
 use tcpcopy_common::{
     flow::Flow,
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
+use tcpcopy_replay::{Nanos, Transmit};
 
 use super::{
     input::Reflex,

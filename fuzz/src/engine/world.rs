@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use tcpcopy::{
-    engine::{Credentials, Engine, TargetId},
-    segment::{LiveSegment, Transmit},
-    time::Nanos,
-};
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::{Mark, MarkKey},
     response::ResponseHeader,
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
+use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, TargetId, Transmit};
 
 use super::{
     input::{Reflex, Settings, Step, TARGETS},

@@ -3,10 +3,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
-use tcpcopy::{
-    inject,
-    segment::{SynOptions, Transmit, TransmitOptions},
-};
+use tcpcopy::inject;
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::{self, Mark, MarkKey},
@@ -18,6 +15,7 @@ use tcpcopy_ebpf::{
     packet::Packet as _,
     parse::{self, Link, TcpHeader, protocol},
 };
+use tcpcopy_replay::{SynOptions, Transmit, TransmitOptions};
 
 use super::{Octets, options::said_in};
 

@@ -1,7 +1,6 @@
 //! Link, IP and TCP headers: whatever etherparse takes for a TCP segment must be one for the programs too, with the same fields.
 
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
-use tcpcopy::segment::LiveSegment;
 use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD},
     flow::{Flow, IpAddress},
@@ -10,6 +9,7 @@ use tcpcopy_ebpf::{
     packet::Packet as _,
     parse::{self, Ip, Link, TcpHeader, protocol},
 };
+use tcpcopy_replay::LiveSegment;
 
 use super::Octets;
 

@@ -1,7 +1,7 @@
 //! Ring records: what is read lies within the record, and is what its header says.
 
-use tcpcopy::segment::LiveSegment;
 use tcpcopy_common::capture::CaptureHeader;
+use tcpcopy_replay::LiveSegment;
 
 /// A record, which the kernel would never make like this.
 pub(super) fn check(data: &[u8]) {

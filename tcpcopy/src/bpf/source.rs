@@ -46,7 +46,7 @@ pub enum Hook {
 /// One service whose clients are captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureRule {
-    /// Comes back as [`LiveSegment::rule`](crate::segment::LiveSegment::rule).
+    /// Comes back as [`LiveSegment::rule`](tcpcopy_replay::LiveSegment::rule).
     pub id: u16,
     /// The service's address; `None` is any.
     pub address: Option<IpAddr>,

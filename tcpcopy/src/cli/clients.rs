@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
+use tcpcopy_replay::AddressPool;
 
 use super::UsageError;
-use crate::{bpf::Network, engine::AddressPool};
+use crate::bpf::Network;
 
 /// Engines that may share the ports of a client address: each then has 15 of them.
 const MOST_SLOTS: u32 = 4096;

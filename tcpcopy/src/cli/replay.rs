@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
+use tcpcopy_replay::RoundTrip;
 
 use super::UsageError;
-use crate::engine::RoundTrip;
 
 /// As in tcpcopy 1.0: by how much the time-out of idle sessions exceeds that of others, s.
 const KEEPALIVE_GRACE: u64 = 120;

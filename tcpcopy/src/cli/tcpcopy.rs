@@ -310,9 +310,9 @@ fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, Usage
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+    use tcpcopy_replay::RoundTrip;
 
     use super::*;
-    use crate::engine::RoundTrip;
 
     fn settings(args: &str) -> Result<Settings, String> {
         let cli = Cli::try_parse_from(std::iter::once("tcpcopy").chain(args.split(' '))).map_err(|e| e.to_string())?;

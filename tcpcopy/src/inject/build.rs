@@ -1,12 +1,12 @@
 //! From a [`Transmit`] to the IP packets that carry it.
 
 use tcpcopy_common::{mark, tcp_flags};
+use tcpcopy_replay::{Transmit, TransmitOptions};
 
 use super::{
     checksum::Checksum,
     frame::{EthernetHeader, FRONT, LARGEST, TCP_CHECKSUM},
 };
-use crate::segment::{Transmit, TransmitOptions};
 
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
@@ -261,7 +261,7 @@ mod tests {
     };
 
     use super::{super::checksum::naive, *};
-    use crate::segment::SynOptions;
+    use tcpcopy_replay::SynOptions;
 
     const ALL: u8 = tcp_flags::ACK | tcp_flags::PSH | tcp_flags::FIN;
 

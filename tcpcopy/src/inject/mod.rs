@@ -15,8 +15,9 @@
 use std::{io, net::IpAddr, sync::Arc};
 
 use tcpcopy_common::flow::IpAddress;
+use tcpcopy_replay::Transmit;
 
-use crate::{net::NetError, segment::Transmit};
+use crate::net::NetError;
 
 mod address;
 mod batch;

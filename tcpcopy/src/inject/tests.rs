@@ -14,15 +14,13 @@ use tcpcopy_common::{
     mark::{Mark, MarkKey},
     tcp_flags,
 };
+use tcpcopy_replay::{SynOptions, TransmitOptions};
 
 use super::*;
-use crate::{
-    net::{
-        interface::by_name,
-        neighbour::neighbour,
-        testing::{NEAR_MAC, PEER_MAC, Peer, eventually, ip, isolated, veth},
-    },
-    segment::{SynOptions, TransmitOptions},
+use crate::net::{
+    interface::by_name,
+    neighbour::neighbour,
+    testing::{NEAR_MAC, PEER_MAC, Peer, eventually, ip, isolated, veth},
 };
 
 /// A client that nobody is.

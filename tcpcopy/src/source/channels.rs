@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
+use tcpcopy_replay::{Credentials, RoundTrip, TargetId};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::worker::{Notice, Order};
 use crate::{
     control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
-    engine::{Credentials, RoundTrip, TargetId},
     mailbox::Mailbox,
 };
 

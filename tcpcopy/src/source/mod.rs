@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use tcpcopy_replay::{Config, Engine, RoundTrip};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc::unbounded_channel,
@@ -31,7 +32,6 @@ use crate::{
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
-    engine::{Config, Engine, RoundTrip},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
     summary::Report,

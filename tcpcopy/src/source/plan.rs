@@ -7,14 +7,10 @@
 //! reaches another.
 
 use std::net::SocketAddr;
+use tcpcopy_replay::{Ports, RuleTarget, TargetId};
 
 use super::worker::RuleTable;
-use crate::{
-    bpf::CaptureRule,
-    cli::tcpcopy::Settings,
-    engine::{Ports, RuleTarget, TargetId},
-    net,
-};
+use crate::{bpf::CaptureRule, cli::tcpcopy::Settings, net};
 
 /// See the [module](self).
 pub(super) struct Plan {

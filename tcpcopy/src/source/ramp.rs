@@ -2,7 +2,7 @@
 //!
 //! The kernel admits a connection when the share has passed what the connection has drawn, so one that is admitted stays so.
 //! One that was not admitted at its SYN is copied from some segment on; the engine refuses it, because it joins no connection
-//! whose SYN it has not seen ([`Config::join_open`](crate::engine::Config::join_open)).
+//! whose SYN it has not seen ([`Config::join_open`](tcpcopy_replay::Config::join_open)).
 
 use std::{
     future::pending,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tcpcopy_common::counters::{CaptureCounter, CaptureCounter as C};
+use tcpcopy_replay::{ByReason, Histogram, Ledger, Stats};
 
 use super::worker::{CopySnapshot, Snapshot};
 use crate::{
     bpf::CounterValues,
     control::Stats as TargetStats,
-    engine::{ByReason, Histogram, Ledger, Stats},
     inject::InjectStats,
     summary::{Figure, Report},
 };

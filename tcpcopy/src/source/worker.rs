@@ -6,17 +6,16 @@ use std::{
 };
 
 use tcpcopy_common::{response::option, wakeup::MAX_SLEEP_MS};
+use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, Stats, TargetId};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
     bpf::RingReader,
+    clock::{nap, now},
     control::{Frame, HURRY, Link, LinkError, Stats as TargetStats},
-    engine::{Credentials, Engine, Stats, TargetId},
     inject::{InjectStats, Injector},
     mailbox::{Closed, Inbox},
     nap::{Naps, Rest},
-    segment::LiveSegment,
-    time::{Nanos, nap, now},
 };
 
 /// Ring records handled before the channels, the timers and the injector get their turn again.

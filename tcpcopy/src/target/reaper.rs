@@ -15,6 +15,7 @@ use std::{
 };
 
 use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
+use tcpcopy_replay::Nanos;
 
 use super::{
     refused::RefusedSyns,
@@ -22,13 +23,13 @@ use super::{
 };
 use crate::{
     bpf::{BpfError, Interceptor, Sessions},
+    clock::now,
     mailbox::{Closed, Inbox},
     net::{
         NetError, interface,
         neighbour::{self, Neighbour},
         sockdiag::{Connections, SockDiag, TcpSocket},
     },
-    time::{Nanos, now},
 };
 
 /// How often the reaper looks whether something has happened: an owner has ended, a neighbour is missing.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpcopy_common::counters::TargetCounter;
 
-use crate::time::Nanos;
+use tcpcopy_replay::Nanos;
 
 /// Between two lines about the same thing.
 const PERIOD: Duration = Duration::from_secs(60);

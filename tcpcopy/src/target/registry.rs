@@ -12,9 +12,9 @@ use tcpcopy_common::{mark::MarkKey, response::WireStats};
 use super::reporter::Order;
 use crate::{
     bpf::{BpfError, Interceptor},
+    clock::now,
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
     mailbox::Mailbox,
-    time::now,
 };
 
 /// How long the sessions of a broken channel wait for its return before they are destroyed.

@@ -3,14 +3,15 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
+use tcpcopy_replay::Nanos;
 
 use super::registry::Instances;
 use crate::{
     bpf::RingReader,
+    clock::{nap, now},
     control::{Frame, HURRY, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
     mailbox::{Closed, Inbox},
     nap::{Naps, Rest},
-    time::{Nanos, nap, now},
 };
 
 /// Ring records handled before they are sent off.

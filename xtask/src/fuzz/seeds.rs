@@ -21,7 +21,7 @@ pub struct Seeds {
 pub fn run(arguments: &Seeds, trace: bool) -> anyhow::Result<()> {
     setup::toolchain()?;
     let mut command = shell::cargo();
-    command.args(["test", "--quiet", "--profile", "fuzz", "--package", "tcpcopy", "--test", "simulation", "--"]);
+    command.args(["test", "--quiet", "--profile", "fuzz", "--package", "tcpcopy-replay", "--test", "simulation", "--"]);
     command.args(["--ignored", "--exact", "seeds_of_the_environment", "--nocapture"]);
     // What a failure prints is long enough.
     command.env("RUST_BACKTRACE", "0");

@@ -18,6 +18,7 @@ use tcpcopy_common::{
     response::ResponseHeader,
     tcp_flags::{ACK, SYN},
 };
+use tcpcopy_replay::LiveSegment;
 
 use super::{learn, packets::packet, privileged};
 use crate::{
@@ -26,7 +27,6 @@ use crate::{
         TcAttach,
     },
     net::NetError,
-    segment::LiveSegment,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,14 +1,12 @@
 use tcpcopy_common::counters::CaptureCounter::{self, *};
+use tcpcopy_replay::LiveSegment;
 
 use super::{
     TCX_NEXT,
     packets::{Packet, packet},
     privileged, run_tc, run_xdp,
 };
-use crate::{
-    bpf::{Capture, CaptureRule, CaptureSetup, ClientFilter, Hook, Network, RingReader, Sampling, Share},
-    segment::LiveSegment,
-};
+use crate::bpf::{Capture, CaptureRule, CaptureSetup, ClientFilter, Hook, Network, RingReader, Sampling, Share};
 
 const XDP_PASS: u32 = 2;
 pub(super) const CLIENT4: &str = "192.0.2.7:40000";
@@ -103,7 +101,7 @@ impl Fixture {
             assert_eq!((segment.window, segment.flags), (packet.window, packet.flags), "{what}");
             assert_eq!(segment.options, packet.options, "{what}");
             assert!(segment.payload == packet.payload, "{what}: payload differs");
-            assert!(segment.time > crate::time::Nanos(0) && segment.time <= crate::time::now(), "{what}");
+            assert!(segment.time > tcpcopy_replay::Nanos(0) && segment.time <= crate::clock::now(), "{what}");
         });
         assert_eq!(records, 1, "{what}");
         assert_eq!(self.count(Captured), count + 1, "{what}");

@@ -1,0 +1,111 @@
+//! What the engine is told once, at the start.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use tcpcopy_common::mark::MarkKey;
+
+use crate::{
+    identity::{AddressPool, Ports},
+    tcp::round_trip::RoundTrip,
+};
+
+/// Which control channel, and so which host with a service under test; chosen by the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TargetId(pub u16);
+
+/// Where the connections of one `-x` entry are replayed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleTarget {
+    /// The channel that reports this service's responses.
+    pub target: TargetId,
+    /// The service under test.
+    pub address: SocketAddr,
+}
+
+/// What a control channel handed out: the right to open sessions at its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Names the owner of a session in the mark, and in every report.
+    pub instance: u32,
+    /// The key of the mark.
+    pub key: MarkKey,
+}
+
+/// The engine's settings. All sizes are in octets.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Indexed by [`LiveSegment::rule`](crate::segment::LiveSegment::rule).
+    pub rules: Vec<RuleTarget>,
+    /// A session without a captured segment and without progress at the target for so long is reset and counted.
+    pub session_timeout: Duration,
+    /// The same for a session that has sent everything, as long as its live connection is open: keep-alive between requests.
+    pub keepalive_timeout: Duration,
+    /// Stands in for a live client's address in 127/8 or `::1`, which no other host can answer.
+    pub loopback_client: Option<IpAddr>,
+    /// Addresses that clients have at the targets in place of their own; with `None` they keep theirs.
+    pub addresses: Option<AddressPool>,
+    /// Ports that clients have at the targets.
+    pub ports: Ports,
+    /// Replay only connections whose SYN was captured.
+    pub complete_only: bool,
+    /// Whether a connection may be joined although its SYN was not captured. Unlike [`complete_only`](Self::complete_only) this
+    /// leaves those alone that are known. It is off when the caller admits more and more connections: one that it did not
+    /// admit at its SYN must not get in half-way.
+    pub join_open: bool,
+    /// Whether a segment waits until the target has answered what the live client had read before it sent it.
+    pub gate: bool,
+    /// After an answer seems complete, how long the target must be quiet before the gate opens: Linux sets PSH on every
+    /// write, so PSH alone does not end an answer.
+    pub gate_quiet: Duration,
+    /// The longest a segment waits for an answer. A session that ran into it [`GATE_STRIKES`] times is no longer gated.
+    pub gate_limit: Duration,
+    /// Whether a connection may be continued at a request boundary on another target connection: after an early close by
+    /// the target, after a loss in the capture, or because it was open before start-up.
+    pub rejoin: bool,
+    /// How long a hole in a live client's stream may stay open before its session is given up.
+    pub gap_timeout: Duration,
+    /// How far away from the targets the clients seem to be.
+    pub round_trip: RoundTrip,
+    /// Most octets that all buffers together may take.
+    pub max_memory: usize,
+    /// Most octets that one connection may hold back.
+    pub max_session_memory: usize,
+    /// Most connections at once.
+    pub max_sessions: usize,
+    /// Maximum segment size announced to IPv4 targets, and the most that is sent in one segment (less the timestamps).
+    pub mss_v4: u16,
+    /// Likewise for IPv6.
+    pub mss_v6: u16,
+}
+
+/// How often a session may run into [`Config::gate_limit`] until it is no longer gated.
+pub const GATE_STRIKES: u8 = 3;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            rules: Vec::new(),
+            session_timeout: Duration::from_secs(120),
+            keepalive_timeout: Duration::from_secs(240),
+            loopback_client: None,
+            addresses: None,
+            ports: Ports::Own,
+            complete_only: false,
+            join_open: true,
+            gate: true,
+            gate_quiet: Duration::from_micros(500),
+            gate_limit: Duration::from_secs(2),
+            rejoin: true,
+            gap_timeout: Duration::from_secs(3),
+            round_trip: RoundTrip::Near,
+            max_memory: 512 << 20,
+            max_session_memory: 32 << 20,
+            max_sessions: 1 << 20,
+            mss_v4: 1460,
+            mss_v6: 1440,
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! How sessions begin, move to another target connection, end, and what happens to what they held.
+
+use std::{net::IpAddr, time::Duration};
+
+use tcpcopy_common::flow::Flow;
+
+use crate::{
+    config::TargetId,
+    engine::{Connection, Engine, Flag, Replay, manners},
+    identity,
+    stats::Reason,
+    store::{moment::Moment, slab::Id, timers::Timer},
+    tcp::{
+        isn,
+        round_trip::Distance,
+        session::{Context, Farewell, Last, Origin, Outcome, Session},
+    },
+    time::Nanos,
+};
+
+/// So long after a full ring, and before, a hole is taken for one that it has left: the worker sees a ring that is full before
+/// it sees the records around what was lost, or just after.
+const RING_PASSED: Duration = Duration::from_secs(1);
+/// When such a hole is given up: nothing but packets that have overtaken each other fills it.
+const LOST_IN_RING: Duration = Duration::from_millis(20);
+
+impl Engine {
+    /// Where a live connection is replayed to, and the four-tuple that it would have there if clients kept theirs.
+    pub(crate) fn destination(&self, live: &Flow, rule: u16) -> Result<(TargetId, Flow), Reason> {
+        let rule = self.config.rules.get(usize::from(rule)).ok_or(Reason::UnknownRule)?;
+        let mut client = IpAddr::from(live.client);
+        if let Some(other) = self.config.loopback_client.filter(|_| client.is_loopback()) {
+            client = other;
+        }
+        if client.is_ipv4() != rule.address.is_ipv4() {
+            return Err(Reason::AddressFamily);
+        }
+        let flow = Flow {
+            client: client.into(),
+            server: rule.address.ip().into(),
+            client_port: live.client_port,
+            server_port: rule.address.port().to_be_bytes(),
+        };
+        Ok((rule.target, flow))
+    }
+
+    /// The first four-tuple, from the `attempt`th on, that no session of ours has.
+    fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
+        identity::candidates(&self.config, self.seed, wanted, attempt)
+            .find(|(flow, _)| self.id_at_target(flow).is_none())
+    }
+
+    /// Begins a session for a connection that has none.
+    pub(crate) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
+        let Some(connection) = self.connections.get(id) else { return Ok(()) };
+        let used = if let Replay::Parked(_, used) = connection.replay { used } else { None };
+        let (target, wanted) = self.destination(&connection.live, connection.rule)?;
+        // A four-tuple that the target's own traffic has taken must be left alone.
+        let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
+        let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
+        let opening = isn::opening(self.seed, now, &flow, used);
+        let mut session = Session::new(now, target, flow, opening, origin);
+        session.ports_tried = attempt;
+        self.by_target.insert(&flow, id);
+        self.stats.sessions.seen += 1;
+        self.stats.sessions.active += 1;
+        if let Some(connection) = self.connections.get_mut(id) {
+            connection.replay = Replay::Active(session);
+        }
+        self.enqueue(id);
+        self.arm(id);
+        Ok(())
+    }
+
+    /// Carries out what a session asked for.
+    pub(crate) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
+        if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get(id) {
+            if session.leaves_unanswered(outcome, stream) {
+                self.stats.requests_unanswered += 1;
+            } else {
+                self.stats.requests_unclear += session.leaves_unclear(outcome, stream);
+            }
+        }
+        match outcome {
+            Outcome::Continue => {}
+            Outcome::Finished(farewell) => {
+                if self.detach(id, farewell, Reason::LiveReset).is_some() {
+                    self.stats.sessions.finished += 1;
+                }
+                let reset = self.connections.get(id).is_some_and(|c| c.stream.reset().is_some());
+                // Normally nothing is left; a RST may have overtaken octets, or the target closed before the FIN.
+                self.forget(id, if reset { Reason::LiveReset } else { Reason::TargetClosed });
+                return;
+            }
+            Outcome::Aborted(reason, farewell) => {
+                self.abandon_in_vain(now, id, reason, farewell);
+                return;
+            }
+            Outcome::Reconnect(from, farewell) => {
+                self.bid_farewell(id, farewell);
+                self.stats.reconnects += 1;
+                if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) {
+                    let opening = isn::opening(self.seed, now, &session.flow, Some(session.used()));
+                    session.reconnect(now, opening, from, stream);
+                }
+            }
+            Outcome::Rest(farewell) => {
+                self.bid_farewell(id, farewell);
+                if let Some(session) = self.session_mut(id) {
+                    session.rest();
+                }
+            }
+            Outcome::Collided => {
+                self.stats.collisions += 1;
+                if !self.remap(now, id) {
+                    self.abandon_in_vain(now, id, Reason::Collision, Farewell::Nothing);
+                    return;
+                }
+            }
+            Outcome::HalfOpen(seq) => {
+                if let Some(session) = self.session_mut(id) {
+                    let reset = Last::reset(session.target, session.flow, seq);
+                    self.farewells.push_back(reset);
+                }
+            }
+        }
+        self.release(id);
+        self.enqueue(id);
+        self.arm(id);
+    }
+
+    fn session_mut(&mut self, id: Id) -> Option<&mut Session> {
+        match &mut self.connections.get_mut(id)?.replay {
+            Replay::Active(session) => Some(session),
+            Replay::Parked(..) => None,
+        }
+    }
+
+    /// Moves a session to another client port; whether there was one.
+    fn remap(&mut self, now: Nanos, id: Id) -> bool {
+        let Some(connection) = self.connections.get(id) else { return false };
+        let (live, rule) = (connection.live, connection.rule);
+        let Replay::Active(session) = &connection.replay else { return false };
+        let (old, next) = (session.flow, session.ports_tried.saturating_add(1));
+        let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
+        let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
+        self.by_target.remove(&old, id);
+        self.by_target.insert(&flow, id);
+        let opening = isn::opening(self.seed, now, &flow, None);
+        if let Some(session) = self.session_mut(id) {
+            session.remap(now, flow, opening);
+            session.ports_tried = attempt;
+        }
+        true
+    }
+
+    /// Queues the last segment of a session's present target connection.
+    fn bid_farewell(&mut self, id: Id, farewell: Farewell) {
+        let last = self.session_mut(id).and_then(|session| session.last(farewell));
+        self.farewells.extend(last);
+    }
+
+    /// Takes a connection's session away, and forgets what that had sent.
+    fn detach(&mut self, id: Id, farewell: Farewell, reason: Reason) -> Option<()> {
+        self.bid_farewell(id, farewell);
+        let connection = self.connections.get_mut(id)?;
+        let Replay::Active(session) = &connection.replay else { return None };
+        connection.stream.release(&mut self.pool, session.sent());
+        if session.fin_sent() {
+            connection.fin = Flag::Settled;
+        }
+        self.by_target.remove(&session.flow, id);
+        connection.replay = Replay::Parked(reason, Some(session.used()));
+        self.stats.sessions.active -= 1;
+        Some(())
+    }
+
+    /// Ends a session early; its connection is parked. Octets that were not sent stay for [`seek`](Self::seek).
+    pub(crate) fn abandon(&mut self, id: Id, reason: Reason, farewell: Farewell) {
+        if self.detach(id, farewell, reason).is_some() {
+            self.stats.sessions.aborted.add(reason, 1);
+        }
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.syn == Flag::Pending
+        {
+            connection.syn = Flag::Settled;
+            self.stats.syns.discard(reason, 1);
+        }
+    }
+
+    /// [`abandon`](Self::abandon), then [`seek`](Self::seek); but a request that a session began with and never got to send is
+    /// given up with it, as the next session would fare no better: it would be refused for ever, as fast as the target can.
+    /// So is all that waits behind it when the target said nothing: each request would be held for another minute.
+    fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, farewell: Farewell) {
+        // With these two the next one has another port, or another `intercept`.
+        let hopeless = !matches!(reason, Reason::Reclaimed | Reason::ChannelLost);
+        let vain = hopeless && self.session_mut(id).is_some_and(|session| session.has_sent_nothing());
+        self.abandon(id, reason, farewell);
+        let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
+        let first = match reason {
+            Reason::TargetSilent if vain => stream.end(),
+            _ if vain => stream.start() + 1,
+            _ => stream.start(),
+        };
+        self.seek_from(now, id, first);
+    }
+
+    /// Discards what a parked connection holds up to the next request, and joins there.
+    pub(crate) fn seek(&mut self, now: Nanos, id: Id) {
+        self.seek_from(now, id, 0);
+    }
+
+    /// The same, but not at a request that begins before `first`.
+    fn seek_from(&mut self, now: Nanos, id: Id, first: u64) {
+        let may_join = self.config.rejoin && !self.config.complete_only;
+        loop {
+            let Some(Connection { stream, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
+            else {
+                return;
+            };
+            let reason = *reason;
+            let mut number = stream.first_mark();
+            let first = first.max(stream.start());
+            let begin = loop {
+                match stream.mark(number) {
+                    Some(mark) if may_join && mark.offset >= first && stream.begins_request(number) => {
+                        break Some((mark.offset, mark.ack));
+                    }
+                    Some(_) => number += 1,
+                    None => break None,
+                }
+            };
+            let keep = begin.map_or(stream.end(), |(offset, _)| offset);
+            self.stats.bytes.discard(reason, keep.saturating_sub(stream.start()));
+            let Some((offset, read)) = begin else {
+                let over = stream.fin().is_some() || stream.reset().is_some();
+                stream.release(&mut self.pool, keep);
+                if over {
+                    self.forget(id, reason);
+                } else {
+                    self.arm(id);
+                }
+                return;
+            };
+            // The mark stays: the session passes it like any other. What lies before it goes with the next release.
+            let before = stream.start();
+            match self.open_session(now, id, Origin { offset, mark: number, read }) {
+                Ok(()) => {
+                    self.stats.joined += 1;
+                    self.release(id);
+                    return;
+                }
+                Err(reason) => self.skip_request(id, number, before, keep, reason),
+            }
+        }
+    }
+
+    /// A request that could have been joined, but no session was to be had.
+    fn skip_request(&mut self, id: Id, number: u64, before: u64, begin: u64, reason: Reason) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let end = connection.stream.mark(number + 1).map_or(connection.stream.end(), |m| m.offset);
+        debug_assert!(before <= begin && begin < end);
+        self.stats.bytes.discard(reason, end - begin);
+        connection.stream.release(&mut self.pool, end);
+    }
+
+    /// Forgets a connection; what it still held is discarded for `reason`.
+    pub(crate) fn forget(&mut self, id: Id, reason: Reason) {
+        let Some(mut connection) = self.connections.remove(id) else { return };
+        let left = connection.stream.held_from(connection.stream.start());
+        self.stats.bytes.discard(reason, left);
+        if connection.syn == Flag::Pending {
+            self.stats.syns.discard(reason, 1);
+        }
+        if connection.fin == Flag::Pending {
+            self.stats.fins.discard(reason, 1);
+        }
+        connection.stream.clear(&mut self.pool);
+        self.by_live.remove(&connection.live, id);
+    }
+
+    /// Gives memory back that the session no longer needs.
+    fn release(&mut self, id: Id) {
+        let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
+            return;
+        };
+        stream.release(&mut self.pool, session.needed_from(&self.config));
+    }
+
+    /// Sets the connection's timers to its deadlines.
+    pub(crate) fn arm(&mut self, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        let deadlines = self.deadlines(connection);
+        let Some(armed) = self.connections.armed_mut(id) else { return };
+        for (timer, deadline) in deadlines {
+            self.timers.arm(id, armed, timer, deadline);
+        }
+    }
+
+    /// When to look after a connection.
+    pub(super) fn deadlines(&self, connection: &Connection) -> [(Timer, Moment); 3] {
+        let mut late = Moment::at(self.idle_deadline(connection));
+        if let Some(since) = connection.stream.hole_since() {
+            late = late.min(Moment::at(self.gap_deadline(since)));
+        }
+        let [soon, loss] = match &connection.replay {
+            Replay::Parked(..) => [Moment::NEVER; 2],
+            Replay::Active(session) => {
+                let channel_up = self.credentials(session.target).is_some();
+                let loss = session.retransmit_at(channel_up);
+                late = late.min(session.state_deadline(channel_up));
+                if session.is_open() {
+                    [session.soon(), loss]
+                } else {
+                    // A SYN waits so much longer than data that its entry would be void before it is due.
+                    late = late.min(loss);
+                    [session.soon(), Moment::NEVER]
+                }
+            }
+        };
+        [(Timer::Soon, soon), (Timer::Loss, loss), (Timer::Late, late)]
+    }
+
+    /// When octets that are missing since then are given up.
+    fn gap_deadline(&self, since: Nanos) -> Nanos {
+        let ours =
+            self.ring_full.is_some_and(|full| since <= full.after(RING_PASSED) && full <= since.after(RING_PASSED));
+        since.after(if ours { LOST_IN_RING } else { self.config.gap_timeout })
+    }
+
+    fn idle_deadline(&self, connection: &Connection) -> Nanos {
+        let Replay::Active(session) = &connection.replay else {
+            return connection.heard.after(self.config.session_timeout);
+        };
+        let stream = &connection.stream;
+        let open = stream.fin().is_none() && stream.reset().is_none();
+        // A session that has not sent a request yet is not one between two requests.
+        let keepalive = open && session.sent() > 0 && session.sent() == stream.end();
+        let timeout = if keepalive { self.config.keepalive_timeout } else { self.config.session_timeout };
+        connection.heard.max(session.progress()).after(timeout)
+    }
+
+    /// A timer of the connection has fired; perhaps its deadline has moved since that was armed.
+    pub(crate) fn handle_connection_timer(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if self.deadlines(connection).iter().any(|(_, deadline)| deadline.is_due(now)) {
+            self.handle_connection_timeout(now, id);
+        } else {
+            self.arm(id);
+        }
+    }
+
+    fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        if connection.stream.hole_since().is_some_and(|since| self.gap_deadline(since) <= now) {
+            self.give_up_hole(now, id);
+            return;
+        }
+        let idle = self.idle_deadline(connection) <= now;
+        if let (true, &Replay::Parked(reason, _)) = (idle, &connection.replay) {
+            self.forget(id, reason);
+            return;
+        }
+        if idle {
+            if let Some(connection) = self.connections.get_mut(id) {
+                // Parked for as long again, so that the next request can be told from the middle of one.
+                connection.heard = now;
+                if connection.is_in_handshake() {
+                    connection.end_handshake(Distance::Near);
+                }
+            }
+            self.abandon_in_vain(now, id, Reason::IdleTimeout, Farewell::Reset);
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let distance = connection.distance(self.config.round_trip);
+        let outcome = match &mut connection.replay {
+            Replay::Parked(..) => {
+                self.arm(id);
+                return;
+            }
+            Replay::Active(session) => {
+                let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
+                let mut cx = Context {
+                    now,
+                    config: &self.config,
+                    stats: &mut self.stats,
+                    manners: manners(&mut self.manners, connection.rule),
+                    distance,
+                    credentials,
+                };
+                session.handle_timeout(&connection.stream, &mut cx)
+            }
+        };
+        self.conclude(now, id, outcome);
+    }
+
+    /// Octets that were never captured will not come any more: rule S5 forbids to go on with what follows.
+    fn give_up_hole(&mut self, now: Nanos, id: Id) {
+        let reason = Reason::CaptureGap;
+        self.abandon(id, reason, Farewell::Reset);
+        let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
+        // Those behind it are as old as it is: see `Stream::skip_hole`.
+        while stream.hole_since().is_some() {
+            self.stats.bytes.discard(reason, stream.end() - stream.start());
+            self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
+        }
+        self.seek(now, id);
+    }
+}

@@ -1,0 +1,237 @@
+//! What the live clients say.
+
+use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
+
+use crate::{
+    engine::{Connection, Engine, Flag, Handshake, Replay},
+    input::stream::{Facts, Stream},
+    segment::LiveSegment,
+    stats::Reason,
+    store::slab::Id,
+    tcp::{
+        round_trip::Distance,
+        seq::{LiveAck, LiveSeq},
+        session::{Farewell, Origin, Outcome},
+    },
+    time::Nanos,
+};
+
+impl Engine {
+    /// Takes a captured segment of a live client in.
+    pub fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
+        self.stats.live_segments += 1;
+        match (segment.flags & (SYN | ACK | FIN | RST), self.id_of_live(&segment.flow)) {
+            (SYN, known) => self.handle_live_syn(now, segment, known),
+            (flags, _) if flags & SYN != 0 => self.refuse(segment, Reason::Nonsense),
+            (_, Some(id)) => self.feed(now, id, segment, LiveSeq::new(segment.seq)),
+            (_, None) => self.handle_unknown(now, segment),
+        }
+    }
+
+    fn handle_live_syn(&mut self, now: Nanos, segment: &LiveSegment<'_>, known: Option<Id>) {
+        let isn = LiveSeq::new(segment.seq);
+        if known
+            .and_then(|id| self.connections.get(id))
+            .is_some_and(|c| c.handshake.is_some_and(|handshake| handshake.isn == isn))
+        {
+            self.stats.duplicate_bytes += segment.payload.len() as u64;
+            if let Some(connection) = known.and_then(|id| self.connections.get_mut(id))
+                && connection.is_in_handshake()
+            {
+                // What is measured from here is never too long (Karn's rule asks for no more).
+                connection.heard = segment.time;
+            }
+            return;
+        }
+        if let Some(id) = known {
+            self.stats.port_reuses += 1;
+            self.supersede(now, id);
+        }
+        if self.connections.len() >= self.config.max_sessions {
+            return self.refuse(segment, Reason::SessionLimit);
+        }
+        if let Err(reason) = self.destination(&segment.flow, segment.rule) {
+            return self.refuse(segment, reason);
+        }
+        self.stats.syns.capture(1);
+        let id = self.insert(now, segment, Some(isn));
+        if let Err(reason) = self.open_session(now, id, Origin { offset: 0, mark: 0, read: None }) {
+            self.forget(id, reason);
+            self.stats.bytes.refuse(reason, segment.payload.len() as u64);
+            return;
+        }
+        if !segment.payload.is_empty() {
+            self.feed(now, id, segment, isn.plus(1));
+        }
+    }
+
+    /// The live client uses its port for a new connection, so the old one is over, whether we saw its end or not. What is
+    /// still to be replayed of it is replayed; the new one gets another client port as long as that takes.
+    fn supersede(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        self.by_live.remove(&connection.live, id);
+        match connection.replay {
+            Replay::Parked(reason, _) => self.forget(id, reason),
+            Replay::Active(_) => {
+                if connection.stream.fin().is_none() {
+                    connection.stream.abort(None);
+                }
+                self.reconsider(now, id);
+            }
+        }
+    }
+
+    /// The first thing captured of a connection is not its SYN.
+    fn handle_unknown(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
+        let nothing = segment.payload.is_empty() || segment.flags & RST != 0;
+        if self.config.complete_only || !self.config.rejoin {
+            return self.refuse(segment, Reason::Incomplete);
+        }
+        if !self.config.join_open {
+            return self.refuse(segment, Reason::NotAdmitted);
+        }
+        if nothing {
+            return self.refuse(segment, Reason::BeforeJoin);
+        }
+        if self.connections.len() >= self.config.max_sessions {
+            return self.refuse(segment, Reason::SessionLimit);
+        }
+        if let Err(reason) = self.destination(&segment.flow, segment.rule) {
+            return self.refuse(segment, reason);
+        }
+        let id = self.insert(now, segment, None);
+        self.feed(now, id, segment, LiveSeq::new(segment.seq));
+    }
+
+    fn insert(&mut self, now: Nanos, segment: &LiveSegment<'_>, isn: Option<LiveSeq>) -> Id {
+        let id = self.connections.insert(Connection {
+            live: segment.flow,
+            rule: segment.rule,
+            stream: Stream::new(isn.map(|isn| isn.plus(1))),
+            handshake: isn.map(|isn| Handshake { isn, distance: Distance::of_new(self.config.round_trip) }),
+            // What the handshake takes is measured from here.
+            heard: if isn.is_some() { segment.time } else { now },
+            syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
+            fin: Flag::Settled,
+            replay: Replay::Parked(Reason::BeforeJoin, None),
+        });
+        self.by_live.insert(&segment.flow, id);
+        id
+    }
+
+    /// Counts a segment that no connection takes.
+    fn refuse(&mut self, segment: &LiveSegment<'_>, reason: Reason) {
+        self.stats.bytes.refuse(reason, segment.payload.len() as u64);
+        self.stats.syns.refuse(reason, u64::from(segment.flags & (SYN | ACK) == SYN));
+        self.stats.fins.refuse(reason, u64::from(segment.flags & FIN != 0));
+    }
+
+    /// A segment of a known connection, whose first octet of payload has number `seq`.
+    fn feed(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let mut ends_handshake = false;
+        if segment.flags & SYN == 0 {
+            ends_handshake = connection.is_in_handshake();
+            if ends_handshake {
+                let distance = Distance::measured(segment.time.since(connection.heard));
+                connection.end_handshake(distance);
+                self.stats.distant_clients += u64::from(distance != Distance::Near);
+            }
+            connection.heard = now;
+        }
+        let ack = (segment.flags & ACK != 0).then_some(LiveAck::new(segment.ack));
+        if segment.flags & RST != 0 {
+            connection.stream.abort(ack);
+            // What a RST carries is an explanation (RFC 9293, section 3.5.3), not data.
+            self.stats.bytes.refuse(Reason::Nonsense, segment.payload.len() as u64);
+            return self.reconsider(now, id);
+        }
+        if segment.payload.is_empty() && segment.flags & (SYN | FIN) == 0 {
+            if let (Replay::Active(session), Some(ack)) = (&mut connection.replay, ack) {
+                session.learn_live_iss(ack);
+            }
+            if ends_handshake {
+                self.enqueue(id);
+            }
+            return;
+        }
+        if !segment.payload.is_empty() && !self.feed_payload(now, id, segment, seq, ack) {
+            return;
+        }
+        if segment.flags & FIN != 0 {
+            self.feed_fin(id, seq.plus(segment.payload.len() as u32), segment.time, ack);
+        }
+        self.reconsider(now, id);
+    }
+
+    /// Whether the payload could be taken in.
+    fn feed_payload(
+        &mut self,
+        now: Nanos,
+        id: Id,
+        segment: &LiveSegment<'_>,
+        seq: LiveSeq,
+        ack: Option<LiveAck>,
+    ) -> bool {
+        let Some(connection) = self.connections.get_mut(id) else { return false };
+        let facts = Facts { time: segment.time, ack, push: segment.flags & tcpcopy_common::tcp_flags::PSH != 0 };
+        let limit = self.config.max_session_memory;
+        match connection.stream.insert(&mut self.pool, limit, seq, segment.payload, facts) {
+            Ok(inserted) => {
+                self.stats.bytes.capture(inserted.unique);
+                self.stats.bytes.refuse(Reason::Nonsense, inserted.nonsense);
+                self.stats.bytes.refuse(Reason::CaptureGap, inserted.too_far);
+                self.stats.duplicate_bytes += inserted.duplicate;
+                true
+            }
+            Err(reason) => {
+                self.stats.bytes.refuse(reason, segment.payload.len() as u64);
+                self.stats.fins.refuse(reason, u64::from(segment.flags & FIN != 0));
+                self.overflow(now, id, reason);
+                false
+            }
+        }
+    }
+
+    /// There is no room for what a connection sends: its session ends, and everything that it held goes.
+    fn overflow(&mut self, now: Nanos, id: Id, reason: Reason) {
+        self.abandon(id, reason, Farewell::Reset);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let held = connection.stream.held_from(connection.stream.start());
+        self.stats.bytes.discard(reason, held);
+        connection.stream.clear(&mut self.pool);
+        if let Replay::Parked(why, _) = &mut connection.replay {
+            *why = reason;
+        }
+        self.seek(now, id);
+    }
+
+    fn feed_fin(&mut self, id: Id, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        match connection.stream.close(seq, time, ack) {
+            Some(true) => {
+                connection.fin = Flag::Pending;
+                self.stats.fins.capture(1);
+            }
+            Some(false) => {}
+            None => self.stats.fins.refuse(Reason::Nonsense, 1),
+        }
+    }
+
+    /// A connection's stream has changed.
+    fn reconsider(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get(id) else { return };
+        match &connection.replay {
+            Replay::Parked(..) => self.seek(now, id),
+            Replay::Active(session) => {
+                let outcome = session.reconsider(&connection.stream, &self.config);
+                if outcome == Outcome::Continue {
+                    // The timer is armed when the session has been asked what to send.
+                    self.enqueue(id);
+                } else {
+                    self.conclude(now, id, outcome);
+                }
+            }
+        }
+    }
+}

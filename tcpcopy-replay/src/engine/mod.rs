@@ -1,0 +1,346 @@
+//! All connections of one worker: entry points, look-up, life cycle.
+
+mod lifecycle;
+mod live;
+mod lookup;
+mod orphans;
+mod response;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::VecDeque;
+
+use tcpcopy_common::{flow::Flow, tcp_flags::RST};
+
+use self::orphans::Orphans;
+use crate::{
+    config::{Config, Credentials, TargetId},
+    input::{buffer::Pool, stream::Stream},
+    segment::Transmit,
+    stats::{Reason, Stats},
+    store::{
+        slab::{Id, Slab},
+        table::FlowTable,
+        timers::{Entry, Timers},
+    },
+    tcp::{
+        RoundTrip,
+        round_trip::Distance,
+        seq::LiveSeq,
+        session::{Context, Farewell, Last, Manners, Opening, Outcome, Plan, Poll, Session},
+    },
+    time::Nanos,
+};
+
+/// How far ahead connections whose timers are due are fetched from memory.
+const AHEAD: usize = 8;
+
+/// For how many due timers memory is kept.
+const MOST_KEPT_DUE: usize = 1 << 12;
+
+/// All connections of one worker: their sessions, timers and statistics.
+///
+/// After any `handle_*`, call [`poll_transmit`](Self::poll_transmit) until it yields `None`, then sleep until
+/// [`poll_timeout`](Self::poll_timeout) or the next input.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    seed: u64,
+    connections: Slab<Connection>,
+    /// By the four-tuple of live client and live server.
+    by_live: FlowTable,
+    /// By the four-tuple that the target sees.
+    by_target: FlowTable,
+    timers: Timers,
+    /// Connections that may have something to send.
+    ready: VecDeque<Id>,
+    /// Segments of sessions that are gone.
+    farewells: VecDeque<Last>,
+    /// By [`TargetId`]; `None` while the channel is down.
+    channels: Vec<Option<Credentials>>,
+    /// As many.
+    orphans: Vec<Orphans>,
+    /// By rule.
+    manners: Vec<Manners>,
+    pool: Pool,
+    stats: Stats,
+    /// Timers that are due; kept for its memory.
+    due: Vec<Entry>,
+    /// When the ring was full, the last time.
+    ring_full: Option<Nanos>,
+}
+
+/// A live client's connection.
+#[derive(Debug)]
+struct Connection {
+    live: Flow,
+    rule: u16,
+    stream: Stream,
+    /// Unless it was open when the capture began.
+    handshake: Option<Handshake>,
+    /// When its last segment was captured.
+    heard: Nanos,
+    syn: Flag,
+    fin: Flag,
+    replay: Replay,
+}
+
+/// A live client's handshake.
+#[derive(Clone, Copy, Debug)]
+struct Handshake {
+    isn: LiveSeq,
+    /// What it says about the client.
+    distance: Distance,
+}
+
+/// What became of a captured SYN or FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    /// There was none, or it has been accounted for.
+    Settled,
+    /// Captured, and still to be sent.
+    Pending,
+}
+
+/// What a connection is replayed as.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are active, and a box would cost a cache miss per segment")]
+enum Replay {
+    /// Not at all: octets are discarded for this reason until a request begins. What the session before had come to, if there
+    /// was one: the next one begins above.
+    Parked(Reason, Option<Opening>),
+    Active(Session),
+}
+
+impl Connection {
+    /// How far away the client is to seem.
+    fn distance(&self, wanted: RoundTrip) -> Distance {
+        self.handshake.map_or_else(|| Distance::of_joined(wanted), |handshake| handshake.distance)
+    }
+
+    /// Whether the segment that ends the client's handshake is still to come.
+    fn is_in_handshake(&self) -> bool {
+        self.handshake.is_some_and(|handshake| handshake.distance == Distance::Awaited)
+    }
+
+    /// The client's handshake has ended, and this is how far away it is.
+    fn end_handshake(&mut self, distance: Distance) {
+        if let Some(handshake) = &mut self.handshake {
+            handshake.distance = distance;
+        }
+        if let Replay::Active(session) = &mut self.replay {
+            session.learn_distance(distance);
+        }
+    }
+}
+
+impl Engine {
+    /// An engine without connections. `seed` makes sequence numbers, ports and hashes unpredictable from outside; the same
+    /// seed and the same inputs give the same outputs.
+    #[must_use]
+    pub fn new(config: Config, seed: u64) -> Self {
+        Self {
+            seed,
+            connections: Slab::new(),
+            by_live: FlowTable::new(seed),
+            by_target: FlowTable::new(seed ^ 1),
+            timers: Timers::new(),
+            ready: VecDeque::new(),
+            farewells: VecDeque::new(),
+            channels: Vec::new(),
+            orphans: Vec::new(),
+            manners: vec![Manners::default(); config.rules.len()],
+            pool: Pool::new(config.max_memory),
+            stats: Stats::default(),
+            due: Vec::new(),
+            ring_full: None,
+            config,
+        }
+    }
+
+    /// The counters so far.
+    #[must_use]
+    pub const fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The channel to a target is up: sessions may be opened there. It may come again after a reconnect; with another
+    /// instance the target's programs have forgotten all sessions. They are given up, and what is left of them at the
+    /// target is removed.
+    pub fn handle_channel_up(&mut self, now: Nanos, target: TargetId, credentials: Credentials) {
+        let index = usize::from(target.0);
+        if self.channels.len() <= index {
+            self.channels.resize(index + 1, None);
+            self.orphans.resize_with(index + 1, Orphans::default);
+        }
+        self.channels[index] = Some(credentials);
+        self.ask_for_orphans(target);
+        for id in self.sessions_of(target) {
+            let Some(Connection { replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
+                continue;
+            };
+            if session.instance().is_some_and(|known| known != credentials.instance) {
+                let flow = session.flow;
+                self.leave_orphan(now, target, flow);
+                self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Farewell::Nothing));
+            } else {
+                session.handle_channel_up(now);
+                self.enqueue(id);
+            }
+        }
+    }
+
+    /// The channel to a target is down: nothing is sent there until it is up again (rule S3).
+    pub fn handle_channel_down(&mut self, now: Nanos, target: TargetId) {
+        if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
+            *channel = None;
+        }
+        for last in std::mem::take(&mut self.farewells) {
+            if last.target == target {
+                self.leave_unsaid(now, &last);
+            } else {
+                self.farewells.push_back(last);
+            }
+        }
+        // Their deadlines differ while the channel is down.
+        for id in self.sessions_of(target) {
+            self.enqueue(id);
+        }
+    }
+
+    /// The ring was full just now, so that segments may have been lost: holes in what is captured at about this time are
+    /// not filled by a retransmission, because the live server has received what we miss.
+    pub const fn handle_ring_full(&mut self, now: Nanos) {
+        self.ring_full = Some(now);
+    }
+
+    /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed (earlier does no harm).
+    pub fn handle_timeout(&mut self, now: Nanos) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.expire(now, &mut due);
+        for index in 0..due.len() {
+            if let Some(ahead) = due.get(index + AHEAD) {
+                self.connections.prefetch(ahead.id);
+            }
+            let Entry { id, tick } = due[index];
+            if self.connections.armed_mut(id).is_some_and(|armed| armed.fired(tick)) {
+                self.handle_connection_timer(now, id);
+            }
+        }
+        due.clear();
+        // A crowd that was opened at once is due at once, once.
+        due.shrink_to(MOST_KEPT_DUE);
+        self.due = due;
+        self.expire_orphans(now);
+    }
+
+    /// Resets every open replayed connection, and counts it as aborted by the shutdown.
+    pub fn handle_shutdown(&mut self, _now: Nanos) {
+        for id in self.connections.ids() {
+            self.abandon(id, Reason::Shutdown, Farewell::Reset);
+            self.forget(id, Reason::Shutdown);
+        }
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Nanos> {
+        [self.timers.next(), self.orphans_deadline()].into_iter().flatten().min()
+    }
+
+    /// The next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the session.
+    pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit<'_>> {
+        let (id, plan) = loop {
+            // First of all, because a RST makes room for the SYN of the connection that follows.
+            if let Some(last) = self.farewells.pop_front() {
+                if self.credentials(last.target).is_some() {
+                    self.stats.resets_sent += u64::from(last.flags & RST != 0);
+                    return Some(last.transmit());
+                }
+                self.leave_unsaid(now, &last);
+                continue;
+            }
+            if let Some(syn) = self.poll_orphans(now) {
+                return Some(syn);
+            }
+            let id = self.ready.pop_front()?;
+            if let Some(plan) = self.poll_connection(now, id) {
+                // To the end of the queue, so that a bulk upload does not hold up the others.
+                self.enqueue(id);
+                break (id, plan);
+            }
+        };
+        let connection = self.connections.get(id)?;
+        let Replay::Active(session) = &connection.replay else { return None };
+        Some(Transmit {
+            flow: session.flow,
+            seq: plan.seq,
+            ack: plan.ack,
+            window: plan.window,
+            flags: plan.flags,
+            options: plan.options,
+            segment_size: plan.segment_size,
+            payload: connection.stream.slice(plan.offset, plan.len),
+        })
+    }
+
+    fn poll_connection(&mut self, now: Nanos, id: Id) -> Option<Plan> {
+        self.connections.set_queued(id, false);
+        let connection = self.connections.get_mut(id)?;
+        let distance = connection.distance(self.config.round_trip);
+        let Replay::Active(session) = &mut connection.replay else { return None };
+        let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
+        let poll = if credentials.is_some() {
+            let mut cx = Context {
+                now,
+                config: &self.config,
+                stats: &mut self.stats,
+                manners: manners(&mut self.manners, connection.rule),
+                distance,
+                credentials,
+            };
+            session.poll(&connection.stream, &mut cx)
+        } else {
+            Poll::Idle
+        };
+        match poll {
+            Poll::Transmit(plan) => {
+                if connection.syn == Flag::Pending && session.is_visible() {
+                    connection.syn = Flag::Settled;
+                    self.stats.syns.send(1);
+                }
+                Some(plan)
+            }
+            Poll::Idle => {
+                self.arm(id);
+                None
+            }
+            Poll::End(outcome) => {
+                self.conclude(now, id, outcome);
+                None
+            }
+        }
+    }
+
+    fn credentials(&self, target: TargetId) -> Option<Credentials> {
+        self.channels.get(usize::from(target.0)).copied().flatten()
+    }
+
+    fn enqueue(&mut self, id: Id) {
+        if !self.connections.set_queued(id, true) {
+            self.ready.push_back(id);
+        }
+    }
+}
+
+fn manners(of: &mut Vec<Manners>, rule: u16) -> &mut Manners {
+    let index = usize::from(rule);
+    if of.len() <= index {
+        of.resize(index + 1, Manners::default());
+    }
+    &mut of[index]
+}
+
+// A million of them should fit where that counts: what a session seldom needs is in a box of its own.
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(size_of::<Connection>() <= 448);

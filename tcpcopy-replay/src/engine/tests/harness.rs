@@ -1,0 +1,416 @@
+//! The lab: engine, path and target in virtual time, and live clients that speak into it.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use tcpcopy_common::{
+    flow::{Flow, IpAddress},
+    response::{ResponseHeader, kind, option},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+};
+
+use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
+use crate::{
+    causality::gate::FirstWord,
+    config::{Config, Credentials, RuleTarget, TargetId},
+    engine::{Connection, Engine, Flag, Replay},
+    segment::{LiveSegment, Transmit},
+    time::Nanos,
+};
+
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const TARGET: TargetId = TargetId(0);
+/// More steps than any test needs: a livelock.
+const MOST_STEPS: usize = 400_000;
+
+enum Event {
+    ToTarget(Packet),
+    ToEngine(ResponseHeader),
+    AtTarget(Later),
+}
+
+/// Chances, of 1000, that the path does something to a packet; each direction.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Weather {
+    pub lose: u32,
+    pub duplicate: u32,
+    pub delay: u32,
+}
+
+pub(crate) struct Lab {
+    pub now: Nanos,
+    pub engine: Engine,
+    pub target: Target,
+    pub weather: Weather,
+    /// Everything the engine sent, lost or not.
+    pub sent: Vec<Packet>,
+    pub lost: usize,
+    /// Responses of connections that the target's programs do not know as replayed: the live clients get them.
+    pub leaked: Vec<ResponseHeader>,
+    events: BTreeMap<(u64, u64), Event>,
+    order: u64,
+    random: u64,
+    /// One way, in ns.
+    pub delay: u64,
+    /// The most payload that the path to the target takes in a packet: the injector cuts to what fits.
+    pub path: usize,
+    /// Whether [`audit`](Self::audit) is called after every step.
+    pub audits: bool,
+}
+
+pub(crate) fn config() -> Config {
+    let address: SocketAddr = "10.0.0.3:8080".parse().unwrap();
+    Config { rules: vec![RuleTarget { target: TARGET, address }], ..Config::default() }
+}
+
+pub(crate) const CREDENTIALS: Credentials = Credentials { instance: INSTANCE, key: KEY };
+
+impl Lab {
+    pub fn new() -> Self {
+        Self::with(config())
+    }
+
+    pub fn with(config: Config) -> Self {
+        let mut lab = Self {
+            now: Nanos(1_000 * MS),
+            engine: Engine::new(config, 42),
+            target: Target::new(),
+            weather: Weather::default(),
+            sent: Vec::new(),
+            lost: 0,
+            leaked: Vec::new(),
+            events: BTreeMap::new(),
+            order: 0,
+            random: 0x2545_f491_4f6c_dd1d,
+            delay: 50_000,
+            path: usize::MAX,
+            audits: true,
+        };
+        lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
+        // Most tests are about protocols where the client speaks first, and need not wait to find out.
+        lab.set_first_word(FirstWord::Client);
+        lab
+    }
+
+    /// What is known of who speaks first.
+    pub fn set_first_word(&mut self, word: FirstWord) {
+        for manners in &mut self.engine.manners {
+            manners.first_word = word;
+        }
+    }
+
+    pub fn seed(&mut self, seed: u64) {
+        self.random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    }
+
+    fn chance(&mut self, of_thousand: u32) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 20) % 1000 < u64::from(of_thousand)
+    }
+
+    fn put(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.events.insert((at, self.order), event);
+    }
+
+    fn travel(&mut self, make: impl Fn() -> Event) {
+        let weather = self.weather;
+        if self.chance(weather.lose) {
+            self.lost += 1;
+            return;
+        }
+        let late = if self.chance(weather.delay) { 3 * MS } else { 0 };
+        self.put(self.now.0 + self.delay + late, make());
+        if self.chance(weather.duplicate) {
+            self.put(self.now.0 + 2 * self.delay, make());
+        }
+    }
+
+    pub fn live(&mut self, segment: &LiveSegment<'_>) {
+        self.engine.handle_live(self.now, segment);
+        self.settle();
+    }
+
+    /// Sends what the engine has to say, cut as the injector cuts it.
+    pub fn settle(&mut self) {
+        let mut n = 0;
+        while let Some(transmit) = self.engine.poll_transmit(self.now) {
+            let packets = cut(&transmit, self.path);
+            for packet in packets {
+                self.sent.push(packet.clone());
+                self.travel(|| Event::ToTarget(packet.clone()));
+            }
+            n += 1;
+            assert!(n < MOST_STEPS, "the engine does not stop sending");
+        }
+        if self.audits {
+            self.audit();
+        }
+    }
+
+    fn respond(&mut self, (responses, later): (Vec<ResponseHeader>, Vec<(u64, Later)>)) {
+        for response in responses {
+            if !self.target.sessions.contains(&response.flow) {
+                self.leaked.push(response);
+                continue;
+            }
+            self.travel(|| Event::ToEngine(response));
+        }
+        for (at, work) in later {
+            self.put(at, Event::AtTarget(work));
+        }
+    }
+
+    /// An acknowledgement of nothing but the SYN by the first connection's target, with the number that is expected next.
+    pub fn bare_ack(&self) -> ResponseHeader {
+        let mut header: ResponseHeader = bytemuck::Zeroable::zeroed();
+        header.flow = self.sent[0].flow;
+        header.instance = self.target.instance;
+        header.kind = kind::SEGMENT;
+        header.flags = ACK;
+        header.seq = self.sent.last().unwrap().ack.to_be_bytes();
+        header.ack = self.sent[0].seq.wrapping_add(1).to_be_bytes();
+        header.window = 400u16.to_be_bytes();
+        header.options = option::TIMESTAMPS;
+        header.tsval = 99u32.to_be_bytes();
+        header
+    }
+
+    /// A report that the target's model has nothing to do with.
+    pub fn hear(&mut self, header: &ResponseHeader) {
+        self.engine.handle_response(self.now, TARGET, header);
+        self.settle();
+    }
+
+    /// What the application of the first connection's target does now.
+    pub fn act(&mut self, act: Act) {
+        let (flow, isn) = (self.sent[0].flow, self.sent[0].seq);
+        let (responses, _) = self.target.later(self.now, Later::Do(flow, isn, act));
+        responses.iter().for_each(|response| self.hear(response));
+    }
+
+    /// The target's `intercept` is killed, and has a successor after `ms`.
+    pub fn restart_intercept(&mut self, ms: u64) {
+        self.engine.handle_channel_down(self.now, TARGET);
+        self.target.sessions.clear();
+        self.run_ms(ms);
+        self.target.instance += 1;
+        let credentials = Credentials { instance: self.target.instance, ..CREDENTIALS };
+        self.engine.handle_channel_up(self.now, TARGET, credentials);
+        self.settle();
+    }
+
+    /// Lets everything happen until `end`.
+    pub fn run_until(&mut self, end: u64) {
+        for _ in 0..MOST_STEPS {
+            let event = self.events.keys().next().map(|k| k.0);
+            let timer = self.engine.poll_timeout().map(|t| t.0.max(self.now.0));
+            let Some(next) = [event, timer].into_iter().flatten().min().filter(|&t| t <= end) else {
+                self.now = Nanos(end);
+                return;
+            };
+            self.now = Nanos(next);
+            if timer == Some(next) {
+                self.engine.handle_timeout(self.now);
+            } else if let Some(((_, _), event)) = self.events.pop_first() {
+                match event {
+                    Event::ToTarget(packet) => {
+                        let responses = self.target.handle(self.now, packet);
+                        self.respond(responses);
+                    }
+                    Event::ToEngine(response) => self.engine.handle_response(self.now, TARGET, &response),
+                    Event::AtTarget(work) => {
+                        let responses = self.target.later(self.now, work);
+                        self.respond(responses);
+                    }
+                }
+            }
+            self.settle();
+        }
+        panic!("no end in sight at {:?}: {:?}", self.now, self.engine.stats());
+    }
+
+    pub fn run_ms(&mut self, ms: u64) {
+        self.run_until(self.now.0 + ms * MS);
+    }
+
+    /// The statistics balance, and agree with what is really held.
+    pub fn audit(&self) {
+        let engine = &self.engine;
+        engine.stats().check().unwrap();
+        let (mut bytes, mut syns, mut fins, mut active) = (0, 0, 0, 0);
+        for id in engine.connections.ids() {
+            let connection: &Connection = engine.connections.get(id).unwrap();
+            for (timer, deadline) in engine.deadlines(connection) {
+                assert!(
+                    engine.timers.covers(engine.connections.armed(id), timer, deadline),
+                    "{timer:?} of {connection:?}"
+                );
+            }
+            let stream = &connection.stream;
+            syns += u64::from(connection.syn == Flag::Pending);
+            match &connection.replay {
+                Replay::Parked(..) => {
+                    bytes += stream.held_from(stream.start());
+                    fins += u64::from(connection.fin == Flag::Pending);
+                }
+                Replay::Active(session) => {
+                    bytes += stream.held_from(session.sent());
+                    fins += u64::from(connection.fin == Flag::Pending && !session.fin_sent());
+                    active += 1;
+                }
+            }
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.bytes.pending, stats.syns.pending, stats.fins.pending), (bytes, syns, fins), "{stats:?}");
+        assert_eq!(stats.sessions.active, active);
+        let left: usize = engine.orphans.iter().map(|at_target| at_target.len()).sum();
+        assert_eq!(stats.orphans, stats.orphans_settled + stats.orphans_given_up + left as u64);
+        assert!(engine.pool.allocated() <= engine.config.max_memory);
+    }
+
+    /// Nothing is left: no connection, no memory in use, nothing pending.
+    pub fn assert_done(&self) {
+        assert_eq!(self.engine.connections.len(), 0, "{:?}", self.engine.connections);
+        assert_eq!(self.engine.orphans_deadline(), None);
+        let stats = self.engine.stats();
+        assert_eq!((stats.bytes.pending, stats.fins.pending, stats.sessions.active), (0, 0, 0));
+    }
+
+    /// Everything captured was sent, once, and every session ended well.
+    pub fn assert_nothing_lost(&self) {
+        self.assert_done();
+        let stats = self.engine.stats();
+        assert_eq!(stats.bytes.discarded.total() + stats.syns.discarded.total() + stats.fins.discarded.total(), 0);
+        assert_eq!(stats.sessions.finished, stats.sessions.seen, "{:?}", stats.sessions.aborted);
+    }
+
+    /// The target's only connection, present or past.
+    pub fn only(&self) -> &Conn {
+        let mut all: Vec<&Conn> = self.target.past.iter().map(|(_, c)| c).chain(self.target.conns.values()).collect();
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    /// The target's only present connection.
+    pub fn only_open(&self) -> &Conn {
+        assert_eq!(self.target.conns.len(), 1);
+        self.target.conns.values().next().unwrap()
+    }
+
+    /// Lines that arrived, on all connections in the order of their beginning, sorted.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .target
+            .past
+            .iter()
+            .map(|(_, c)| c)
+            .chain(self.target.conns.values())
+            .flat_map(|c| c.received.split_inclusive(|&b| b == b'\n'))
+            .map(|line| String::from_utf8_lossy(line).into_owned())
+            .collect();
+        lines.sort();
+        lines
+    }
+}
+
+fn cut(transmit: &Transmit<'_>, most: usize) -> Vec<Packet> {
+    assert!(transmit.segment_size > 0 && transmit.payload.len() <= 65_535 - 40);
+    let packet = |offset: usize, payload: &[u8], flags| Packet {
+        flow: transmit.flow,
+        seq: transmit.seq.wrapping_add(offset as u32),
+        ack: transmit.ack,
+        flags,
+        options: transmit.options,
+        payload: payload.to_vec(),
+    };
+    if transmit.payload.is_empty() {
+        return vec![packet(0, &[], transmit.flags)];
+    }
+    let size = usize::from(transmit.segment_size).min(most);
+    let count = transmit.payload.len().div_ceil(size);
+    transmit
+        .payload
+        .chunks(size)
+        .enumerate()
+        .map(|(i, chunk)| {
+            let last = i + 1 == count;
+            packet(i * size, chunk, if last { transmit.flags } else { transmit.flags & !(PSH | FIN) })
+        })
+        .collect()
+}
+
+/// A live client: what it sends, and how much it has read.
+#[derive(Clone, Copy)]
+pub(crate) struct Client {
+    pub flow: Flow,
+    pub seq: u32,
+    pub ack: u32,
+}
+
+impl Client {
+    pub fn new(port: u16) -> Self {
+        let flow = Flow {
+            client: IpAddress::from_v4([10, 1, 0, 1]),
+            server: IpAddress::from_v4([10, 0, 0, 2]),
+            client_port: port.to_be_bytes(),
+            server_port: 80u16.to_be_bytes(),
+        };
+        // The live client's numbers wrap early, so that every test meets the wrap.
+        Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70 }
+    }
+
+    pub fn segment<'a>(&self, lab: &Lab, flags: u8, payload: &'a [u8]) -> LiveSegment<'a> {
+        LiveSegment {
+            time: lab.now,
+            flow: self.flow,
+            rule: 0,
+            seq: self.seq,
+            ack: self.ack,
+            window: 1000,
+            flags,
+            options: &[],
+            payload,
+        }
+    }
+
+    pub fn syn(&mut self, lab: &mut Lab) {
+        let segment = self.segment(lab, SYN, &[]);
+        lab.live(&segment);
+        self.seq = self.seq.wrapping_add(1);
+    }
+
+    /// Acknowledges what it has read, and sends nothing.
+    pub fn acknowledge(&self, lab: &mut Lab) {
+        let segment = self.segment(lab, ACK, &[]);
+        lab.live(&segment);
+    }
+
+    /// Sends, after having read `read` octets.
+    pub fn send(&mut self, lab: &mut Lab, read: u32, payload: &[u8]) {
+        self.ack = self.ack.wrapping_add(read);
+        let segment = self.segment(lab, ACK | PSH, payload);
+        lab.live(&segment);
+        self.seq = self.seq.wrapping_add(payload.len() as u32);
+    }
+
+    /// The same, without going on from there.
+    pub fn send_as_is(&self, lab: &mut Lab, payload: &[u8]) {
+        let segment = self.segment(lab, ACK | PSH, payload);
+        lab.live(&segment);
+    }
+
+    pub fn fin(&mut self, lab: &mut Lab, read: u32) {
+        self.ack = self.ack.wrapping_add(read);
+        let segment = self.segment(lab, ACK | FIN, &[]);
+        lab.live(&segment);
+        self.seq = self.seq.wrapping_add(1);
+    }
+
+    pub fn rst(&mut self, lab: &mut Lab, read: u32) {
+        self.ack = self.ack.wrapping_add(read);
+        let segment = self.segment(lab, ACK | RST, &[]);
+        lab.live(&segment);
+    }
+}

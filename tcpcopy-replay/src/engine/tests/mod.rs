@@ -1,0 +1,36 @@
+//! Tests of the whole engine in virtual time: a scripted live client, a lossy path, a model of the target's TCP.
+//!
+//! After every step the statistics must balance, and agree with what the sessions really hold.
+
+mod acknowledge;
+mod chaos;
+mod close;
+mod distance;
+mod fins;
+mod gating;
+mod harness;
+mod join;
+mod limits;
+mod loss;
+mod misbehaving;
+mod orphans;
+mod owed;
+mod recovery;
+mod reports;
+mod segments;
+mod sending;
+mod sessions;
+mod target;
+mod upkeep;
+
+use tcpcopy_common::flow::{Flow, IpAddress};
+
+/// A four-tuple of a client with this port, for the unit tests of the engine's parts.
+pub(crate) fn flow(port: u16) -> Flow {
+    Flow {
+        client: IpAddress::from_v4([10, 0, 0, 1]),
+        server: IpAddress::from_v4([10, 0, 0, 2]),
+        client_port: port.to_be_bytes(),
+        server_port: [0, 80],
+    }
+}

@@ -1,0 +1,410 @@
+//! What a live client sends, put in order: each octet once, whatever was reordered, repeated or cut differently.
+//!
+//! Octets are named by their *offset*, a 64-bit count from the start of the connection (or from where capture began), so that
+//! nothing but this module meets the live client's sequence numbers.
+
+use crate::{
+    input::buffer::{Exhausted, Mark, Pool, Store},
+    stats::Reason,
+    tcp::seq::{LiveAck, LiveSeq},
+    time::Nanos,
+};
+
+/// More islands than a sane network makes; past it the session is given up rather than the time.
+const MOST_ISLANDS: usize = 4096;
+
+/// A sane connection does not hold back more segments than this.
+const MANY_MARKS: usize = 4096;
+
+/// How a live client ended its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// The offset after the last octet.
+    pub offset: u64,
+    /// What the live client had received by then.
+    pub ack: Option<LiveAck>,
+}
+
+/// A segment's facts besides its octets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts {
+    pub time: Nanos,
+    pub ack: Option<LiveAck>,
+    pub push: bool,
+}
+
+/// What became of a segment's octets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Inserted {
+    /// New ones, kept.
+    pub unique: u64,
+    /// Ones that were there already.
+    pub duplicate: u64,
+    /// Ones beyond the FIN.
+    pub nonsense: u64,
+    /// Ones so far ahead that they cannot be kept: much was not captured, or they belong to another connection.
+    pub too_far: u64,
+}
+
+/// One live client's octets.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The sequence number of offset `end`; `None` while the position is unknown: the next segment tells it.
+    end_seq: Option<LiveSeq>,
+    /// Everything before this has been released.
+    start: u64,
+    /// Everything before this is there.
+    end: u64,
+    store: Option<Box<Store>>,
+    /// How many marks have been released: the number of the first one in the store.
+    first_mark: u64,
+    /// Of the segment before that one: its acknowledgement and PSH.
+    before: Option<(Option<LiveAck>, bool)>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What a stream has only when something is missing, or near its end: most connections are idle most of the time, and are to
+/// be small then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rare {
+    /// Since when octets before known ones are missing.
+    hole_since: Option<Nanos>,
+    fin: Option<Ending>,
+    reset: Option<Ending>,
+}
+
+impl Stream {
+    /// A stream whose first octet has sequence number `first`, or that begins with the next segment.
+    pub const fn new(first: Option<LiveSeq>) -> Self {
+        Self { end_seq: first, start: 0, end: 0, store: None, first_mark: 0, before: None, rare: None }
+    }
+
+    fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    fn open_hole(&mut self, time: Nanos) {
+        self.rare_mut().hole_since.get_or_insert(time);
+    }
+
+    fn close_hole(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.hole_since = None;
+        }
+    }
+
+    /// Everything before this offset is there, unless released.
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Everything before this offset has been released.
+    pub const fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Since when a hole keeps later octets (or the FIN) from being in order.
+    pub fn hole_since(&self) -> Option<Nanos> {
+        self.rare().hole_since
+    }
+
+    /// The FIN, once everything before it is there.
+    pub fn fin(&self) -> Option<Ending> {
+        self.rare().fin.filter(|fin| fin.offset == self.end)
+    }
+
+    /// The live client's reset.
+    pub fn reset(&self) -> Option<Ending> {
+        self.rare().reset
+    }
+
+    /// Whether the live client will send nothing more.
+    pub fn is_over(&self) -> bool {
+        let Rare { fin, reset, .. } = self.rare();
+        fin.is_some() || reset.is_some()
+    }
+
+    fn offset_of(&mut self, seq: LiveSeq) -> i64 {
+        let end_seq = *self.end_seq.get_or_insert(seq);
+        self.end as i64 + i64::from(seq.distance(end_seq))
+    }
+
+    /// Takes a segment's octets in.
+    ///
+    /// # Errors
+    /// The reason why they cannot be kept; the stream is unchanged.
+    pub fn insert(
+        &mut self,
+        pool: &mut Pool,
+        limit: usize,
+        seq: LiveSeq,
+        payload: &[u8],
+        facts: Facts,
+    ) -> Result<Inserted, Reason> {
+        let begin = self.offset_of(seq);
+        let finish = begin + payload.len() as i64;
+        let fin = self.rare().fin;
+        let last = fin.map_or(i64::MAX, |fin| fin.offset as i64);
+        let nonsense = fin.map_or(0, |_| (finish - last.max(begin)).max(0));
+        let finish = finish.min(last);
+        let from = begin.max(self.end as i64);
+        if finish <= from {
+            return Ok(Inserted {
+                duplicate: payload.len() as u64 - nonsense as u64,
+                nonsense: nonsense as u64,
+                ..Inserted::default()
+            });
+        }
+        if from - self.end as i64 > limit as i64 {
+            self.open_hole(facts.time);
+            return Ok(Inserted { too_far: payload.len() as u64, ..Inserted::default() });
+        }
+        let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
+        let (from, finish) = (from as u64, finish as u64);
+        let marks = self.store.as_ref().map_or(0, |s| s.marks.len() * size_of::<Mark>());
+        if finish - self.start + marks as u64 > limit as u64 {
+            return Err(Reason::SessionMemory);
+        }
+        let mut store = self.store.take().unwrap_or_else(|| pool.take());
+        let placed = self.place(pool, &mut store, from, finish, kept, facts);
+        if store.bytes.len() > store.head {
+            self.store = Some(store);
+        } else {
+            pool.give_back(store);
+        }
+        let unique = placed?;
+        let nonsense = nonsense as u64;
+        Ok(Inserted { unique, duplicate: payload.len() as u64 - unique - nonsense, nonsense, too_far: 0 })
+    }
+
+    fn place(
+        &mut self,
+        pool: &mut Pool,
+        store: &mut Store,
+        from: u64,
+        finish: u64,
+        octets: &[u8],
+        facts: Facts,
+    ) -> Result<u64, Reason> {
+        if store.islands.len() >= MOST_ISLANDS {
+            return Err(Reason::SessionMemory);
+        }
+        let len = store.head + (finish - self.start) as usize;
+        pool.reserve(store, len).map_err(|Exhausted| Reason::TotalMemory)?;
+        let mark = |offset| Mark { offset, time: facts.time, ack: facts.ack, push: facts.push };
+        if from == self.end && store.islands.is_empty() {
+            store.bytes.extend_from_slice(octets);
+            let many = store.marks.len() >= MANY_MARKS;
+            match store.marks.back_mut() {
+                // A flood of tiny segments: beyond a point they are no longer told apart.
+                Some(last) if many && last.ack == facts.ack => last.push = facts.push,
+                _ => store.marks.push_back(mark(from)),
+            }
+            pool.settle(store);
+            self.advance_to(finish);
+            self.note_hole(false, facts.time);
+            return Ok(finish - from);
+        }
+
+        store.bytes.resize(len.max(store.bytes.len()), 0);
+        // The islands that this range touches become one with it; only what they lack is copied, because the first copy
+        // of an octet is the one that a receiver keeps.
+        let first = store.islands.partition_point(|island| island.1 < from);
+        let after = first + store.islands[first..].partition_point(|island| island.0 <= finish);
+        let mut unique = 0;
+        let mut at = from;
+        for &(begin, end) in store.islands[first..after].iter().chain([&(finish, finish)]) {
+            if at < begin {
+                let position = store.head + (at - self.start) as usize;
+                let piece = &octets[(at - from) as usize..(begin - from) as usize];
+                store.bytes[position..position + piece.len()].copy_from_slice(piece);
+                unique += begin - at;
+                // Each piece has a mark, lest what follows it seems to follow what lies before it.
+                let mut new = Mark { push: facts.push && begin == finish, ..mark(at) };
+                let place = store.marks.partition_point(|m| m.offset < at);
+                // A retransmission acknowledges more than the first copy did, which went before what follows it.
+                if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
+                    && ack.is_after(after)
+                {
+                    new.ack = Some(after);
+                }
+                store.marks.insert(place, new);
+            }
+            at = at.max(end);
+            if at >= finish {
+                break;
+            }
+        }
+        let merged = store.islands[first..after]
+            .iter()
+            .fold((from, finish), |(low, high), &(begin, end)| (low.min(begin), high.max(end)));
+        store.islands.splice(first..after, [merged]);
+        let (begin, end) = store.islands[0];
+        if begin <= self.end {
+            store.islands.remove(0);
+            self.close_hole();
+            self.advance_to(end);
+        }
+        pool.settle(store);
+        self.note_hole(!store.islands.is_empty(), facts.time);
+        Ok(unique)
+    }
+
+    fn note_hole(&mut self, islands: bool, time: Nanos) {
+        if islands || self.rare().fin.is_some_and(|fin| fin.offset > self.end) {
+            self.open_hole(time);
+        } else {
+            self.close_hole();
+        }
+    }
+
+    fn advance_to(&mut self, end: u64) {
+        let seq = self.end_seq.map(|seq| seq.plus((end - self.end) as u32));
+        self.end_seq = seq;
+        self.end = end;
+    }
+
+    /// Notes a FIN, which follows the octet before `seq`; whether it was new. `None`: it contradicts what is known.
+    pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Option<bool> {
+        let offset = self.offset_of(seq);
+        if let Some(fin) = self.rare().fin {
+            return (fin.offset as i64 == offset).then_some(false);
+        }
+        let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
+        if offset < known as i64 {
+            return None;
+        }
+        let offset = offset as u64;
+        self.rare_mut().fin = Some(Ending { offset, ack });
+        if offset > self.end {
+            self.open_hole(time);
+        }
+        Some(true)
+    }
+
+    /// Notes a reset; it takes effect after what is there in order.
+    pub fn abort(&mut self, ack: Option<LiveAck>) {
+        let offset = self.end;
+        let rare = self.rare_mut();
+        if rare.reset.is_none() {
+            rare.reset = Some(Ending { offset, ack });
+            rare.hole_since = None;
+        }
+    }
+
+    /// The octets from `offset` on, at most `len`, as far as they are there in order.
+    pub fn slice(&self, offset: u64, len: usize) -> &[u8] {
+        let Some(store) = &self.store else { return &[] };
+        let from = offset.max(self.start);
+        let len = len.min(self.end.saturating_sub(from) as usize);
+        let position = store.head + (from - self.start) as usize;
+        store.bytes.get(position..position + len).unwrap_or(&[])
+    }
+
+    /// The mark with a number, if it is still there and its octets are in order.
+    pub fn mark(&self, number: u64) -> Option<&Mark> {
+        let index = number.checked_sub(self.first_mark)?;
+        self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end)
+    }
+
+    /// The number of the first mark that has not been released.
+    pub const fn first_mark(&self) -> u64 {
+        self.first_mark
+    }
+
+    /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows that
+    /// the live client has received something in between.
+    pub fn begins_request(&self, number: u64) -> bool {
+        let before = number.checked_sub(1).and_then(|n| self.mark(n)).map_or(self.before, |m| Some((m.ack, m.push)));
+        match (before, self.mark(number).and_then(|m| m.ack)) {
+            (Some((Some(before), true)), Some(ack)) => ack.is_after(before),
+            _ => false,
+        }
+    }
+
+    /// How many octets at and after `offset` are held, be they in order or not.
+    pub fn held_from(&self, offset: u64) -> u64 {
+        let Some(store) = &self.store else { return 0 };
+        let islands: u64 = store.islands.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
+        self.end.saturating_sub(offset.max(self.start)) + islands
+    }
+
+    /// Forgets what is before `offset`.
+    pub fn release(&mut self, pool: &mut Pool, offset: u64) {
+        let offset = offset.min(self.end);
+        if offset <= self.start {
+            return;
+        }
+        let Some(mut store) = self.store.take() else { return };
+        store.head += (offset - self.start) as usize;
+        self.start = offset;
+        while let Some(mark) = store.marks.front().filter(|m| m.offset < offset) {
+            self.before = Some((mark.ack, mark.push));
+            self.first_mark += 1;
+            store.marks.pop_front();
+        }
+        if store.head >= store.bytes.len() {
+            pool.give_back(store);
+            return;
+        }
+        // Moving the rest to the front costs less than what was appended since the last time.
+        if store.head > store.bytes.len() / 2 {
+            store.bytes.copy_within(store.head.., 0);
+            store.bytes.truncate(store.bytes.len() - store.head);
+            store.head = 0;
+        }
+        self.store = Some(store);
+    }
+
+    /// Gives up the octets that are missing, and goes on with what follows them. Returns how many they are; when nothing is
+    /// known to follow, the position becomes unknown.
+    pub fn skip_hole(&mut self, pool: &mut Pool) -> u64 {
+        let end = self.end;
+        self.release(pool, end);
+        self.close_hole();
+        self.before = None;
+        if let Some(mut store) = self.store.take() {
+            // After the release, what is left are islands.
+            let (begin, finish) = store.islands.remove(0);
+            let missing = begin - end;
+            store.head += missing as usize;
+            self.advance_to(finish);
+            self.start = begin;
+            // The next hole has had as much time as this one.
+            self.note_hole(!store.islands.is_empty(), Nanos(0));
+            self.store = Some(store);
+            return missing;
+        }
+        match self.rare().fin {
+            Some(fin) => {
+                let missing = fin.offset - self.end;
+                self.advance_to(fin.offset);
+                self.start = fin.offset;
+                missing
+            }
+            None => {
+                self.end_seq = None;
+                0
+            }
+        }
+    }
+
+    /// Forgets everything held; the next segment tells where the stream goes on.
+    pub fn clear(&mut self, pool: &mut Pool) {
+        if let Some(store) = self.store.take() {
+            self.first_mark += store.marks.len() as u64;
+            pool.give_back(store);
+        }
+        self.start = self.end;
+        self.end_seq = None;
+        self.before = None;
+        self.close_hole();
+    }
+}
+
+#[cfg(test)]
+mod tests;

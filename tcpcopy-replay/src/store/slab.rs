@@ -1,0 +1,156 @@
+//! Where connections live: values at stable indices, which other tables and timers name.
+
+use crate::store::{prefetch::prefetch, timers::Armed};
+
+/// Names a connection for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(u32);
+
+impl Id {
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+}
+
+/// Octets of a chunk: a huge page, which the program's allocator makes it (see `crate::memory`).
+const CHUNK: usize = 2 << 20;
+
+/// What there is for each index.
+#[derive(Debug)]
+struct Slot<T> {
+    /// Outlives the value: entries in the timing wheel are not searched for when a value goes, but found wanting when they
+    /// are due. So the next value finds them armed and needs no others, however fast values come and go.
+    armed: Armed,
+    /// Outlives the value for the same reason.
+    queued: bool,
+    value: Option<T>,
+}
+
+/// Values at stable indices; a freed index is used again. They are in chunks: whoever has a million never waits until they
+/// have moved to larger memory, and little is spare.
+///
+/// Ids carry no generation: whoever removes a value also removes its id from the tables. Timers, and the queue of those with
+/// something to send, may still name it; then its successor is asked once in vain.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    /// Each holds [`PER_CHUNK`](Self::PER_CHUNK); the last may have fewer.
+    chunks: Vec<Vec<Slot<T>>>,
+    /// How many indices have been given out.
+    slots: u32,
+    free: Vec<u32>,
+}
+
+impl<T> Slab<T> {
+    const PER_CHUNK: usize = CHUNK / size_of::<Slot<T>>();
+
+    pub const fn new() -> Self {
+        Self { chunks: Vec::new(), slots: 0, free: Vec::new() }
+    }
+
+    pub const fn len(&self) -> usize {
+        self.slots as usize - self.free.len()
+    }
+
+    pub fn insert(&mut self, value: T) -> Id {
+        if let Some(index) = self.free.pop() {
+            let id = Id(index);
+            if let Some(slot) = self.slot_mut(id) {
+                slot.value = Some(value);
+            }
+            return id;
+        }
+        if self.chunks.last().is_none_or(|chunk| chunk.len() == Self::PER_CHUNK) {
+            // The first one grows as needed; who has filled that is likely to fill the next.
+            let capacity = if self.chunks.is_empty() { 0 } else { Self::PER_CHUNK };
+            self.chunks.push(Vec::with_capacity(capacity));
+        }
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.push(Slot { armed: Armed::default(), queued: false, value: Some(value) });
+        }
+        self.slots += 1;
+        Id(self.slots - 1)
+    }
+
+    pub fn remove(&mut self, id: Id) -> Option<T> {
+        let value = self.slot_mut(id)?.value.take()?;
+        self.free.push(id.0);
+        Some(value)
+    }
+
+    pub fn get(&self, id: Id) -> Option<&T> {
+        self.slot(id)?.value.as_ref()
+    }
+
+    pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+        self.slot_mut(id)?.value.as_mut()
+    }
+
+    /// What the timers have noted about a value.
+    pub fn armed_mut(&mut self, id: Id) -> Option<&mut Armed> {
+        self.slot_mut(id).map(|slot| &mut slot.armed)
+    }
+
+    #[cfg(test)]
+    pub fn armed(&self, id: Id) -> Armed {
+        self.slot(id).map(|slot| slot.armed).unwrap_or_default()
+    }
+
+    /// Notes whether an index is in the queue of those with something to send; whether it was before.
+    pub fn set_queued(&mut self, id: Id, queued: bool) -> bool {
+        self.slot_mut(id).is_none_or(|slot| std::mem::replace(&mut slot.queued, queued))
+    }
+
+    /// Begins to fetch a value from memory.
+    pub fn prefetch(&self, id: Id) {
+        if let Some(slot) = self.slot(id) {
+            prefetch(slot);
+        }
+    }
+
+    /// The ids in use, ascending. Walks everything: for rare events only.
+    pub fn ids(&self) -> Vec<Id> {
+        (0..self.slots).map(Id).filter(|&id| self.get(id).is_some()).collect()
+    }
+
+    fn slot(&self, id: Id) -> Option<&Slot<T>> {
+        let index = id.0 as usize;
+        self.chunks.get(index / Self::PER_CHUNK)?.get(index % Self::PER_CHUNK)
+    }
+
+    fn slot_mut(&mut self, id: Id) -> Option<&mut Slot<T>> {
+        let index = id.0 as usize;
+        self.chunks.get_mut(index / Self::PER_CHUNK)?.get_mut(index % Self::PER_CHUNK)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_used_again_after_removal() {
+        let mut slab = Slab::new();
+        let a = slab.insert('a');
+        let b = slab.insert('b');
+        assert_eq!(slab.remove(a), Some('a'));
+        assert_eq!(slab.remove(a), None);
+        assert_eq!((slab.len(), slab.get(a), slab.get(b)), (1, None, Some(&'b')));
+        assert_eq!(slab.insert('c'), a);
+        assert_eq!(slab.ids(), [a, b]);
+    }
+
+    #[test]
+    fn values_beyond_a_chunk_are_where_their_ids_say() {
+        let mut slab = Slab::new();
+        assert!(Slab::<usize>::PER_CHUNK * size_of::<Slot<usize>>() <= CHUNK);
+        let many = 3 * Slab::<usize>::PER_CHUNK + 1;
+        let ids: Vec<_> = (0..many).map(|value| slab.insert(value)).collect();
+        assert_eq!((slab.chunks.len(), slab.len()), (4, many));
+        assert!(ids.iter().enumerate().all(|(value, &id)| slab.get(id) == Some(&value)));
+        assert_eq!(slab.get(Id(many as u32)), None);
+    }
+}

@@ -1,0 +1,582 @@
+//! When the target's octets are acknowledged: late enough that most acknowledgements ride on what is sent anyhow, and early
+//! enough that the target never waits for one.
+//!
+//! A client that seems *near* does what RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3, let it do: the acknowledgement
+//! of an answer waits for the next request or FIN, but not longer than [`DELAY`]; whatever might keep the target from sending is
+//! acknowledged at once. One that seems *far* (`-R`) acknowledges everything a round-trip time after it has come. Of a client whose
+//! distance its live handshake is still to show ([`Distance::Awaited`]), nothing is said until then: its acknowledgement ends the
+//! replayed handshake too.
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::{
+    store::moment::Moment,
+    tcp::{
+        nagle::Nagle,
+        receiver::{Receiver, Want},
+        round_trip::Distance,
+        seq::TargetSeq,
+    },
+    time::Nanos,
+};
+
+/// How long an acknowledgement waits for a segment to ride on: as long as Linux has it wait at least (`TCP_DELACK_MIN`). RFC 1122,
+/// section 4.2.3.2, allows 500 ms, but a target sends again what it finds unacknowledged after 200 ms.
+const DELAY: Duration = Duration::from_millis(40);
+/// An answer of at most so many segments waits as a whole, instead of every second segment: it leaves the target in one go,
+/// as the initial window has ten (RFC 6928) and shrinks only with a loss.
+const ANSWER: u32 = 8;
+/// Into how many parts a round trip is cut: a client far away acknowledges what comes within one of them together, at its end. So
+/// no more acknowledgements than that are under way, and none is later by more than 1.6 %.
+const PARTS: usize = 64;
+/// Acknowledgements for which a client far away keeps memory between two answers: most of its connections are idle most of the time.
+const KEPT: usize = 4;
+
+/// How long the end of the live handshake is waited for. A client that has heard nothing repeats its SYN after a second (RFC 6298,
+/// section 2.1), and may be as far away as can be measured then.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a connection has acknowledged, and what it is about to.
+#[derive(Debug)]
+pub(crate) struct Acknowledger {
+    due: Due,
+    client: Client,
+}
+
+/// Whether a segment is to be sent for the acknowledgement's sake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// Nothing; what seemed to be a whole answer was acknowledged then, by a segment that did nothing else.
+    NothingSince(Moment),
+    Later(Moment),
+    Now,
+}
+
+/// Where the replayed client seems to be.
+#[derive(Debug)]
+enum Client {
+    /// Nobody knows where yet; `Due::Later` holds when it no longer matters.
+    Awaited(Awaited),
+    Near(Near),
+    Far(Box<Far>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    /// The target's first octet.
+    first: TargetSeq,
+    /// See [`Near`].
+    handshake_us: u32,
+}
+
+#[derive(Debug)]
+struct Near {
+    /// What was acknowledged last.
+    told: TargetSeq,
+    /// What came was not always in order: the target's congestion window may be down to one segment.
+    careful: bool,
+    /// How long the handshake took, at most a second: before that, nothing can come because of an acknowledgement.
+    handshake_us: u32,
+}
+
+#[derive(Debug)]
+struct Far {
+    round_trip: Duration,
+    /// What the segments that are sent acknowledge; `None` before the handshake is over, when none may be sent.
+    told: Option<TargetSeq>,
+    /// When to acknowledge what, in the order of time.
+    waiting: VecDeque<(Nanos, TargetSeq)>,
+}
+
+impl Acknowledger {
+    /// For a connection whose SYN-ACK came just now, `handshake` after the SYN. The end of the handshake is the first thing to be
+    /// acknowledged.
+    pub fn new(now: Nanos, distance: Distance, handshake: Duration, receiver: &Receiver) -> Self {
+        let first = receiver.next();
+        let handshake_us = handshake.as_micros().min(1_000_000) as u32;
+        match distance {
+            Distance::Awaited => Self {
+                due: Due::Later(Moment::at(now.after(PATIENCE))),
+                client: Client::Awaited(Awaited { first, handshake_us }),
+            },
+            Distance::Near => Self { due: Due::Now, client: Client::Near(Near::new(first, handshake_us)) },
+            Distance::Far(ticks) => {
+                let mut far = Far::new(ticks.time(), None);
+                far.acknowledge(now, first);
+                Self { due: Due::Nothing, client: Client::Far(Box::new(far)) }
+            }
+        }
+    }
+
+    /// The live handshake has ended just now, and with it the replayed one. Nothing new if the target had not answered yet: then
+    /// [`new`](Self::new) knows.
+    pub fn learn(&mut self, distance: Distance) {
+        if let Client::Awaited(Awaited { first, handshake_us }) = self.client {
+            self.due = Due::Now;
+            self.client = match distance {
+                Distance::Far(ticks) => Client::Far(Box::new(Far::new(ticks.time(), Some(first)))),
+                Distance::Near | Distance::Awaited => Client::Near(Near::new(first, handshake_us)),
+            };
+        }
+    }
+
+    /// Whether the live handshake is still to end.
+    pub const fn is_awaited(&self) -> bool {
+        matches!(self.client, Client::Awaited(_))
+    }
+
+    /// What the segments that are sent now acknowledge, if any may be sent.
+    pub fn number(&self, receiver: &Receiver) -> Option<TargetSeq> {
+        match &self.client {
+            Client::Awaited(_) => None,
+            Client::Near(_) => Some(receiver.next()),
+            Client::Far(far) => far.told,
+        }
+    }
+
+    /// Takes in that the target sent something, which the receiver has taken in already: `new` octets of payload that nothing
+    /// had reported before. `segment_size`: about how many the target puts in a segment.
+    pub fn heard(
+        &mut self,
+        now: Nanos,
+        want: Want,
+        new: u32,
+        receiver: &Receiver,
+        segment_size: u16,
+        nagle: &mut Nagle,
+    ) {
+        match &mut self.client {
+            Client::Near(near) => {
+                if new > 0
+                    && let Due::NothingSince(at) = self.due
+                {
+                    let soonest = Duration::from_micros(near.handshake_us.into()) / 2;
+                    nagle.judge((soonest..=DELAY).contains(&now.since(at.time())));
+                }
+                let whole = receiver.is_complete();
+                let wait = match want {
+                    Want::Nothing => return,
+                    Want::Now => {
+                        near.careful = true;
+                        false
+                    }
+                    Want::Soon => {
+                        let segments = if whole && !near.careful { ANSWER } else { 1 };
+                        let waiting = receiver.next().distance(near.told).max(0) as u32;
+                        waiting <= segments * u32::from(segment_size) && !(whole && new > 0 && nagle.is_to_be_tried())
+                    }
+                };
+                self.due = match self.due {
+                    _ if !wait => Due::Now,
+                    Due::Nothing | Due::NothingSince(_) => Due::Later(Moment::at(now.after(DELAY))),
+                    due => due,
+                };
+            }
+            Client::Awaited(_) => {}
+            Client::Far(_) if want == Want::Nothing => {}
+            Client::Far(far) => far.acknowledge(now, receiver.next()),
+        }
+    }
+
+    /// The target's `intercept` has acknowledged everything before `next`. What may be left is a FIN.
+    pub fn reflected(&mut self, now: Nanos, next: TargetSeq, receiver: &Receiver) {
+        match &mut self.client {
+            Client::Awaited(_) => {}
+            Client::Near(near) => {
+                near.told = next;
+                let left = receiver.next() != next;
+                self.due = if left { Due::Later(Moment::at(now.after(DELAY))) } else { Due::Nothing };
+            }
+            Client::Far(far) => far.reflected(next),
+        }
+    }
+
+    /// The SYN-ACK came again: the end of the handshake was lost, or is not due yet.
+    pub const fn repeat(&mut self) {
+        if !self.is_awaited() {
+            self.due = Due::Now;
+        }
+    }
+
+    /// Takes in that time has passed.
+    pub fn release(&mut self, now: Nanos) {
+        let due = match &mut self.client {
+            Client::Awaited(_) => {
+                // It was not captured, or the live client has vanished: as without `-R`.
+                if matches!(self.due, Due::Later(at) if at.is_due(now)) {
+                    self.learn(Distance::Near);
+                }
+                return;
+            }
+            Client::Near(_) => matches!(self.due, Due::Later(at) if at.is_due(now)),
+            Client::Far(far) => far.release(now),
+        };
+        if due {
+            self.due = Due::Now;
+        }
+    }
+
+    /// When [`release`](Self::release) has something to do.
+    pub fn deadline(&self) -> Moment {
+        match (&self.client, self.due) {
+            (Client::Awaited(_) | Client::Near(_), Due::Later(at)) => at,
+            (Client::Awaited(_) | Client::Near(_), _) => Moment::NEVER,
+            (Client::Far(far), _) => far.waiting.front().map(|(at, _)| *at).into(),
+        }
+    }
+
+    /// Whether the last segment sent acknowledged everything that the target had sent.
+    pub fn is_settled(&self) -> bool {
+        match &self.client {
+            Client::Awaited(_) => false,
+            Client::Near(_) => matches!(self.due, Due::Nothing | Due::NothingSince(_)),
+            Client::Far(far) => far.waiting.is_empty() && self.due != Due::Now,
+        }
+    }
+
+    /// Whether to send a segment for the acknowledgement's sake.
+    pub fn is_due(&self) -> bool {
+        self.due == Due::Now
+    }
+
+    /// Takes in that a segment is sent, which acknowledges [`number`](Self::number).
+    pub const fn told(&mut self, receiver: &Receiver) {
+        self.due = Due::Nothing;
+        if let Client::Near(near) = &mut self.client {
+            near.told = receiver.next();
+        }
+    }
+
+    /// That segment does nothing but acknowledge.
+    pub fn told_alone(&mut self, now: Nanos, receiver: &Receiver) {
+        if receiver.is_complete() {
+            self.due = Due::NothingSince(Moment::at(now));
+        }
+    }
+}
+
+impl Near {
+    const fn new(told: TargetSeq, handshake_us: u32) -> Self {
+        Self { told, careful: false, handshake_us }
+    }
+}
+
+impl Far {
+    fn new(round_trip: Duration, told: Option<TargetSeq>) -> Self {
+        Self { round_trip, told, waiting: VecDeque::new() }
+    }
+
+    /// The target is to be told, a round-trip time from now, that everything before `next` has come.
+    fn acknowledge(&mut self, now: Nanos, next: TargetSeq) {
+        let part = (self.round_trip / PARTS as u32).as_nanos().max(1) as u64;
+        let at = Nanos(now.after(self.round_trip).0.div_ceil(part).saturating_mul(part));
+        // There are more only where nothing was released for some time.
+        let full = self.waiting.len() > PARTS;
+        if full || self.waiting.back().is_some_and(|(last, _)| *last == at) {
+            self.waiting.pop_back();
+        }
+        self.waiting.push_back((at, next));
+    }
+
+    /// The target was told already that everything before `next` has come. Not to fall behind that keeps what is sent acceptable:
+    /// an acknowledgement that is too old is refused, and the octets with it (RFC 5961, section 5.2).
+    fn reflected(&mut self, next: TargetSeq) {
+        let known = |number: TargetSeq| !number.is_after(next);
+        if self.told.is_some_and(known) {
+            self.told = Some(next);
+        }
+        while self.told.is_some() && self.waiting.front().is_some_and(|&(_, number)| known(number)) {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Lets those out that are due; whether there was one.
+    fn release(&mut self, now: Nanos) -> bool {
+        let mut released = false;
+        while let Some(&(_, next)) = self.waiting.front().filter(|(at, _)| *at <= now) {
+            self.waiting.pop_front();
+            self.told = Some(next);
+            released = true;
+        }
+        if released && self.waiting.is_empty() {
+            self.waiting.shrink_to(KEPT);
+        }
+        released
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HANDSHAKE: Duration = Duration::from_nanos(1_000);
+    const RTT: Duration = Duration::from_millis(1);
+    const US: u64 = 1_000;
+    const SEGMENT: u16 = 100;
+
+    /// A target's stream, and what acknowledges it.
+    struct Ends {
+        receiver: Receiver,
+        acknowledger: Acknowledger,
+        nagle: Nagle,
+        sent: u32,
+    }
+
+    impl Ends {
+        /// Open since time 0.
+        fn new(distance: Distance) -> Self {
+            let receiver = Receiver::new(TargetSeq::new(0));
+            let mut acknowledger = Acknowledger::new(Nanos(0), distance, HANDSHAKE, &receiver);
+            if distance == Distance::Near {
+                assert!(acknowledger.is_due(), "the end of the handshake");
+                acknowledger.told(&receiver);
+            }
+            let nagle = Nagle::learnt();
+            Self { receiver, acknowledger, nagle, sent: 0 }
+        }
+
+        fn far() -> Self {
+            Self::new(Distance::measured(RTT))
+        }
+
+        /// A segment; `skip` octets before it are missing.
+        fn hear(&mut self, now: u64, skip: u32, len: u32, push: bool) {
+            self.sent += skip;
+            let seq = TargetSeq::new(1 + self.sent);
+            self.sent += len;
+            if push {
+                self.receiver.note_end(seq.plus(len));
+            }
+            let received = self.receiver.receive(seq, len, false);
+            let (want, new) = (received.acknowledge, received.new);
+            self.acknowledger.heard(Nanos(now), want, new, &self.receiver, SEGMENT, &mut self.nagle);
+        }
+
+        fn acknowledge_alone(&mut self, now: u64) {
+            assert!(self.acknowledger.is_due());
+            self.acknowledger.told(&self.receiver);
+            self.acknowledger.told_alone(Nanos(now), &self.receiver);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_acknowledged_with_what_is_sent_next_or_after_a_delay() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.hear(5, 0, 50, true);
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.told(&ends.receiver);
+        assert_eq!(ends.acknowledger.deadline(), Moment::NEVER);
+
+        ends.hear(10, 0, 50, true);
+        ends.hear(20, 0, 50, true);
+        let delayed = Nanos(10).after(DELAY);
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(delayed));
+        ends.acknowledger.release(Nanos(delayed.0 - 1));
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.release(delayed);
+        assert!(ends.acknowledger.is_due());
+        assert_eq!(
+            ends.acknowledger.deadline(),
+            Moment::NEVER,
+            "what is due while the channel is down must not stay a deadline"
+        );
+    }
+
+    #[test]
+    fn what_is_not_the_end_of_an_answer_is_acknowledged_every_second_segment() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.hear(5, 0, 100, false);
+        assert!(!ends.acknowledger.is_due());
+        ends.hear(5, 0, 1, false);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn a_long_answer_is_acknowledged_before_the_target_s_window_is_full() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.hear(5, 0, 800, true);
+        assert!(!ends.acknowledger.is_due());
+        ends.hear(5, 0, 1, true);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn what_the_target_s_intercept_has_acknowledged_needs_nothing_more() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.hear(5, 0, 50, true);
+        ends.hear(5, 0, 5_000, false);
+        assert!(ends.acknowledger.is_due());
+        ends.acknowledger.reflected(Nanos(5), TargetSeq::new(5_051), &ends.receiver);
+        assert!(!ends.acknowledger.is_due() && ends.acknowledger.is_settled());
+        ends.hear(6, 0, 60, true);
+        assert!(!ends.acknowledger.is_due(), "only what came since counts");
+        // A FIN came with the payload.
+        ends.receiver.receive(TargetSeq::new(5_111), 0, true);
+        ends.acknowledger.reflected(Nanos(7), TargetSeq::new(5_111), &ends.receiver);
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(Nanos(7).after(DELAY)));
+    }
+
+    #[test]
+    fn after_a_loss_every_second_segment_is_acknowledged() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.hear(5, 10, 50, true);
+        ends.acknowledge_alone(6);
+        ends.sent = 0;
+        ends.hear(7, 0, 10, true);
+        assert!(ends.acknowledger.is_due(), "it fills a hole");
+        ends.acknowledge_alone(8);
+        ends.sent = 60;
+        ends.hear(9, 0, 101, true);
+        assert!(ends.acknowledger.is_due());
+    }
+
+    #[test]
+    fn a_client_far_away_acknowledges_each_piece_after_its_time() {
+        let mut ends = Ends::far();
+        ends.acknowledger.release(Nanos(999 * US));
+        assert!(!ends.acknowledger.is_due() && ends.acknowledger.number(&ends.receiver).is_none());
+        ends.hear(500 * US, 0, 10, false);
+        ends.acknowledger.release(Nanos(1_000 * US));
+        let number = ends.acknowledger.number(&ends.receiver);
+        assert!(ends.acknowledger.is_due());
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(1)), Moment::at(Nanos(1_500 * US))));
+        ends.acknowledger.told(&ends.receiver);
+        ends.acknowledger.release(Nanos(1_499 * US));
+        assert!(!ends.acknowledger.is_due());
+        ends.acknowledger.release(Nanos(5_000 * US));
+        let number = ends.acknowledger.number(&ends.receiver);
+        assert_eq!((number, ends.acknowledger.deadline()), (Some(TargetSeq::new(11)), Moment::NEVER));
+    }
+
+    #[test]
+    fn what_comes_close_together_is_acknowledged_together_and_hardly_later() {
+        let mut ends = Ends::far();
+        let part = RTT.as_nanos() as u64 / PARTS as u64;
+        for micros in 0..5_000 {
+            ends.acknowledger.release(Nanos(micros * US));
+            if let Some(number) = ends.acknowledger.number(&ends.receiver) {
+                // An octet came each microsecond, from 0 on.
+                let heard = micros.checked_sub(u64::from(number.distance(TargetSeq::new(1)).unsigned_abs()));
+                let late = heard.map_or(0, |age| age * US).saturating_sub(RTT.as_nanos() as u64);
+                assert!(heard.is_some() && late <= part + US, "at {micros} µs: {late} ns late");
+                ends.acknowledger.told(&ends.receiver);
+            }
+            ends.hear(micros * US, 0, 1, false);
+            let Client::Far(far) = &ends.acknowledger.client else { unreachable!() };
+            assert!(far.waiting.len() <= PARTS + 1, "{}", far.waiting.len());
+        }
+    }
+
+    #[test]
+    fn while_nothing_is_released_more_than_fit_become_one_and_the_last_is_kept() {
+        let mut ends = Ends::far();
+        for n in 0..1_000 {
+            ends.hear(n * 100 * US, 0, 1, false);
+        }
+        let Client::Far(far) = &ends.acknowledger.client else { unreachable!() };
+        assert_eq!(far.waiting.len(), PARTS + 1);
+        ends.acknowledger.release(Nanos(101_000 * US));
+        assert_eq!(ends.acknowledger.number(&ends.receiver), Some(TargetSeq::new(1_001)));
+        let Client::Far(far) = &ends.acknowledger.client else { unreachable!() };
+        assert_eq!(far.waiting.capacity(), KEPT, "an idle client holds little memory");
+    }
+
+    #[test]
+    fn nothing_is_said_before_it_is_known_where_the_client_is() {
+        let mut ends = Ends::new(Distance::Awaited);
+        let acknowledger = &mut ends.acknowledger;
+        // The target repeats its SYN-ACK.
+        acknowledger.repeat();
+        acknowledger.release(Nanos(1_999_999 * US));
+        assert!(!acknowledger.is_due() && acknowledger.number(&ends.receiver).is_none() && !acknowledger.is_settled());
+        assert_eq!(acknowledger.deadline(), Moment::at(Nanos(2_000_000 * US)));
+        acknowledger.learn(Distance::measured(RTT));
+        let number = acknowledger.number(&ends.receiver);
+        assert!(acknowledger.is_due());
+        assert_eq!((number, acknowledger.deadline()), (Some(TargetSeq::new(1)), Moment::NEVER));
+        acknowledger.told(&ends.receiver);
+        ends.hear(5_000_000 * US, 0, 10, true);
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(Nanos(5_001_000 * US)));
+        // What it is told a second time it knows.
+        ends.acknowledger.learn(Distance::Near);
+        assert!(matches!(ends.acknowledger.client, Client::Far(_)));
+    }
+
+    #[test]
+    fn a_client_of_which_nothing_is_heard_is_near_in_the_end() {
+        let mut ends = Ends::new(Distance::Awaited);
+        ends.acknowledger.release(Nanos(2_000_000 * US));
+        assert!(ends.acknowledger.is_due() && !ends.acknowledger.is_awaited());
+        assert_eq!(ends.acknowledger.number(&ends.receiver), Some(TargetSeq::new(1)));
+        ends.acknowledger.told(&ends.receiver);
+        ends.hear(3_000_000 * US, 0, 10, true);
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(Nanos(3_000_000 * US).after(DELAY)));
+    }
+
+    #[test]
+    fn a_client_far_away_does_not_fall_behind_what_the_target_was_told_already() {
+        let mut ends = Ends::far();
+        ends.hear(500 * US, 0, 100, false);
+        ends.acknowledger.reflected(Nanos(500 * US), TargetSeq::new(101), &ends.receiver);
+        assert_eq!(ends.acknowledger.number(&ends.receiver), None, "the handshake has not ended");
+        ends.acknowledger.release(Nanos(1_000 * US));
+        ends.acknowledger.told(&ends.receiver);
+        ends.hear(1_100 * US, 0, 100, false);
+        ends.hear(1_250 * US, 0, 50, true);
+        ends.acknowledger.reflected(Nanos(1_250 * US), TargetSeq::new(201), &ends.receiver);
+        let number = |ends: &Ends| ends.acknowledger.number(&ends.receiver);
+        assert_eq!((number(&ends), ends.acknowledger.is_due()), (Some(TargetSeq::new(201)), false));
+        assert_eq!(ends.acknowledger.deadline(), Moment::at(Nanos(2_250 * US)), "only what is left");
+        ends.acknowledger.release(Nanos(2_250 * US));
+        assert_eq!((number(&ends), ends.acknowledger.is_due()), (Some(TargetSeq::new(251)), true));
+        // A report that was overtaken.
+        ends.acknowledger.reflected(Nanos(2_300 * US), TargetSeq::new(101), &ends.receiver);
+        assert_eq!(number(&ends), Some(TargetSeq::new(251)));
+    }
+
+    /// A server with Nagle's algorithm, that writes header and body one after the other.
+    #[test]
+    fn a_target_that_waits_for_acknowledgements_gets_them_at_once() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.nagle = Nagle::default();
+        let mut now = 0;
+        for answer in 0..200 {
+            now += 10_000_000;
+            ends.hear(now, 0, 50, true);
+            assert!(ends.acknowledger.is_due(), "answer {answer}");
+            ends.acknowledge_alone(now);
+            now += HANDSHAKE.as_nanos() as u64;
+            ends.hear(now, 0, 50, true);
+            ends.acknowledger.told(&ends.receiver);
+        }
+        // Now the service does it no more.
+        let mut due = |ends: &mut Ends| {
+            now += 10_000_000;
+            ends.hear(now, 0, 50, true);
+            let due = ends.acknowledger.is_due();
+            ends.acknowledger.told(&ends.receiver);
+            due
+        };
+        let late = (0..2_000).filter(|_| !due(&mut ends)).count();
+        assert!(late > 500, "{late}");
+    }
+
+    #[test]
+    fn what_comes_sooner_than_an_acknowledgement_can_reach_the_target_does_not_count() {
+        let mut ends = Ends::new(Distance::Near);
+        ends.nagle = Nagle::default();
+        let mut at_once = 0;
+        for answer in 0..200 {
+            let now = answer * 10_000_000;
+            ends.hear(now, 0, 50, true);
+            if ends.acknowledger.is_due() {
+                at_once += 1;
+                ends.acknowledge_alone(now);
+            }
+            ends.hear(now + 400, 0, 50, true);
+            ends.acknowledger.told(&ends.receiver);
+        }
+        assert!((8..30).contains(&at_once), "{at_once}");
+    }
+}

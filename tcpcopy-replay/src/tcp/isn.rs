@@ -1,0 +1,93 @@
+//! What a target connection begins with: the initial sequence number, the timestamp, the options of the SYN.
+
+use tcpcopy_common::{flow::Flow, mark::Mark};
+
+use crate::{
+    config::{Config, Credentials},
+    segment::{SynOptions, TransmitOptions},
+    store::table::keyed_hash,
+    tcp::{receiver::WINDOW_SCALE, seq::ReplaySeq, session::Opening},
+    time::Nanos,
+};
+
+/// Distinguishes this use of the keyed hash, see [`super::clients`] for the others.
+const SALT_SEQUENCE: u64 = 1 << 32;
+
+/// Sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple (RFC 6528), so
+/// that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the SYN (RFC 6191).
+///
+/// `used` is what the connection before had come to, if it is still known: the new one lies above, however fast that was.
+pub(crate) fn opening(seed: u64, now: Nanos, flow: &Flow, used: Option<Opening>) -> Opening {
+    let hash = keyed_hash(seed, flow, SALT_SEQUENCE);
+    // 64 ns per number as in Linux: faster than any session sends on average, and half a circle lasts two minutes.
+    let isn = ReplaySeq::new(((now.0 >> 6) as u32).wrapping_add(hash as u32));
+    let tsval = ((now.0 / 1_000_000) as u32).wrapping_add((hash >> 32) as u32);
+    match used {
+        None => Opening { isn, tsval },
+        Some(used) => Opening {
+            isn: if isn.is_after(used.isn.plus(1)) { isn } else { used.isn.plus(1 << 16) },
+            tsval: if (tsval.wrapping_sub(used.tsval) as i32) > 0 { tsval } else { used.tsval.wrapping_add(1) },
+        },
+    }
+}
+
+/// The options of the SYN.
+pub(crate) fn syn_options(
+    config: &Config,
+    credentials: &Credentials,
+    flow: &Flow,
+    opening: Opening,
+) -> TransmitOptions {
+    let mss = if flow.server.is_v4() { config.mss_v4 } else { config.mss_v6 };
+    let mark = Mark::new(&credentials.key, credentials.instance, flow, opening.isn.to_be());
+    TransmitOptions {
+        syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),
+        timestamps: Some((opening.tsval, 0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::flow;
+
+    #[test]
+    fn a_later_connection_lies_above_an_earlier_one() {
+        let now = Nanos(1 << 40);
+        let first = opening(3, now, &flow(1), None);
+        let later = opening(3, Nanos(now.0 + 1_000_000), &flow(1), None);
+        assert!(later.isn.is_after(first.isn) && later.tsval == first.tsval.wrapping_add(1));
+        // Even when the earlier one sent a lot in no time.
+        let used = Opening { isn: first.isn.plus(1 << 30), tsval: first.tsval };
+        let next = opening(3, now, &flow(1), Some(used));
+        assert!(next.isn.is_after(used.isn) && next.tsval == used.tsval.wrapping_add(1));
+    }
+
+    #[test]
+    fn an_outsider_cannot_tell_one_four_tuple_s_numbers_from_another_s() {
+        let now = Nanos(1 << 40);
+        let gap = |port| opening(3, now, &flow(port + 1), None).isn.distance(opening(3, now, &flow(port), None).isn);
+        assert!((1..100).any(|p| gap(p) != gap(p + 1)));
+    }
+
+    #[test]
+    fn numbers_grow_with_the_clock_and_pass_what_was_used() {
+        let at = |ms: u64, used| opening(3, Nanos((1 << 40) + ms * 1_000_000), &flow(1), used);
+        let first = at(0, None);
+        let later = at(5, Some(first));
+        assert_eq!((later.isn.distance(first.isn), later.tsval.wrapping_sub(first.tsval)), (5 * 15_625, 5));
+        // The clock has not moved, or just so far that the SYN of the one before has the number.
+        for used in [first.isn, first.isn.plus(1), first.isn.plus(u32::MAX)] {
+            let next = at(0, Some(Opening { isn: used, tsval: first.tsval }));
+            assert_eq!((next.isn, next.tsval), (used.plus(1 << 16), first.tsval.wrapping_add(1)));
+        }
+        let next = at(0, Some(Opening { isn: first.isn.plus(u32::MAX - 1), tsval: first.tsval.wrapping_sub(9) }));
+        assert_eq!((next.isn, next.tsval), (first.isn, first.tsval));
+    }
+
+    #[test]
+    fn timestamps_differ_from_one_four_tuple_to_the_next() {
+        let tsval = |port| opening(3, Nanos(1 << 40), &flow(port), None).tsval;
+        assert!((1..100).all(|port| tsval(port) != tsval(port + 1)));
+    }
+}

@@ -1,0 +1,12 @@
+//! The replayed client's TCP (RFC 9293), as far as a client that only repeats what another has sent needs one.
+
+pub(crate) mod delayed_ack;
+pub(crate) mod isn;
+pub(crate) mod nagle;
+pub(crate) mod receiver;
+pub(crate) mod recovery;
+pub(crate) mod round_trip;
+pub(crate) mod seq;
+pub(crate) mod session;
+
+pub use self::round_trip::RoundTrip;
