@@ -24,7 +24,8 @@ use crate::fragment::FragmentKey;
 pub type Ring<T> = RingBuf<T, PLACEHOLDER_RING>;
 
 const PLACEHOLDER: usize = 1024;
-const PLACEHOLDER_RING: usize = 4096;
+/// A multiple of the page of every machine, of which the largest has 64 KiB: else the kernel refuses the ring.
+const PLACEHOLDER_RING: usize = 64 << 10;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// One connection of each worker of each source; more would be an attack.
 const MAX_INSTANCES: usize = 4096;

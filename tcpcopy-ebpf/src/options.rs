@@ -6,7 +6,7 @@ use tcpcopy_common::{
     response::{ResponseHeader, option},
 };
 
-use crate::packet::{Packet, opaque};
+use crate::packet::{Packet, bounded};
 
 /// IANA option kinds.
 mod kind {
@@ -28,6 +28,9 @@ pub struct Options {
     len: u8,
 }
 
+// Not `NoUninit`, which would let it be copied. No padding: see `Ip`.
+const _: () = assert!(size_of::<Options>() == MAX_TCP_OPTIONS + LONGEST + 1);
+
 /// What a SYN says about its owner.
 pub enum Marking {
     Unmarked,
@@ -44,12 +47,9 @@ impl Options {
     /// packet has not, gives no options.
     #[inline(always)]
     pub fn read(&mut self, packet: &impl Packet, offset: u32, len: u32) {
-        let len = opaque(len as usize);
-        if len == 0 || len > MAX_TCP_OPTIONS {
-            return;
-        }
+        let Some(len) = bounded(len, MAX_TCP_OPTIONS as u32) else { return };
         // SAFETY: the length is neither zero nor more than there is room for.
-        if unsafe { packet.load_bytes(offset, self.octets.as_mut_ptr(), len as u32) }.is_ok() {
+        if unsafe { packet.load_bytes(offset, self.octets.as_mut_ptr(), len) }.is_ok() {
             self.len = len as u8;
         }
     }

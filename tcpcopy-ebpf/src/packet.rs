@@ -29,7 +29,7 @@ pub trait Packet {
     /// Copies `len` octets at `offset` of the packet to `to`, wherever in the packet they are.
     ///
     /// # Safety
-    /// `to` has room for `len` octets, which are not none.
+    /// `to` has room for `len` octets, which are not none: see [`bounded`] for a length that is not a constant.
     unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable>;
 
     /// Reads a header at `offset`.
@@ -77,4 +77,21 @@ pub fn opaque(value: usize) -> usize {
         value = core::hint::black_box(value);
     }
     value
+}
+
+/// Returns `len` if it is 1 to `most`, in a form that shows the verifier of every kernel both bounds.
+///
+/// `len != 0` shows it nothing: before Linux 6.8 an inequality never moves a bound, and since 7.2 it does not where
+/// the signed range of `len` has zero in its middle, as a difference of two lengths has. The helpers that copy octets
+/// then refuse the length ("invalid zero-sized read"). A comparison from above bounds `len - 1` on all of them, and
+/// adding one to a bounded number keeps both bounds.
+#[inline(always)]
+pub fn bounded(len: u32, most: u32) -> Option<u32> {
+    // A zero becomes the largest number, which is more than any `most`.
+    let before = opaque(len.wrapping_sub(1) as usize);
+    if before >= most as usize {
+        return None;
+    }
+    // Opaque once more, or the optimiser takes the subtraction and the addition away.
+    Some(opaque(before) as u32 + 1)
 }

@@ -3,7 +3,7 @@
 //! Lengths are not judged here: a caller that does not care for the flow must not pay for it, and one that does has a
 //! reason of its own to name.
 
-use bytemuck::{AnyBitPattern, Zeroable};
+use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use tcpcopy_common::flow::IpAddress;
 
 use crate::packet::{Packet, Unreadable};
@@ -108,7 +108,7 @@ struct FragmentHeader {
 
 /// The start of a TCP header.
 #[repr(C, align(2))]
-#[derive(Clone, Copy, AnyBitPattern)]
+#[derive(Clone, Copy, AnyBitPattern, NoUninit)]
 pub struct Ports {
     pub source: [u8; 2],
     pub destination: [u8; 2],
@@ -116,7 +116,7 @@ pub struct Ports {
 
 /// RFC 9293, section 3.1.
 #[repr(C, align(2))]
-#[derive(Clone, Copy, AnyBitPattern)]
+#[derive(Clone, Copy, AnyBitPattern, NoUninit)]
 pub struct TcpHeader {
     pub ports: Ports,
     pub seq: [u8; 4],
@@ -139,7 +139,8 @@ impl TcpHeader {
 }
 
 /// Where in its datagram a packet's payload belongs.
-#[derive(Clone, Copy, Zeroable)]
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit, Zeroable)]
 pub struct Fragment {
     /// Octets before it.
     pub offset: u32,
@@ -147,23 +148,39 @@ pub struct Fragment {
     pub id: u32,
     /// 1 when others follow.
     pub more: u8,
+    /// Zero.
+    _padding: [u8; 3],
+}
+
+impl Fragment {
+    /// Says where the payload of a fragment belongs; `more` is 1 when others follow.
+    #[inline(always)]
+    const fn new(offset: u16, id: u32, more: u8) -> Self {
+        Self { offset: offset as u32, id, more, _padding: [0; 3] }
+    }
 }
 
 /// What the IP headers of a packet say.
-#[derive(Clone, Copy, Zeroable)]
+///
+/// Without padding, as `NoUninit` proves: the optimiser copies neighbouring fields as one word, padding included, and
+/// before Linux 6.3 the verifier refuses to read octets of the stack that nobody has written. The same holds for every
+/// structure that programs keep on the stack.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit, Zeroable)]
 pub struct Ip {
-    /// What the payload is; for all fragments of a datagram the same, but see [`ip`].
-    pub protocol: u8,
-    v6: u8,
+    pub fragment: Fragment,
+    /// Octets of the payload, as the headers have it; zero when they contradict each other.
+    pub payload_len: u32,
     /// Offset of the (fixed) IP header in the packet. Its type, like that of the next field, is so short that the verifier
     /// forgets the value when it is in memory: else it would follow each combination of headers apart, to the end.
     header: u16,
     /// Offset of the payload in the packet.
     payload: u16,
-    /// Octets of the payload, as the headers have it; zero when they contradict each other.
-    pub payload_len: u32,
+    /// What the payload is; for all fragments of a datagram the same, but see [`ip`].
+    pub protocol: u8,
+    v6: u8,
     jumbo: u8,
-    pub fragment: Fragment,
+    _padding: u8,
 }
 
 #[repr(C, align(2))]
@@ -187,6 +204,8 @@ fn mapped(address: [u8; 4]) -> IpAddress {
 }
 
 /// Source and destination address.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
 pub struct Addresses {
     pub source: IpAddress,
     pub destination: IpAddress,
@@ -302,17 +321,18 @@ fn ipv4(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let total_len = u16::from_be_bytes(header.total_length) as u32;
     let flags_offset = u16::from_be_bytes(header.flags_offset);
     Ok(Ip {
-        protocol: header.protocol,
-        v6: 0,
+        fragment: Fragment::new(
+            (flags_offset & 0x1fff) * 8,
+            u16::from_be_bytes(header.identification) as u32,
+            (flags_offset >> 13) as u8 & 1,
+        ),
+        payload_len: total_len.saturating_sub(header_len),
         header: offset as u16,
         payload: (offset + header_len) as u16,
-        payload_len: total_len.saturating_sub(header_len),
+        protocol: header.protocol,
+        v6: 0,
         jumbo: (total_len == 0) as u8,
-        fragment: Fragment {
-            offset: ((flags_offset & 0x1fff) as u32) * 8,
-            id: u16::from_be_bytes(header.identification) as u32,
-            more: (flags_offset >> 13) as u8 & 1,
-        },
+        _padding: 0,
     })
 }
 
@@ -325,13 +345,14 @@ fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let payload_len = u16::from_be_bytes(header.payload_length) as u32;
     let first = offset + size_of::<Ipv6Header>() as u32;
     let mut ip = Ip {
-        protocol: header.next_header,
-        v6: 1,
+        fragment: Fragment::zeroed(),
+        payload_len,
         header: offset as u16,
         payload: first as u16,
-        payload_len,
+        protocol: header.next_header,
+        v6: 1,
         jumbo: (payload_len == 0) as u8,
-        fragment: Fragment::zeroed(),
+        _padding: 0,
     };
     if ip.protocol == protocol::TCP {
         return Ok(ip);
@@ -362,11 +383,8 @@ fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
                 let offset_flags = u16::from_be_bytes(extension.offset_flags);
                 ip.protocol = extension.next_header;
                 ip.payload += size_of::<FragmentHeader>() as u16;
-                ip.fragment = Fragment {
-                    offset: (offset_flags & !7) as u32,
-                    id: u32::from_be_bytes(extension.identification),
-                    more: offset_flags as u8 & 1,
-                };
+                let id = u32::from_be_bytes(extension.identification);
+                ip.fragment = Fragment::new(offset_flags & !7, id, offset_flags as u8 & 1);
                 if ip.fragment.offset != 0 {
                     break;
                 }

@@ -14,7 +14,7 @@ use tcpcopy_common::{
 use crate::{
     counters::Counter,
     maps::{self, Ring},
-    packet::{Packet, opaque},
+    packet::{Packet, Unreadable, bounded},
 };
 
 const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
@@ -78,20 +78,18 @@ fn put<const SIZE: usize>(
     let start = record.as_mut_ptr();
     // SAFETY: every bucket has room for a header, and records are 8-aligned.
     unsafe { start.cast::<CaptureHeader>().write(*header) };
-    let len = opaque(len as usize);
-    if len != 0 {
-        if len > SIZE - size_of::<CaptureHeader>() {
-            record.discard(NO_WAKEUP);
-            return Err(CaptureCounter::TooLarge);
-        }
-        // SAFETY: what is left of the record has room for `len` octets, which was just checked.
-        if unsafe { packet.load_bytes(offset, start.add(size_of::<CaptureHeader>()), len as u32) }.is_err() {
-            record.discard(NO_WAKEUP);
-            return Err(CaptureCounter::CopyFailed);
-        }
+    let copied = match bounded(len, SIZE as u32 - HEADER) {
+        // SAFETY: what is left of the record has room for `len` octets, which are not none.
+        Some(len) => unsafe { packet.load_bytes(offset, start.add(HEADER as usize), len) }
+            .map_err(|Unreadable| CaptureCounter::CopyFailed),
+        None if len == 0 => Ok(()),
+        None => Err(CaptureCounter::TooLarge),
+    };
+    match copied {
+        Ok(()) => record.submit(NO_WAKEUP),
+        Err(_) => record.discard(NO_WAKEUP),
     }
-    record.submit(NO_WAKEUP);
-    Ok(())
+    copied
 }
 
 /// Reports a response or an event of a session to `intercept`: what `make` makes, with the time of now, and what `complete`

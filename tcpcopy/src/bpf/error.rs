@@ -5,6 +5,7 @@ use std::{error::Error, io};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use rustix::io::Errno;
 
+use super::refusal::refusal;
 use crate::net::NetError;
 
 /// An eBPF program, map or ring could not be set up or used.
@@ -84,7 +85,7 @@ pub enum BpfError {
         remedy: &'static str,
     },
     /// The object could not be loaded.
-    #[error("loading the eBPF object failed; Linux 5.18 or later with CONFIG_DEBUG_INFO_BTF is needed")]
+    #[error("loading the eBPF object failed: it needs Linux 5.10 or later with CONFIG_BPF_SYSCALL")]
     Object(#[source] Box<EbpfError>),
     /// The object lacks a program or a map: it was not built from this source.
     #[error("the eBPF object lacks `{name}`: build again from clean (`cargo clean -p tcpcopy`)")]
@@ -92,15 +93,36 @@ pub enum BpfError {
         /// The program or map.
         name: &'static str,
     },
-    /// The kernel refused a program.
+    /// The verifier refused a program that it accepts from a process with this capability.
     #[error(
-        "the kernel refused the eBPF program `{program}` ({reason}); please report it with what RUST_LOG=debug shows, and the \
-         kernel's version"
+        "the eBPF program `{program}` was refused by the kernel's verifier, as this process lacks the capability \
+         CAP_PERFMON: grant it beside CAP_BPF and CAP_NET_ADMIN, or run as root"
     )]
+    Perfmon {
+        /// Its name.
+        program: &'static str,
+    },
+    /// The verifier refused a program.
+    #[error(
+        "the eBPF program `{program}` was refused by the kernel's verifier (Linux {kernel}); please report it with the \
+         end of what that said (RUST_LOG=info,tcpcopy::bpf=debug shows all of it):\n{log}"
+    )]
+    Verifier {
+        /// Its name.
+        program: &'static str,
+        /// The kernel's release, as `uname -r` has it.
+        kernel: String,
+        /// The last lines of its log, which give the reason.
+        log: String,
+    },
+    /// The kernel refused a program before the verifier could see it.
+    #[error("the kernel (Linux {kernel}) did not load the eBPF program `{program}` ({reason})")]
     Load {
         /// Its name.
         program: &'static str,
-        /// What the kernel said, without the verifier's output, which goes to the log.
+        /// The kernel's release, as `uname -r` has it.
+        kernel: String,
+        /// The kernel's answer.
         reason: String,
     },
     /// A program could not be attached.
@@ -141,18 +163,8 @@ impl BpfError {
         if is_eperm(&error) { Self::Permission } else { Self::Object(Box::new(error)) }
     }
 
-    pub(super) fn load(program: &'static str, error: ProgramError) -> Self {
-        if is_eperm(&error) {
-            return Self::Permission;
-        }
-        let reason = match &error {
-            ProgramError::LoadError { io_error, verifier_log } => {
-                log::debug!("the verifier on `{program}`:\n{verifier_log}");
-                io_error.to_string()
-            }
-            other => with_causes(other),
-        };
-        Self::Load { program, reason }
+    pub(super) fn load(program: &'static str, error: &ProgramError) -> Self {
+        if is_eperm(error) { Self::Permission } else { refusal(program, error) }
     }
 
     pub(super) fn attach(program: &'static str, interface: &str, error: &(dyn Error + 'static)) -> Self {
@@ -191,7 +203,7 @@ fn is_eperm(error: &(dyn Error + 'static)) -> bool {
 }
 
 /// The message of `error` and of what caused it, in one line.
-fn with_causes(error: &(dyn Error + 'static)) -> String {
+pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -213,7 +225,7 @@ mod tests {
         let eperm = || SyscallError { call: "bpf_map_create", io_error: io::Error::from_raw_os_error(EPERM) };
         let errors = [
             BpfError::object(EbpfError::MapError(MapError::SyscallError(eperm()))),
-            BpfError::load("capture_tc", ProgramError::SyscallError(eperm())),
+            BpfError::load("capture_tc", &ProgramError::SyscallError(eperm())),
             BpfError::attach("capture_tc", "eth0", &ProgramError::SyscallError(eperm())),
             BpfError::ring(4096, Errno::PERM),
         ];

@@ -12,6 +12,7 @@ mod counters;
 mod error;
 mod loader;
 mod object;
+mod refusal;
 pub mod ring;
 pub mod selection;
 pub mod sessions;

@@ -87,7 +87,7 @@ impl Object {
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).ok_or(BpfError::Missing { name })?;
-        program.try_into().map_err(|error| BpfError::load(name, error))
+        program.try_into().map_err(|error| BpfError::load(name, &error))
     }
 
     pub(super) fn counters<C: Counter>(&self, name: &'static str) -> Result<CounterValues<C>, BpfError> {

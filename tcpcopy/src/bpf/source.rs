@@ -252,7 +252,7 @@ fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfE
     match result {
         // Two interfaces with the same program.
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(error) => Err(BpfError::load(name, error)),
+        Err(error) => Err(BpfError::load(name, &error)),
     }
 }
 
@@ -290,7 +290,7 @@ fn attach_xdp(
     interface: &Interface,
 ) -> Result<CaptureLink, BpfError> {
     let program = object.program::<Xdp>(CAPTURE_XDP)?;
-    let program = program.fd().map_err(|error| BpfError::load(CAPTURE_XDP, error))?;
+    let program = program.fd().map_err(|error| BpfError::load(CAPTURE_XDP, &error))?;
     sys::create_xdp_link(program, interface.index, flags).map(CaptureLink::Xdp).map_err(|source| {
         let interface = interface.name.clone();
         match Errno::from_io_error(&source) {

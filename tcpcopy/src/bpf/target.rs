@@ -105,7 +105,7 @@ impl Interceptor {
         let reader = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
-            object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, error))?;
+            object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, &error))?;
         }
         Ok((Self { hooks: StdHashMap::new(), object, tcx }, reader))
     }

@@ -191,7 +191,8 @@ fn send(socket: &OwnedFd, buffer: &[u8], packets: &[Packet], tail: &[u8]) -> io:
     let messages = ptr::from_mut(&mut messages).cast::<libc::mmsghdr>();
     // SAFETY: `count` messages are filled in; each points to its pieces, these into `buffer` and `tail`, and the name into
     // `packets`, all of which outlive the call. The kernel reads them and writes only `msg_len`.
-    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages, count as libc::c_uint, libc::MSG_DONTWAIT) };
+    // (The type of the flags is another one in musl.)
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages, count as libc::c_uint, libc::MSG_DONTWAIT as _) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }
 

@@ -2,14 +2,13 @@
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 
-use tcpcopy_common::capture::criterion;
-
 use super::object::Object;
 
 mod attach;
 mod capture;
 mod cost;
 mod learn;
+mod loading;
 mod packets;
 mod reflect;
 mod swallow;
@@ -28,47 +27,6 @@ fn privileged() -> bool {
     }
     root
 }
-
-/// The verifier follows every path through a program, and gives up after a million instructions. What is near that takes
-/// seconds to load, and is one change away from not loading at all.
-#[test]
-fn no_program_is_near_the_verifier_s_limit() {
-    if !privileged() {
-        return;
-    }
-    for debug in [false, true] {
-        // What is not asked for is removed, and so would not be counted.
-        let criteria = criterion::CLIENT | criterion::SAMPLE;
-        let mut object = Object::load(debug, |loader| {
-            loader.override_global("CAPTURE_CRITERIA", &criteria, true);
-        })
-        .unwrap();
-        let mut report = String::new();
-        let mut worst = 0;
-        for name in TC_PROGRAMS {
-            let program = object.program::<SchedClassifier>(name).unwrap();
-            program.load().unwrap();
-            let count = program.info().unwrap().verified_instruction_count().unwrap_or_default();
-            report.push_str(&format!("{name}: {count}\n"));
-            worst = worst.max(count);
-        }
-        let program = object.program::<Xdp>("capture_xdp").unwrap();
-        program.load().unwrap();
-        let count = program.info().unwrap().verified_instruction_count().unwrap_or_default();
-        assert!(worst.max(count) < 200_000, "debug {debug}:\n{report}capture_xdp: {count}");
-    }
-}
-
-const TC_PROGRAMS: [&str; 8] = [
-    "capture_tc",
-    "capture_tc_l3",
-    "learn",
-    "learn_l3",
-    "swallow_tcx",
-    "swallow_tcx_l3",
-    "swallow_clsact",
-    "swallow_clsact_l3",
-];
 
 /// Runs a TC program on a packet and returns its verdict.
 fn run_tc(object: &mut Object, program: &'static str, packet: &[u8]) -> u32 {
