@@ -60,6 +60,10 @@ impl RingReader {
 
     /// Hands at most `budget` records to `f`, oldest first, and returns how many it were. The records' space is given
     /// back to the producers on the way; a record may be followed by undefined octets up to the size of its bucket.
+    ///
+    /// Discarded records are no records: they are consumed up to the next one that is not, also with a budget of 0. A
+    /// wake-up is a discarded record behind the one that it announces; left in the ring it would keep
+    /// [`prepare_sleep`](Self::prepare_sleep) from letting the reader sleep, and the descriptor readable.
     pub fn drain(&mut self, budget: usize, mut f: impl FnMut(&[u8])) -> usize {
         // Give space back in large steps, because each store takes the cache line away from the producers, but soon
         // enough that they never starve.
@@ -67,7 +71,7 @@ impl RingReader {
         let mut published = self.position;
         let mut produced = self.producer_position().load(Ordering::Acquire);
         let mut records = 0;
-        while records < budget {
+        loop {
             if self.position == produced {
                 produced = self.producer_position().load(Ordering::Acquire);
                 if self.position == produced {
@@ -77,6 +81,7 @@ impl RingReader {
             match self.record(self.position) {
                 Record::Busy => break,
                 Record::Discarded(len) => self.position = self.position.wrapping_add(len),
+                Record::Data(_) if records == budget => break,
                 Record::Data(data) => {
                     f(data);
                     let len = (HEADER + data.len()).next_multiple_of(8);

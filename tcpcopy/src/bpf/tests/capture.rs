@@ -261,6 +261,39 @@ fn a_reader_is_woken_only_when_it_sleeps() {
 }
 
 #[test]
+fn a_reader_that_has_taken_what_woke_it_can_sleep_again() {
+    if !privileged() {
+        return;
+    }
+    for hook in [Hook::Tc, Hook::Xdp] {
+        let mut fixture = Fixture::new(hook, 1);
+        let segment = packet(CLIENT4, "10.0.0.3:80").bytes();
+        // What is behind the wake-up, and the budgets by which a worker, which counts the records first, takes all of it.
+        for (behind, budgets) in [(0, [1, 0]), (1, [1, 1]), (1, [2, 0])] {
+            let what = format!("{behind} records behind the wake-up, budgets {budgets:?}, {hook:?}");
+            assert!(fixture.readers[0].prepare_sleep(), "{what}: nothing is there");
+            let wakeups = fixture.count(Wakeups);
+            for _ in 0..=behind {
+                fixture.run(&segment);
+            }
+            let reader = &mut fixture.readers[0];
+            reader.awake();
+            assert_eq!(reader.upcoming().count(), 1 + behind, "{what}");
+            assert_eq!(budgets.map(|budget| reader.drain(budget, |_| {})), budgets, "{what}");
+            assert_eq!(reader.used(), 0, "{what}: the wake-up was left in the ring");
+            assert!(reader.prepare_sleep(), "{what}: the reader would spin");
+            reader.awake();
+            assert_eq!(fixture.count(Wakeups), wakeups + 1, "{what}");
+        }
+        // Records are not taken for discarded ones.
+        fixture.run(&segment);
+        assert_eq!(fixture.readers[0].drain(0, |_| {}), 0);
+        assert!(!fixture.readers[0].prepare_sleep(), "{hook:?}: there is a record");
+        assert_eq!(fixture.readers[0].drain(1, |_| {}), 1);
+    }
+}
+
+#[test]
 fn a_small_ring_goes_round_and_a_full_one_loses_copies_with_a_count() {
     if !privileged() {
         return;
