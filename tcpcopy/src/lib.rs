@@ -21,6 +21,7 @@ pub mod mailbox;
 pub mod memory;
 pub mod nap;
 pub mod net;
+pub mod process;
 pub mod source;
 pub mod summary;
 pub mod target;

@@ -123,6 +123,11 @@ impl Program {
         self.stderr.text()
     }
 
+    /// What it wrote to standard output so far.
+    pub fn output(&self) -> String {
+        self.stdout.text()
+    }
+
     /// Waits until its log says `ready`.
     pub fn wait_ready(&self) -> anyhow::Result<()> {
         let is_ready = |line: &str| line.split(|c: char| !c.is_alphanumeric()).any(|word| word == "ready");
@@ -135,6 +140,13 @@ impl Program {
             let what = if self.is_running() { "has not written" } else { "ended without" };
             format!("{} {what} the expected line (limit {limit:?}); its log:\n{}", self.name, self.log())
         })
+    }
+
+    /// Waits for a line on its standard output.
+    pub fn wait_output(&self, limit: Duration, matches: impl Fn(&str) -> bool) -> anyhow::Result<String> {
+        let context =
+            || format!("{} has not printed the expected line (limit {limit:?}); its log:\n{}", self.name, self.log());
+        self.stdout.wait_for(limit, matches).with_context(context)
     }
 
     /// Sends a signal.
@@ -174,7 +186,12 @@ impl Program {
 
     /// Asks it to stop with SIGTERM and waits. It must end with success and without an ERROR in its log.
     pub fn stop(self) -> anyhow::Result<Ended> {
-        self.signal(Signal::TERM)?;
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same with another signal.
+    pub fn stop_by(self, signal: Signal) -> anyhow::Result<Ended> {
+        self.signal(signal)?;
         let name = self.name.clone();
         let ended = self.wait(PATIENCE)?;
         if !ended.status.success() {

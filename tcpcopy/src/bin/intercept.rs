@@ -14,5 +14,5 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&cli.process, |readiness| Ok(target::run(settings, cli.security.load()?, readiness)))
+    program::run(&cli.process, |process| Ok(target::run(settings, cli.security.load()?, process)))
 }

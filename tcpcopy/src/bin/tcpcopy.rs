@@ -30,7 +30,7 @@ fn copy(args: &CopyArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&args.process, |readiness| Ok(source::run(settings, args.security.load()?, readiness)))
+    program::run(&args.process, |process| Ok(source::run(settings, args.security.load()?, process)))
 }
 
 fn keygen(file: &Path) -> ExitCode {

@@ -5,10 +5,7 @@
 
 pub mod clients;
 pub mod cpus;
-pub mod daemon;
 pub mod intercept;
-pub mod logging;
-pub mod pidfile;
 pub mod program;
 pub mod replay;
 pub mod retired;
@@ -17,7 +14,7 @@ pub mod selection;
 mod size;
 pub mod tcpcopy;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
 
@@ -109,7 +106,7 @@ pub struct ProcessArgs {
 pub mod exit {
     use super::ExitCode;
 
-    /// Stopped by SIGINT or SIGTERM.
+    /// Stopped by a signal.
     pub const STOPPED: ExitCode = ExitCode::SUCCESS;
     /// Could not start, or failed while running.
     #[must_use]
@@ -124,11 +121,14 @@ pub mod exit {
 }
 
 /// Text at the end of each program's help.
-pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGINT or SIGTERM, 1 failed, 2 wrong command line.\n\
+pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT or SIGHUP, 1 failed, 2 wrong command line.\n\
+                              Signals: with -l, SIGHUP opens the log file again instead; SIGUSR1 shows the figures so far\n\
+                              where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.\n\
                               RUST_LOG sets the log level (error, warn, info, debug, trace).";
 
 /// Prints `error` with its causes to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    // A terminal that is gone is no reason for another exit code.
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
     if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
 }

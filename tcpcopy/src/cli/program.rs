@@ -1,16 +1,25 @@
-//! What both programs do around their work: daemon, log, process id file, runtime, summary, exit code.
+//! What both programs do around their work: daemon, log, signals, process id file, runtime, summary, exit code.
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::{ProcessArgs, daemon, exit, logging, pidfile::PidFile, report};
-use crate::summary::Report;
+use super::{ProcessArgs, exit, report};
+use crate::{
+    process::{
+        Output, Process,
+        daemon::{self, Readiness},
+        logging,
+        pidfile::PidFile,
+        signals::Signals,
+    },
+    summary::Report,
+};
 
 /// Runs `work` as the process that `args` describe, and prints the figures it returns.
 pub fn run<F: Future<Output = anyhow::Result<Report>>>(
     args: &ProcessArgs,
-    work: impl FnOnce(daemon::Readiness) -> anyhow::Result<F>,
+    work: impl FnOnce(Process) -> anyhow::Result<F>,
 ) -> ExitCode {
     let outcome = daemon::detach(args.daemon).and_then(|role| match role {
         daemon::Role::Parent(code) => Ok(code),
@@ -21,14 +30,21 @@ pub fn run<F: Future<Output = anyhow::Result<Report>>>(
 
 fn child<F: Future<Output = anyhow::Result<Report>>>(
     args: &ProcessArgs,
-    readiness: daemon::Readiness,
-    work: impl FnOnce(daemon::Readiness) -> anyhow::Result<F>,
+    readiness: Readiness,
+    work: impl FnOnce(Process) -> anyhow::Result<F>,
 ) -> anyhow::Result<()> {
-    logging::init(args.log_file.as_deref())?;
-    let _pid_file = args.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let log = logging::init(args.log_file.as_deref())?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let summary = runtime.block_on(async { work(readiness)?.await }).inspect_err(|e| {
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::catch(log)?
+    };
+    // Only now: whoever reads the process id may send a signal.
+    let _pid_file = args.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let output = if args.daemon { Output::Log } else { Output::Stdout };
+    let process = Process::new(readiness, signals, output);
+    let summary = runtime.block_on(async { work(process)?.await }).inspect_err(|e| {
         // The terminal may be gone; the log is not.
         if args.log_file.is_some() {
             log::error!("{e:#}");
@@ -37,10 +53,6 @@ fn child<F: Future<Output = anyhow::Result<Report>>>(
     if let Some(path) = &args.summary_json {
         summary.write_json(path)?;
     }
-    if args.daemon {
-        summary.to_string().lines().for_each(|line| log::info!("{line}"));
-    } else {
-        println!("{summary}");
-    }
+    output.show(&summary);
     Ok(())
 }

@@ -15,10 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use tcpcopy_replay::{Config, Engine, RoundTrip};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::mpsc::unbounded_channel,
-};
+use tokio::sync::mpsc::unbounded_channel;
 
 use self::{
     channels::Channels,
@@ -30,10 +27,11 @@ use self::{
 use crate::{
     affinity,
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
-    cli::{daemon::Readiness, replay::Replay, tcpcopy::Settings},
+    cli::{replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
+    process::{Process, Request},
     summary::Report,
 };
 
@@ -43,14 +41,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 /// Packets in one batch of the injector.
 const INJECT_BATCH: usize = 64;
 
-/// Copies until SIGINT or SIGTERM; returns what was counted.
+/// Copies until the process is asked to stop; returns what was counted.
 ///
 /// # Errors
 /// When something cannot be attached, opened or reached at the start. Later failures are counted, logged and mended.
-pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
-
+pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Report> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
     let plan = Plan::new(&settings)?;
     let (mut capture, rings) = Capture::load(&CaptureSetup {
@@ -73,15 +68,20 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let intercepts = plan.dialled(&settings.intercepts);
     let mailboxes = Arc::clone(&workers.mailboxes);
     let mut channels = Channels::new(intercepts, security, mailboxes, settings.replay.round_trip);
-    let started = async {
-        channels.dial_all().await?;
-        capture.attach().map_err(anyhow::Error::from)
-    };
-    let attachments = tokio::select! {
-        started = started => started?,
-        _ = terminate.recv() => anyhow::bail!("stopped by SIGTERM before it was ready"),
-        _ = interrupt.recv() => anyhow::bail!("stopped by SIGINT before it was ready"),
-    };
+    let starting = Instant::now();
+    {
+        let mut dialling = std::pin::pin!(channels.dial_all());
+        loop {
+            tokio::select! {
+                dialled = &mut dialling => break dialled?,
+                request = process.next_request() => match request {
+                    Request::Stop(signal) => anyhow::bail!("stopped by {signal} before it was ready"),
+                    Request::Report => show_so_far(&process, &workers, &capture, starting),
+                },
+            }
+        }
+    }
+    let attachments = capture.attach()?;
     for attachment in &attachments {
         log::info!("capturing on {} by {}", attachment.interface, attachment.hook);
     }
@@ -94,7 +94,7 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         log::info!("replaying every connection {} times", settings.clients.copies);
     }
     log::info!("ready");
-    readiness.announce()?;
+    process.announce_ready()?;
 
     let began = Instant::now();
     let mut progress = tokio::time::interval_at((began + PROGRESS_INTERVAL).into(), PROGRESS_INTERVAL);
@@ -102,8 +102,10 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let mut ramp = Ramp::new(&settings.selection);
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            request = process.next_request() => match request {
+                Request::Stop(_) => break,
+                Request::Report => show_so_far(&process, &workers, &capture, began),
+            },
             share = ramp.next() => {
                 if let Err(e) = capture.set_share(share) {
                     log::warn!("the sample stays as it is until the next step of the ramp: {e}");
@@ -128,6 +130,14 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
     summary.verify();
     Ok(summary.report())
+}
+
+/// Shows the figures so far: those of the kernel as they are, those of the workers of the last second's end.
+fn show_so_far(process: &Process, workers: &Workers, capture: &Capture, began: Instant) {
+    match capture.counters() {
+        Ok(counters) => process.show(&Summary::new(&workers.snapshots(), counters, began.elapsed()).report()),
+        Err(e) => log::warn!("cannot show the figures so far: {e}"),
+    }
 }
 
 /// The worker threads.

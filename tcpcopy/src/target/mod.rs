@@ -14,23 +14,17 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::{
-    io::unix::AsyncFd,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::io::unix::AsyncFd;
 
 use self::{
     reaper::Reaper,
     registry::{Instances, lock},
-    reporter::Reporter,
+    reporter::{ReportCounts, Reporter},
 };
 use crate::{
     affinity,
     bpf::{BpfError, InterceptSetup, Interceptor},
-    cli::{
-        daemon::Readiness,
-        intercept::{Ack, Settings},
-    },
+    cli::intercept::{Ack, Settings},
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
     net::{
@@ -38,16 +32,15 @@ use crate::{
         interface::{self, Interface, LinkChange, LinkMonitor, interfaces},
         sockdiag::SockDiag,
     },
+    process::{Process, Request},
     summary::Report,
 };
 
-/// Intercepts until SIGINT or SIGTERM; returns what was counted.
+/// Intercepts until the process is asked to stop; returns what was counted.
 ///
 /// # Errors
 /// When something cannot be attached or opened at the start.
-pub async fn run(settings: Settings, security: Security, mut readiness: Readiness) -> anyhow::Result<Report> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Report> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
     let listener = Listener::bind(&settings.listen, security)?;
@@ -87,7 +80,8 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
     let interceptor = Arc::new(Mutex::new(interceptor));
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
     let instances = Arc::new(Instances::new(Arc::clone(&interceptor), orders));
-    let reporter = Reporter::new(ring, inbox, Arc::clone(&instances));
+    let reports = Arc::new(Mutex::new(ReportCounts::default()));
+    let reporter = Reporter::new(ring, inbox, Arc::clone(&instances), Arc::clone(&reports));
     let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().next());
     let reporter = spawn("reporter", move || {
         cpu.into_iter().for_each(affinity::pin);
@@ -103,26 +97,38 @@ pub async fn run(settings: Settings, security: Security, mut readiness: Readines
         log::info!("listening on {address}");
     }
     log::info!("ready");
-    readiness.announce()?;
+    process.announce_ready()?;
 
     let began = Instant::now();
-    let ended = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        // Without it a new interface could leak: better to end, in good order.
-        e = follow_interfaces(&mut monitor, &interceptor) => Err(e).context("cannot watch the interfaces any more"),
+    let figures = || -> Result<Report, BpfError> {
+        let programs = lock(&interceptor).counters()?;
+        Ok(summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed()))
+    };
+    let ended = loop {
+        tokio::select! {
+            request = process.next_request() => match request {
+                Request::Stop(_) => break Ok(()),
+                Request::Report => match figures() {
+                    Ok(report) => process.show(&report),
+                    Err(e) => log::warn!("cannot show the figures so far: {e}"),
+                },
+            },
+            // Without it a new interface could leak: better to end, in good order.
+            e = follow_interfaces(&mut monitor, &interceptor) => {
+                break Err(e).context("cannot watch the interfaces any more");
+            }
+        }
     };
     log::info!("stopping");
     serving.abort();
     // First the channels, so that tcpcopy sends no more; then the keys, so that no more sessions are learned; then the
     // sockets; and the programs last, when nothing is left that could answer.
     instances.stop_reporting();
-    let reports = join(reporter, "reporter")?;
+    join(reporter, "reporter")?;
     instances.forget_all();
     stop_reaper.send(());
     join(reaper, "reaper")?;
-    let counters = lock(&interceptor).counters()?;
-    let summary = summary::summarise(&counters, &instances.total(), &reports, &refused, began.elapsed());
+    let summary = figures()?;
     drop(logger);
     ended.map(|()| summary)
 }
@@ -132,7 +138,7 @@ fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
     unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
 }
 
-/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails.
+/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails. Cancel safe: no change is lost.
 async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &Mutex<Interceptor>) -> std::io::Error {
     loop {
         let changes = match monitor.readable_mut().await {

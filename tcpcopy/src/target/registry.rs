@@ -120,8 +120,10 @@ impl Instances {
     /// What the wire has seen of all instances, those that are gone included.
     #[must_use]
     pub fn total(&self) -> WireStats {
+        // Held all the time: an instance that ends meanwhile would be in neither.
+        let known = lock(&self.known);
         let mut sum = *lock(&self.past);
-        for id in lock(&self.known).keys() {
+        for id in known.keys() {
             if let Ok(seen) = self.wire_stats(*id) {
                 sum += seen;
             }

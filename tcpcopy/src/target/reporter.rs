@@ -1,11 +1,15 @@
 //! The report thread: from the ring of swallowed responses to the channels of their owners.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
 use tcpcopy_replay::Nanos;
 
-use super::registry::Instances;
+use super::registry::{Instances, lock};
 use crate::{
     bpf::RingReader,
     clock::{nap, now},
@@ -19,7 +23,7 @@ const RECORDS_PER_TURN: usize = 1024;
 /// The longest nap. So much later `tcpcopy` hears an answer that nobody waits for: the replay's lag has no part in it. Each report is
 /// a segment on the control channel, which costs about 15 µs in all; twice the nap would halve what is left of it.
 const NAP: Duration = Duration::from_millis(2);
-/// How often each owner is told what was seen of its sessions.
+/// How often each owner is told what was seen of its sessions, and the counts are published.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the main thread tells the report thread.
@@ -59,19 +63,25 @@ pub struct Reporter {
     instances: Arc<Instances>,
     owners: HashMap<u32, Owner>,
     counts: ReportCounts,
+    published: Arc<Mutex<ReportCounts>>,
     naps: Naps,
 }
 
 impl Reporter {
-    /// A reporter without channels.
+    /// A reporter without channels, which publishes its counts once a second and at its end.
     #[must_use]
-    pub fn new(ring: RingReader, inbox: Inbox<Order>, instances: Arc<Instances>) -> Self {
+    pub fn new(
+        ring: RingReader,
+        inbox: Inbox<Order>,
+        instances: Arc<Instances>,
+        published: Arc<Mutex<ReportCounts>>,
+    ) -> Self {
         let (owners, counts) = (HashMap::new(), ReportCounts::default());
-        Self { ring, inbox, instances, owners, counts, naps: Naps::new(now(), NAP) }
+        Self { ring, inbox, instances, owners, counts, published, naps: Naps::new(now(), NAP) }
     }
 
     /// Runs until it is told to stop.
-    pub fn run(mut self) -> ReportCounts {
+    pub fn run(mut self) {
         let mut stats_at = now().after(STATS_INTERVAL);
         loop {
             let mut stop = false;
@@ -93,6 +103,7 @@ impl Reporter {
                 for id in self.owners.keys().copied().collect::<Vec<_>>() {
                     self.send_stats(id);
                 }
+                self.publish();
                 stats_at = now.after(STATS_INTERVAL);
             }
             if stop {
@@ -100,7 +111,7 @@ impl Reporter {
                 for id in self.owners.keys().copied().collect::<Vec<_>>() {
                     self.say_goodbye(id);
                 }
-                return self.counts;
+                return self.publish();
             }
             if records < RECORDS_PER_TURN {
                 self.rest(now, stats_at.since(now));
@@ -144,6 +155,10 @@ impl Reporter {
             self.lose(id, &error);
         }
         records
+    }
+
+    fn publish(&self) {
+        *lock(&self.published) = self.counts;
     }
 
     /// Reads what the owners say.

@@ -1,0 +1,45 @@
+//! What a program is to the system that it runs on: a daemon or not, with a log, a process id file, signals and an output.
+
+pub mod daemon;
+pub mod logging;
+mod output;
+pub mod pidfile;
+pub mod signals;
+
+use self::{daemon::Readiness, signals::Signals};
+pub use self::{output::Output, signals::Request};
+use crate::summary::Report;
+
+/// The process around a program's work: tells of its readiness, shows its figures, passes on what the operator asks for.
+#[derive(Debug)]
+pub struct Process {
+    readiness: Readiness,
+    signals: Signals,
+    output: Output,
+}
+
+impl Process {
+    /// A process that is not ready yet.
+    #[must_use]
+    pub const fn new(readiness: Readiness, signals: Signals, output: Output) -> Self {
+        Self { readiness, signals, output }
+    }
+
+    /// Tells whoever waits for it that everything is attached.
+    ///
+    /// # Errors
+    /// When a daemon cannot let go of the terminal.
+    pub fn announce_ready(&mut self) -> anyhow::Result<()> {
+        self.readiness.announce()
+    }
+
+    /// Waits for the next request of the operator. Cancel safe: a request is never lost with the future.
+    pub async fn next_request(&mut self) -> Request {
+        self.signals.next().await
+    }
+
+    /// Shows the figures of the work so far.
+    pub fn show(&self, report: &Report) {
+        self.output.show(report);
+    }
+}

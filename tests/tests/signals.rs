@@ -1,0 +1,262 @@
+//! What signals do to the programs: none of them ends one on the spot, which would let answers through to real clients.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use lab::{
+    Family, Lab, Mirror, MirrorOptions, Program, eventually,
+    http::Server,
+    laboratory,
+    mirror::{LIVE_PORT, TARGET_PORT},
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// For what takes much less on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// As many sessions as are open when a program ends.
+const SESSIONS: usize = 50;
+
+/// A live client that keeps its connection, and so its session at the target.
+fn connect(lab: &Lab) -> TcpStream {
+    let stream = lab.client.run(|| TcpStream::connect(lab.source.socket(Family::V4, LIVE_PORT))).unwrap().unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Asks and reads the whole answer.
+fn ask(stream: &mut TcpStream) {
+    let id = stream.local_addr().unwrap().port();
+    write!(stream, "GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nx") {
+        let mut piece = [0; 512];
+        let length = stream.read(&mut piece).unwrap();
+        assert!(length > 0, "the live server closed");
+        answer.extend(&piece[..length]);
+    }
+}
+
+/// Clients whose sessions are open at the target.
+fn visitors(lab: &Lab, target: &Server) -> Vec<TcpStream> {
+    let mut clients: Vec<TcpStream> = (0..SESSIONS).map(|_| connect(lab)).collect();
+    clients.iter_mut().for_each(ask);
+    assert_eq!(target.wait_for_requests(SESSIONS, PATIENCE), SESSIONS);
+    assert_eq!(open_at_target(lab), SESSIONS);
+    clients
+}
+
+fn open_at_target(lab: &Lab) -> usize {
+    lab.target.output(&format!("ss -Htn state established sport = :{TARGET_PORT}")).unwrap().lines().count()
+}
+
+/// The count of that name in a table of figures, with the thin spaces between its digits.
+fn figure(table: &str, name: &str) -> Option<u64> {
+    let row = table.lines().rev().find(|line| line.split(['│', '┆', '|']).any(|cell| cell.trim() == name))?;
+    let cells = row.split(['│', '┆', '|']).map(str::trim).skip_while(|cell| *cell != name);
+    let digits: String = cells.skip(1).take(1).collect();
+    digits.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+#[test]
+fn nothing_leaks_whatever_signal_ends_intercept() {
+    let _guard = laboratory!();
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+        let mut clients = visitors(&lab, &target);
+        let ended = mirror.intercept.take().unwrap().stop_by(signal).unwrap();
+        assert!(figure(&ended.stdout, "swallowed segments") >= Some(50), "{signal:?}\n{}", ended.stdout);
+        assert_eq!(open_at_target(&lab), 0, "{signal:?}: sockets are left");
+        clients.iter_mut().for_each(ask);
+        // Sockets that were left would say goodbye to the clients.
+        drop(target);
+        drop(clients);
+        mirror.stop().unwrap().assert_no_leak();
+    }
+}
+
+#[test]
+fn whatever_signal_ends_tcpcopy_its_sessions_are_reset() {
+    let _guard = laboratory!();
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+        let _clients = visitors(&lab, &target);
+        let ended = mirror.tcpcopy.take().unwrap().stop_by(signal).unwrap();
+        assert_eq!(figure(&ended.stdout, "seen"), Some(SESSIONS as u64), "{signal:?}\n{}", ended.stdout);
+        assert!(eventually(PATIENCE, || open_at_target(&lab) == 0), "{signal:?}: sessions are left");
+        mirror.stop().unwrap().assert_no_leak();
+    }
+}
+
+#[test]
+fn the_figures_so_far_are_shown_and_the_mirror_goes_on() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let mut clients = visitors(&lab, &target);
+    // What threads have counted is published once a second.
+    for (program, count) in [(mirror.tcpcopy(), "sent segments"), (mirror.intercept(), "sent")] {
+        let shown = eventually(PATIENCE, || {
+            program.signal(Signal::USR2).unwrap();
+            program.signal(Signal::USR1).unwrap();
+            figure(&program.output(), count) >= Some(SESSIONS as u64)
+        });
+        assert!(shown, "no {count}:\n{}\n{}", program.output(), program.log());
+    }
+    clients.iter_mut().for_each(ask);
+    assert_eq!(target.wait_for_requests(2 * SESSIONS, PATIENCE), 2 * SESSIONS);
+    // Programs that went on end as ever.
+    let outcome = mirror.stop().unwrap();
+    assert!(outcome.intercept.count("swallowed_segments") >= 2 * SESSIONS as u64, "{}", outcome.table);
+    outcome.assert_no_leak();
+}
+
+/// With a log file, the log of a program, and where it was moved.
+fn log_file(mirror: &Mirror, name: &str, mut command: Command) -> (Program, [std::path::PathBuf; 2]) {
+    let path = mirror.directory().join(format!("{name}.log"));
+    let moved = mirror.directory().join(format!("{name}.log.1"));
+    let program = Program::start(name, command.arg("-l").arg(&path)).unwrap();
+    wait_for_text(&path, "ready");
+    (program, [path, moved])
+}
+
+fn wait_for_text(path: &Path, text: &str) {
+    let read = || fs::read_to_string(path).unwrap_or_default();
+    assert!(eventually(PATIENCE, || read().contains(text)), "no {text:?} in {}:\n{}", path.display(), read());
+}
+
+#[test]
+fn with_a_log_file_a_hangup_opens_it_again() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    let intercept = log_file(&mirror, "intercept", mirror.intercept_command().unwrap());
+    let tcpcopy = log_file(&mirror, "tcpcopy", mirror.tcpcopy_command(&lab.source).unwrap());
+    let mut clients = visitors(&lab, &target);
+    for (program, [path, moved]) in [&tcpcopy, &intercept] {
+        fs::rename(path, moved).unwrap();
+        program.signal(Signal::HUP).unwrap();
+        wait_for_text(path, "opened the log file again");
+    }
+    clients.iter_mut().for_each(ask);
+    assert_eq!(target.wait_for_requests(2 * SESSIONS, PATIENCE), 2 * SESSIONS);
+    for (program, [path, moved]) in [tcpcopy, intercept] {
+        let ended = program.stop().unwrap();
+        assert_eq!(ended.stderr, "", "the log is not where -l says");
+        wait_for_text(&path, "stopping");
+        assert!(!fs::read_to_string(moved).unwrap().contains("stopping"));
+        assert!(!fs::read_to_string(path).unwrap().contains("ERROR"));
+    }
+    mirror.stop().unwrap().assert_no_leak();
+}
+
+/// A daemon, which is not our child: killed when dropped.
+struct Daemon(Pid);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has ended where all is well.
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+}
+
+#[test]
+fn a_daemon_shows_its_figures_in_its_log() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    let [log, moved, pid] = ["log", "log.1", "pid"].map(|name| mirror.directory().join(name));
+    let mut command = mirror.intercept_command().unwrap();
+    command.arg("-d").arg("-l").arg(&log).arg("-P").arg(&pid);
+    let parent = Program::start("intercept -d", &mut command).unwrap().wait(PATIENCE).unwrap();
+    assert!(parent.status.success(), "{parent:?}");
+    let number = fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
+    let daemon = Daemon(Pid::from_raw(number).unwrap());
+    kill_process(daemon.0, Signal::USR1).unwrap();
+    wait_for_text(&log, "swallowed segments");
+    fs::rename(&log, &moved).unwrap();
+    kill_process(daemon.0, Signal::HUP).unwrap();
+    wait_for_text(&log, "opened the log file again");
+    kill_process(daemon.0, Signal::QUIT).unwrap();
+    // The end removes the process id file last.
+    assert!(eventually(PATIENCE, || !pid.exists() && test_kill_process(daemon.0).is_err()), "it still runs");
+    wait_for_text(&log, "swallowed segments");
+}
+
+#[test]
+fn a_hangup_that_nohup_has_ignored_stays_ignored() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    let mut command = mirror.intercept_command().unwrap();
+    let ignore = || {
+        // SAFETY: ignoring a signal touches nothing of this process's memory.
+        match unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) } {
+            libc::SIG_ERR => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { command.pre_exec(ignore) };
+    let program = Program::start("intercept", &mut command).unwrap();
+    program.wait_ready().unwrap();
+    program.signal(Signal::HUP).unwrap();
+    // Signals are handled in this order at the latest when the second is: a hangup would have ended it before.
+    program.signal(Signal::USR1).unwrap();
+    program.wait_output(PATIENCE, |line| line.contains("swallowed segments")).unwrap();
+    assert!(program.is_running() && !program.log().contains("stopping"), "{}", program.log());
+    program.stop().unwrap();
+}
+
+#[test]
+fn no_signal_ends_a_program_on_the_spot_before_it_is_ready() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    mirror.start_intercept().unwrap();
+    for signal in [Signal::TERM, Signal::QUIT, Signal::HUP] {
+        // The channel is not established for as long as it is stopped.
+        mirror.intercept().signal(Signal::STOP).unwrap();
+        let pid = mirror.directory().join("pid");
+        let mut command = mirror.tcpcopy_command(&lab.source).unwrap();
+        let program = Program::start("tcpcopy", command.arg("-P").arg(&pid)).unwrap();
+        // Whoever knows the process may signal it.
+        assert!(eventually(PATIENCE, || pid.exists()), "{}", program.log());
+        program.signal(Signal::USR2).unwrap();
+        program.signal(Signal::USR1).unwrap();
+        program.wait_output(PATIENCE, |line| line.contains("captured")).unwrap();
+        program.signal(signal).unwrap();
+        let ended = program.wait(PATIENCE).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{signal:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("before it was ready"), "{}", ended.stderr);
+        mirror.intercept().signal(Signal::CONT).unwrap();
+    }
+    // Where nothing is waited for, what was asked for meanwhile is done once it is ready.
+    mirror.intercept.take().unwrap().stop().unwrap();
+    for signal in [Signal::TERM, Signal::QUIT, Signal::HUP] {
+        let pid = mirror.directory().join("pid");
+        let mut command = mirror.intercept_command().unwrap();
+        let program = Program::start("intercept", command.arg("-P").arg(&pid)).unwrap();
+        assert!(eventually(PATIENCE, || pid.exists()), "{}", program.log());
+        program.signal(Signal::USR2).unwrap();
+        program.signal(Signal::USR1).unwrap();
+        assert!(program.stop_by(signal).unwrap().stdout.contains("swallowed segments"));
+    }
+}
