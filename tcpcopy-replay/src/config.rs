@@ -7,10 +7,7 @@ use std::{
 
 use tcpcopy_common::mark::MarkKey;
 
-use crate::{
-    identity::{AddressPool, Ports},
-    tcp::round_trip::RoundTrip,
-};
+use crate::{identity::Identity, tcp::round_trip::RoundTrip};
 
 /// Which control channel, and so which host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,10 +42,8 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Stands in for a live client's address in 127/8 or `::1`, which no other host can answer.
     pub loopback_client: Option<IpAddr>,
-    /// Addresses that clients have at the targets in place of their own; with `None` they keep theirs.
-    pub addresses: Option<AddressPool>,
-    /// Ports that clients have at the targets.
-    pub ports: Ports,
+    /// Who the clients are at the targets.
+    pub identity: Identity,
     /// Replay only connections whose SYN was captured.
     pub complete_only: bool,
     /// Whether a connection may be joined although its SYN was not captured. Unlike [`complete_only`](Self::complete_only) this
@@ -91,8 +86,7 @@ impl Default for Config {
             session_timeout: Duration::from_secs(120),
             keepalive_timeout: Duration::from_secs(240),
             loopback_client: None,
-            addresses: None,
-            ports: Ports::Own,
+            identity: Identity::default(),
             complete_only: false,
             join_open: true,
             gate: true,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use tcpcopy_common::flow::{Flow, IpAddress};
 
-use crate::{config::Config, store::table::keyed_hash};
+use crate::secret::{Purpose, Secret};
 
 /// Below are the ports of services.
 const FIRST_PORT: u32 = 1024;
@@ -28,10 +28,14 @@ const REGIONS: u32 = 1024;
 /// Ports that are tried in the region before the rest of the slot.
 const IN_REGION: u8 = 12;
 
-/// Distinguish the uses of the keyed hash.
-const SALT_OTHER: u64 = 1 << 33;
-const SALT_DEALT: u64 = 1 << 34;
-const SALT_ADDRESS: u64 = 1 << 35;
+/// Who the sessions of an engine are at its targets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// Addresses that clients have in place of their own; with `None` they keep theirs.
+    pub addresses: Option<AddressPool>,
+    /// Ports that clients have.
+    pub ports: Ports,
+}
 
 /// Where client ports come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,16 +43,41 @@ pub enum Ports {
     /// The client's own, as long as it is free.
     #[default]
     Own,
-    /// Those that leave the remainder `slot` when they are divided by `slots`.
+    /// Those of a slot.
     Dealt {
-        /// Less than `slots`. No two engines that reach the same target may have the same.
-        slot: u16,
-        /// How many there are: 1 to 4096, so that each has a dozen ports of each client address.
-        slots: u16,
-        /// Where in the slot the search for a free port begins, 0 to 1023: programs that do not know of each other and have
-        /// different ones rarely ask for the same port.
+        /// No two engines that reach the same target may have the same.
+        slot: Slot,
+        /// Where in the slot the search for a free port begins, modulo 1024: programs that do not know of each other and
+        /// have different ones rarely ask for the same port.
         region: Option<u16>,
     },
+}
+
+/// The ports that leave the same remainder when they are divided by the number of slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// The remainder; less than `of`.
+    number: u16,
+    /// How many slots there are, 1 to [`MAX`](Self::MAX).
+    of: u16,
+}
+
+impl Slot {
+    /// The most slots that the ports of an address are divided into: each then has a dozen.
+    pub const MAX: u16 = 4096;
+
+    /// The `number`th slot, from 0 on, of `of`; `None` unless `number < of <= MAX`.
+    #[must_use]
+    pub const fn new(number: u16, of: u16) -> Option<Self> {
+        if number < of && of <= Self::MAX { Some(Self { number, of }) } else { None }
+    }
+
+    /// Returns the lowest of its ports that is no service's, and how many there are from there on.
+    const fn first_and_count(self) -> (u32, u32) {
+        let (number, of) = (self.number as u32, self.of as u32);
+        let first = FIRST_PORT + (number + of - FIRST_PORT % of) % of;
+        (first, (PORTS + FIRST_PORT - first).div_ceil(of))
+    }
 }
 
 /// Addresses that stand in for those of the clients.
@@ -116,59 +145,54 @@ impl AddressPool {
 /// The four-tuples to try for a session, from the `first`th on, each with its number. `own` is the one with the client's own
 /// address and port.
 pub(crate) fn candidates<'a>(
-    config: &'a Config,
-    seed: u64,
+    identity: &'a Identity,
+    secret: Secret,
     own: &'a Flow,
     first: u8,
 ) -> impl Iterator<Item = (Flow, u8)> + 'a {
-    let most = match (&config.addresses, config.ports) {
+    let most = match (&identity.addresses, identity.ports) {
         (Some(_), _) => PER_ADDRESS * MOST_ADDRESSES,
         (None, Ports::Dealt { .. }) => PER_ADDRESS,
         (None, Ports::Own) => MOST_OTHERS,
     };
-    (first..most).filter_map(move |attempt| Some((candidate(config, seed, own, attempt)?, attempt)))
+    (first..most).filter_map(move |attempt| Some((candidate(identity, secret, own, attempt)?, attempt)))
 }
 
-fn candidate(config: &Config, seed: u64, own: &Flow, attempt: u8) -> Option<Flow> {
-    let client = match &config.addresses {
+fn candidate(identity: &Identity, secret: Secret, own: &Flow, attempt: u8) -> Option<Flow> {
+    let client = match &identity.addresses {
         None => own.client,
         Some(pool) => {
             // Of the address alone, so that all connections of a client come from one.
             let client = Flow { server: IpAddress::UNSPECIFIED, client_port: [0; 2], server_port: [0; 2], ..*own };
-            pool.pick(own.server.is_v4(), keyed_hash(seed, &client, SALT_ADDRESS), attempt / PER_ADDRESS)?
+            pool.pick(own.server.is_v4(), secret.hash(&client, Purpose::PoolAddress), attempt / PER_ADDRESS)?
         }
     };
-    let port = match config.ports {
-        Ports::Own => own_or_other(seed, own, attempt),
-        Ports::Dealt { slot, slots, region } => {
-            Some(dealt(seed, own, attempt % PER_ADDRESS, u32::from(slot), u32::from(slots), region))
-        }
+    let port = match identity.ports {
+        Ports::Own => own_or_other(secret, own, attempt),
+        Ports::Dealt { slot, region } => Some(dealt(secret, own, attempt % PER_ADDRESS, slot, region)),
     };
     Some(Flow { client, client_port: port.map_or(own.client_port, u16::to_be_bytes), ..*own })
 }
 
 /// `None`: the client's own port.
-fn own_or_other(seed: u64, own: &Flow, attempt: u8) -> Option<u16> {
-    let other = || FIRST_PORT + scale(keyed_hash(seed, own, SALT_OTHER + u64::from(attempt)), PORTS);
+fn own_or_other(secret: Secret, own: &Flow, attempt: u8) -> Option<u16> {
+    let other = || FIRST_PORT + scale(secret.hash(own, Purpose::OtherPort(attempt)), PORTS);
     (attempt > 0).then(|| other() as u16)
 }
 
 /// A port of a slot.
-fn dealt(seed: u64, own: &Flow, attempt: u8, slot: u32, slots: u32, region: Option<u16>) -> u16 {
-    let slots = slots.max(1);
-    // Places in the slot; the first port of place 0 is the first one that leaves the remainder.
-    let start = FIRST_PORT + (slot + slots - FIRST_PORT % slots) % slots;
-    let places = (PORTS + FIRST_PORT - start).div_ceil(slots);
-    let hash = |n: u8| keyed_hash(seed, own, SALT_DEALT + u64::from(n));
+fn dealt(secret: Secret, own: &Flow, attempt: u8, slot: Slot, region: Option<u16>) -> u16 {
+    let (first, places) = slot.first_and_count();
+    let hash = |n: u8| secret.hash(own, Purpose::DealtPort(n));
     let place = match region {
         Some(region) if attempt < IN_REGION => {
             let size = (places / REGIONS).max(1);
-            u32::from(region) * places / REGIONS + (scale(hash(0), size) + u32::from(attempt)) % size
+            u32::from(region) % REGIONS * places / REGIONS + (scale(hash(0), size) + u32::from(attempt)) % size
         }
         _ if attempt < SCATTERED => scale(hash(attempt), places),
         _ => scale(hash(SCATTERED), places) + u32::from(attempt - SCATTERED),
     };
-    (start + place % places * slots) as u16
+    (first + place % places * u32::from(slot.of)) as u16
 }
 
 /// Maps a hash evenly to `0..span`.
@@ -183,14 +207,18 @@ mod tests {
     use super::*;
     use crate::engine::tests::flow;
 
-    fn config(addresses: &[(&str, u128)], ports: Ports) -> Config {
+    fn identity(addresses: &[(&str, u128)], ports: Ports) -> Identity {
         let mut pool = AddressPool::default();
         addresses.iter().for_each(|(first, count)| pool.add(first.parse().unwrap(), *count));
-        Config { addresses: (!addresses.is_empty()).then_some(pool), ports, ..Config::default() }
+        Identity { addresses: (!addresses.is_empty()).then_some(pool), ports }
     }
 
-    fn all(config: &Config, own: &Flow) -> Vec<Flow> {
-        candidates(config, 3, own, 0).map(|(flow, _)| flow).collect()
+    fn all(identity: &Identity, own: &Flow) -> Vec<Flow> {
+        candidates(identity, Secret::new(3), own, 0).map(|(flow, _)| flow).collect()
+    }
+
+    fn dealt_ports(slot: u16, slots: u16, region: Option<u16>) -> Ports {
+        Ports::Dealt { slot: Slot::new(slot, slots).unwrap(), region }
     }
 
     fn port(flow: &Flow) -> u16 {
@@ -199,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_own_port_comes_first_and_others_are_no_service_ports() {
-        let flows = all(&config(&[], Ports::Own), &flow(40_000));
+        let flows = all(&identity(&[], Ports::Own), &flow(40_000));
         assert_eq!(flows[0], flow(40_000));
         assert!(flows.iter().all(|flow| u32::from(port(flow)) >= FIRST_PORT));
         let ports: HashSet<u16> = flows.iter().map(port).collect();
@@ -207,13 +235,33 @@ mod tests {
     }
 
     #[test]
+    fn there_is_no_slot_outside_the_others_and_none_without_ports() {
+        let exists = |number, of| Slot::new(number, of).is_some();
+        assert!(exists(0, 1) && exists(4095, 4096));
+        assert!(!exists(0, 0) && !exists(1, 1) && !exists(4096, 4096) && !exists(0, 4097) && !exists(u16::MAX, 8));
+        for number in 0..Slot::MAX {
+            let (first, count) = Slot::new(number, Slot::MAX).unwrap().first_and_count();
+            let last = first + (count - 1) * u32::from(Slot::MAX);
+            assert!(first >= FIRST_PORT && last < 1 << 16 && count >= 15, "slot {number}: {count} ports from {first}");
+        }
+    }
+
+    #[test]
+    fn a_region_of_any_number_is_in_the_slot() {
+        for region in [1023, 1024, u16::MAX] {
+            let flows = all(&identity(&[], dealt_ports(3, 8, Some(region))), &flow(9));
+            assert!(flows.iter().all(|flow| port(flow) % 8 == 3 && u32::from(port(flow)) >= FIRST_PORT), "{region}");
+        }
+    }
+
+    #[test]
     fn slots_share_no_port_and_use_all_of_them() {
         for slots in [1, 2, 3, 7, 64, 4096] {
             let mut seen = HashMap::new();
             for slot in 0..slots {
-                let config = config(&[], Ports::Dealt { slot, slots, region: None });
+                let identity = identity(&[], dealt_ports(slot, slots, None));
                 for own in 0..=5_000 / slots {
-                    for flow in all(&config, &flow(own)) {
+                    for flow in all(&identity, &flow(own)) {
                         assert!(u32::from(port(&flow)) >= FIRST_PORT);
                         assert_eq!(*seen.entry(port(&flow)).or_insert(slot), slot, "slots {slots}");
                     }
@@ -226,11 +274,11 @@ mod tests {
     #[test]
     fn a_slot_can_be_filled_nearly_to_the_last_port() {
         let slots = 8;
-        let config = config(&[("10.9.0.1", 1)], Ports::Dealt { slot: 5, slots, region: None });
+        let identity = identity(&[("10.9.0.1", 1)], dealt_ports(5, slots, None));
         let mut taken = HashSet::new();
         let mut refused = 0;
         for own in 0..(PORTS / u32::from(slots)) as u16 {
-            match candidates(&config, 3, &flow(own), 0).find(|(flow, _)| !taken.contains(flow)) {
+            match candidates(&identity, Secret::new(3), &flow(own), 0).find(|(flow, _)| !taken.contains(flow)) {
                 Some((flow, _)) => assert!(taken.insert(flow)),
                 None => refused += 1,
             }
@@ -242,10 +290,11 @@ mod tests {
     fn regions_keep_programs_apart_that_do_not_know_of_each_other() {
         // 63 places a region: of a few connections of a client each finds one there.
         let place = |region| {
-            let config = config(&[], Ports::Dealt { slot: 0, slots: 1, region: Some(region) });
+            let identity = identity(&[], dealt_ports(0, 1, Some(region)));
             let mut taken = HashSet::new();
             for own in 40_000..40_020 {
-                let free = candidates(&config, u64::from(region), &flow(own), 0).find(|(f, _)| !taken.contains(f));
+                let free =
+                    candidates(&identity, Secret::new(region.into()), &flow(own), 0).find(|(f, _)| !taken.contains(f));
                 taken.insert(free.unwrap().0);
             }
             taken
@@ -258,12 +307,12 @@ mod tests {
 
     #[test]
     fn a_client_keeps_its_address_of_the_pool_until_that_is_full() {
-        let config = config(&[("10.9.0.1", 3), ("10.10.0.0", 1)], Ports::Dealt { slot: 0, slots: 1, region: None });
+        let identity = identity(&[("10.9.0.1", 3), ("10.10.0.0", 1)], dealt_ports(0, 1, None));
         let wanted =
             ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.10.0.0"].map(|a| IpAddress::from(a.parse::<IpAddr>().unwrap()));
         let mut first = HashSet::new();
         for own in 1..100 {
-            let flows = all(&config, &flow(own));
+            let flows = all(&identity, &flow(own));
             first.insert(flows[0].client);
             let addresses: HashSet<_> = flows.iter().map(|flow| flow.client).collect();
             assert_eq!(addresses, wanted.into());
@@ -309,8 +358,8 @@ mod tests {
 
     #[test]
     fn a_client_has_one_address_whatever_it_connects_to() {
-        let config = config(&[("10.9.0.0", 60_000)], Ports::Own);
-        let first = |own: Flow| all(&config, &own)[0].client;
+        let identity = identity(&[("10.9.0.0", 60_000)], Ports::Own);
+        let first = |own: Flow| all(&identity, &own)[0].client;
         let expected = first(flow(40_000));
         let other = IpAddress::from_v4([10, 0, 0, 77]);
         assert_eq!(first(Flow { server: other, ..flow(40_000) }), expected);
@@ -321,16 +370,16 @@ mod tests {
     #[test]
     fn ports_leave_the_remainder_of_their_slot() {
         for (slot, slots) in [(0, 1), (0, 3), (2, 3), (5, 8), (4095, 4096)] {
-            let config = config(&[], Ports::Dealt { slot, slots, region: None });
-            assert!((0..50).flat_map(|own| all(&config, &flow(own))).all(|flow| port(&flow) % slots == slot));
+            let identity = identity(&[], dealt_ports(slot, slots, None));
+            assert!((0..50).flat_map(|own| all(&identity, &flow(own))).all(|flow| port(&flow) % slots == slot));
         }
     }
 
     #[test]
     fn a_search_begins_in_the_region_is_then_scattered_and_ends_in_a_row() {
         let ports = |own, region| {
-            let config = config(&[], Ports::Dealt { slot: 0, slots: 1, region });
-            all(&config, &flow(own)).iter().map(|flow| u32::from(port(flow))).collect::<Vec<_>>()
+            let identity = identity(&[], dealt_ports(0, 1, region));
+            all(&identity, &flow(own)).iter().map(|flow| u32::from(port(flow))).collect::<Vec<_>>()
         };
         let (in_region, scattered) = (usize::from(IN_REGION), usize::from(SCATTERED));
         let size = PORTS / REGIONS;

@@ -28,6 +28,7 @@ mod config;
 mod engine;
 mod identity;
 mod input;
+mod secret;
 pub mod segment;
 mod stats;
 mod store;
@@ -39,7 +40,7 @@ mod time;
 pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     engine::Engine,
-    identity::{AddressPool, Ports},
+    identity::{AddressPool, Identity, Ports, Slot},
     segment::{BadRecord, LiveSegment, SynOptions, Transmit, TransmitOptions},
     stats::{ByReason, Histogram, Ledger, Reason, Sessions, Stats, Unbalanced},
     tcp::RoundTrip,

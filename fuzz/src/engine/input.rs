@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tcpcopy_replay::{AddressPool, Config, Ports, RoundTrip, RuleTarget, TargetId};
+use tcpcopy_replay::{AddressPool, Config, Identity, Ports, RoundTrip, RuleTarget, Slot, TargetId};
 
 /// More steps than that show nothing that fewer do not, and take their time.
 const MOST_STEPS: usize = 160;
@@ -78,7 +78,7 @@ impl Settings {
             join_open: !is(1),
             gate: !is(2),
             rejoin: !is(3),
-            addresses: is(4).then_some(addresses),
+            identity: Identity { addresses: is(4).then_some(addresses), ports: Ports::Own },
             loopback_client: is(5).then_some("10.8.0.1".parse().expect("constant")),
             round_trip: match round_trip % 5 {
                 1 => RoundTrip::Live,
@@ -118,11 +118,12 @@ impl Settings {
 
     /// The settings of one engine.
     pub fn config(&self, copy: u16) -> Config {
-        let ports = match self.dealt {
-            false => Ports::Own,
-            true => Ports::Dealt { slot: copy, slots: self.copies, region: self.region },
-        };
-        Config { ports, ..self.config.clone() }
+        let mut config = self.config.clone();
+        if self.dealt {
+            let slot = Slot::new(copy, self.copies).expect("each copy has a slot");
+            config.identity.ports = Ports::Dealt { slot, region: self.region };
+        }
+        config
     }
 }
 

@@ -405,7 +405,7 @@ fn judge(
 /// Whether the client has an address and a port that it may have.
 fn judge_address(settings: &Settings, copy: usize, flow: &Flow) {
     assert_eq!(flow.client.is_v4(), flow.server.is_v4());
-    if let Some(pool) = &settings.config.addresses {
+    if let Some(pool) = &settings.config.identity.addresses {
         assert!(pool.contains(flow.client.into()), "a client address that -c does not have");
     } else if settings.config.loopback_client.is_some() {
         assert_ne!(flow.client, IpAddress::from_v4([127, 0, 0, 1]));

@@ -9,7 +9,7 @@ use crate::{
     engine::{Connection, Engine, Flag, Replay, manners},
     identity,
     stats::Reason,
-    store::{moment::Moment, slab::Id, timers::Timer},
+    store::{id::Id, moment::Moment, timers::Timer},
     tcp::{
         isn,
         round_trip::Distance,
@@ -46,7 +46,7 @@ impl Engine {
 
     /// The first four-tuple, from the `attempt`th on, that no session of ours has.
     fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
-        identity::candidates(&self.config, self.seed, wanted, attempt)
+        identity::candidates(&self.config.identity, self.secret, wanted, attempt)
             .find(|(flow, _)| self.id_at_target(flow).is_none())
     }
 
@@ -58,7 +58,7 @@ impl Engine {
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
-        let opening = isn::opening(self.seed, now, &flow, used);
+        let opening = isn::opening(self.secret, now, &flow, used);
         let mut session = Session::new(now, target, flow, opening, origin);
         session.ports_tried = attempt;
         self.by_target.insert(&flow, id);
@@ -100,7 +100,7 @@ impl Engine {
                 self.bid_farewell(id, farewell);
                 self.stats.reconnects += 1;
                 if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) {
-                    let opening = isn::opening(self.seed, now, &session.flow, Some(session.used()));
+                    let opening = isn::opening(self.secret, now, &session.flow, Some(session.used()));
                     session.reconnect(now, opening, from, stream);
                 }
             }
@@ -146,7 +146,7 @@ impl Engine {
         let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
         self.by_target.remove(&old, id);
         self.by_target.insert(&flow, id);
-        let opening = isn::opening(self.seed, now, &flow, None);
+        let opening = isn::opening(self.secret, now, &flow, None);
         if let Some(session) = self.session_mut(id) {
             session.remap(now, flow, opening);
             session.ports_tried = attempt;

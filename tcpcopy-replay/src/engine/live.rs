@@ -7,7 +7,7 @@ use crate::{
     input::stream::{Facts, Stream},
     segment::LiveSegment,
     stats::Reason,
-    store::slab::Id,
+    store::id::Id,
     tcp::{
         round_trip::Distance,
         seq::{LiveAck, LiveSeq},

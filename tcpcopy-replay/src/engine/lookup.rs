@@ -4,7 +4,7 @@ use tcpcopy_common::flow::Flow;
 
 use crate::{
     engine::{Connection, Engine, Replay},
-    store::{slab::Id, table::FlowTable},
+    store::{id::Id, table::FlowTable},
 };
 
 /// So many connections are fetched at a time: few enough that the first is still in the processor's cache when the last

@@ -3,6 +3,7 @@
 mod lifecycle;
 mod live;
 mod lookup;
+mod orphan_table;
 mod orphans;
 mod response;
 #[cfg(test)]
@@ -12,22 +13,25 @@ use std::collections::VecDeque;
 
 use tcpcopy_common::{flow::Flow, tcp_flags::RST};
 
-use self::orphans::Orphans;
+use self::orphan_table::Orphans;
 use crate::{
     config::{Config, Credentials, TargetId},
     input::{buffer::Pool, stream::Stream},
+    secret::Secret,
     segment::Transmit,
     stats::{Reason, Stats},
     store::{
-        slab::{Id, Slab},
+        id::Id,
+        slab::Slab,
         table::FlowTable,
         timers::{Entry, Timers},
     },
     tcp::{
         RoundTrip,
+        isn::Opening,
         round_trip::Distance,
         seq::LiveSeq,
-        session::{Context, Farewell, Last, Manners, Opening, Outcome, Plan, Poll, Session},
+        session::{Context, Farewell, Last, Manners, Outcome, Plan, Poll, Session},
     },
     time::Nanos,
 };
@@ -45,7 +49,7 @@ const MOST_KEPT_DUE: usize = 1 << 12;
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    seed: u64,
+    secret: Secret,
     connections: Slab<Connection>,
     /// By the four-tuple of live client and live server.
     by_live: FlowTable,
@@ -140,7 +144,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
-            seed,
+            secret: Secret::new(seed),
             connections: Slab::new(),
             by_live: FlowTable::new(seed),
             by_target: FlowTable::new(seed ^ 1),

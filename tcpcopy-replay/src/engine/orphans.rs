@@ -7,161 +7,20 @@
 //! number of a RST that it accepts, which a RST at our own idea of that number would be only if nothing had been lost on
 //! the way; one that is not answers with a SYN-ACK. Either is a response of no session, and is reset as such.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
-
 use tcpcopy_common::{flow::Flow, response::kind, tcp_flags::SYN};
 
 use crate::{
     config::TargetId,
-    engine::{Connection, Engine, Replay},
+    engine::{Connection, Engine, Replay, orphan_table::Orphans},
     segment::Transmit,
-    tcp::{
-        isn,
-        receiver::WINDOW,
-        session::{Last, Opening},
-    },
+    tcp::{isn, receiver::WINDOW, session::Last},
     time::Nanos,
 };
-
-/// SYNs without an answer at a time. The answers pace the others, so that a source with many sessions does not flood
-/// the target.
-const MOST_ASKED: usize = 128;
-/// Linux sends a socket's challenge ACKs at least 500 ms apart (`tcp_invalid_ratelimit`).
-const RETRY: Duration = Duration::from_secs(1);
-/// SYNs for one connection: then the target is silent, or has no room in its session map.
-const MOST_SYNS: u8 = 5;
-
-/// What is left at one target.
-#[derive(Debug, Default)]
-pub(crate) struct Orphans {
-    known: BTreeMap<Flow, Orphan>,
-    /// Those to ask for. It may name some that are settled.
-    waiting: VecDeque<Flow>,
-    /// Those to look at again, in the order of time; likewise.
-    later: VecDeque<(Nanos, Flow)>,
-    /// How many are [`Stage::Asked`].
-    asked: usize,
-}
-
-#[derive(Debug)]
-struct Orphan {
-    opening: Opening,
-    syns: u8,
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Waiting,
-    /// A SYN was sent; time-out then.
-    Asked(Nanos),
-    /// A session has the four-tuple, and may be about to send a SYN itself; look again then.
-    Postponed(Nanos),
-}
-
-impl Orphans {
-    /// How many are not settled.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.known.len()
-    }
-
-    /// Whether the connection was not known yet.
-    fn add(&mut self, flow: Flow, opening: Opening) -> bool {
-        let is_new = !self.known.contains_key(&flow);
-        if is_new {
-            self.known.insert(flow, Orphan { opening, syns: 0, stage: Stage::Waiting });
-            self.waiting.push_back(flow);
-        }
-        is_new
-    }
-
-    /// Nothing that was asked counts any more.
-    fn start_over(&mut self) {
-        for orphan in self.known.values_mut() {
-            (orphan.syns, orphan.stage) = (0, Stage::Waiting);
-        }
-        self.waiting = self.known.keys().copied().collect();
-        self.later.clear();
-        self.asked = 0;
-    }
-
-    /// The next to ask for.
-    fn next(&mut self) -> Option<Flow> {
-        if self.asked >= MOST_ASKED {
-            return None;
-        }
-        loop {
-            let flow = self.waiting.pop_front()?;
-            if self.known.get(&flow).is_some_and(|orphan| orphan.stage == Stage::Waiting) {
-                return Some(flow);
-            }
-        }
-    }
-
-    /// Asks for one that waits.
-    fn ask(&mut self, now: Nanos, flow: &Flow) -> Option<Opening> {
-        let orphan = self.known.get_mut(flow)?;
-        let until = now.after(RETRY);
-        orphan.stage = Stage::Asked(until);
-        orphan.syns += 1;
-        self.asked += 1;
-        self.later.push_back((until, *flow));
-        Some(orphan.opening)
-    }
-
-    /// Looks at one that waits again later.
-    fn postpone(&mut self, now: Nanos, flow: &Flow) {
-        if let Some(orphan) = self.known.get_mut(flow) {
-            let until = now.after(RETRY);
-            orphan.stage = Stage::Postponed(until);
-            self.later.push_back((until, *flow));
-        }
-    }
-
-    /// Whether there was one on this four-tuple; it is forgotten.
-    fn settle(&mut self, flow: &Flow) -> bool {
-        let Some(orphan) = self.known.remove(flow) else { return false };
-        self.asked -= usize::from(matches!(orphan.stage, Stage::Asked(_)));
-        true
-    }
-
-    /// Lets those wait again whose time has come; returns how many are given up.
-    fn expire(&mut self, now: Nanos) -> u64 {
-        let mut given_up = 0;
-        while let Some(&(at, flow)) = self.later.front().filter(|(at, _)| *at <= now) {
-            self.later.pop_front();
-            let Some(orphan) = self.known.get_mut(&flow) else { continue };
-            match orphan.stage {
-                Stage::Asked(until) if until == at && orphan.syns >= MOST_SYNS => {
-                    self.settle(&flow);
-                    given_up += 1;
-                }
-                Stage::Asked(until) | Stage::Postponed(until) if until == at => {
-                    self.asked -= usize::from(matches!(orphan.stage, Stage::Asked(_)));
-                    orphan.stage = Stage::Waiting;
-                    self.waiting.push_back(flow);
-                }
-                // Settled meanwhile, and left again.
-                Stage::Waiting | Stage::Asked(_) | Stage::Postponed(_) => {}
-            }
-        }
-        given_up
-    }
-
-    /// When to call [`expire`](Self::expire).
-    fn deadline(&self) -> Option<Nanos> {
-        self.later.front().map(|(at, _)| *at)
-    }
-}
 
 impl Engine {
     /// Notes a connection that may be open at a target, and that no session is responsible for.
     pub(crate) fn leave_orphan(&mut self, now: Nanos, target: TargetId, flow: Flow) {
-        let opening = isn::opening(self.seed, now, &flow, None);
+        let opening = isn::opening(self.secret, now, &flow, None);
         if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
             self.stats.orphans += u64::from(orphans.add(flow, opening));
         }
@@ -230,57 +89,5 @@ impl Engine {
             }
         }
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{engine::tests::flow, tcp::seq::ReplaySeq};
-
-    fn orphans(count: u16) -> Orphans {
-        let mut orphans = Orphans::default();
-        let opening = Opening { isn: ReplaySeq::new(1), tsval: 2 };
-        assert!((0..count).all(|port| orphans.add(flow(port), opening)) && !orphans.add(flow(0), opening));
-        orphans
-    }
-
-    fn ask_all(orphans: &mut Orphans, now: Nanos) -> usize {
-        std::iter::from_fn(|| orphans.next().and_then(|flow| orphans.ask(now, &flow))).count()
-    }
-
-    #[test]
-    fn answers_make_room_for_further_questions() {
-        let mut orphans = orphans(300);
-        assert_eq!(ask_all(&mut orphans, Nanos(0)), MOST_ASKED);
-        assert!((0..50).all(|port| orphans.settle(&flow(port))) && !orphans.settle(&flow(0)));
-        assert_eq!(ask_all(&mut orphans, Nanos(1)), 50);
-        assert_eq!(orphans.len(), 250);
-    }
-
-    #[test]
-    fn silence_is_given_up_and_its_room_is_free_again() {
-        let mut orphans = orphans(200);
-        let (mut syns, mut given_up) = (0, 0);
-        while orphans.len() > 0 {
-            let now = orphans.deadline().unwrap_or(Nanos(0));
-            given_up += orphans.expire(now);
-            syns += ask_all(&mut orphans, now);
-        }
-        assert_eq!((syns, given_up, orphans.asked), (200 * usize::from(MOST_SYNS), 200, 0));
-        assert_eq!(orphans.deadline(), None);
-    }
-
-    #[test]
-    fn one_that_is_settled_and_left_again_keeps_no_old_deadline() {
-        let mut orphans = orphans(1);
-        ask_all(&mut orphans, Nanos(0));
-        orphans.settle(&flow(0));
-        orphans.add(flow(0), Opening { isn: ReplaySeq::new(3), tsval: 4 });
-        ask_all(&mut orphans, Nanos(5));
-        orphans.expire(Nanos(0).after(RETRY));
-        assert_eq!((orphans.next(), orphans.asked), (None, 1));
-        orphans.expire(Nanos(5).after(RETRY));
-        assert_eq!((orphans.next(), orphans.asked), (Some(flow(0)), 0));
     }
 }

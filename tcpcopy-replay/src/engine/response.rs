@@ -9,7 +9,7 @@ use crate::{
     config::TargetId,
     engine::{Engine, Replay, manners},
     stats::Reason,
-    store::slab::Id,
+    store::id::Id,
     tcp::{
         seq::{ReplaySeq, TargetSeq},
         session::{Context, Farewell, Last, Outcome},

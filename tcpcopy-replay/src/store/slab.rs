@@ -1,22 +1,8 @@
 //! Where connections live: values at stable indices, which other tables and timers name.
 
-use crate::store::{prefetch::prefetch, timers::Armed};
+use crate::store::{id::Id, prefetch::prefetch, timers::Armed};
 
-/// Names a connection for as long as it lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Id(u32);
-
-impl Id {
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-
-    pub const fn new(index: u32) -> Self {
-        Self(index)
-    }
-}
-
-/// Octets of a chunk: a huge page, which the program's allocator makes it (see `crate::memory`).
+/// Octets of a chunk: a huge page, where the program's allocator asks for huge pages.
 const CHUNK: usize = 2 << 20;
 
 /// What there is for each index.
@@ -57,7 +43,7 @@ impl<T> Slab<T> {
 
     pub fn insert(&mut self, value: T) -> Id {
         if let Some(index) = self.free.pop() {
-            let id = Id(index);
+            let id = Id::new(index);
             if let Some(slot) = self.slot_mut(id) {
                 slot.value = Some(value);
             }
@@ -72,12 +58,12 @@ impl<T> Slab<T> {
             chunk.push(Slot { armed: Armed::default(), queued: false, value: Some(value) });
         }
         self.slots += 1;
-        Id(self.slots - 1)
+        Id::new(self.slots - 1)
     }
 
     pub fn remove(&mut self, id: Id) -> Option<T> {
         let value = self.slot_mut(id)?.value.take()?;
-        self.free.push(id.0);
+        self.free.push(id.get());
         Some(value)
     }
 
@@ -113,16 +99,16 @@ impl<T> Slab<T> {
 
     /// The ids in use, ascending. Walks everything: for rare events only.
     pub fn ids(&self) -> Vec<Id> {
-        (0..self.slots).map(Id).filter(|&id| self.get(id).is_some()).collect()
+        (0..self.slots).map(Id::new).filter(|&id| self.get(id).is_some()).collect()
     }
 
     fn slot(&self, id: Id) -> Option<&Slot<T>> {
-        let index = id.0 as usize;
+        let index = id.get() as usize;
         self.chunks.get(index / Self::PER_CHUNK)?.get(index % Self::PER_CHUNK)
     }
 
     fn slot_mut(&mut self, id: Id) -> Option<&mut Slot<T>> {
-        let index = id.0 as usize;
+        let index = id.get() as usize;
         self.chunks.get_mut(index / Self::PER_CHUNK)?.get_mut(index % Self::PER_CHUNK)
     }
 }
@@ -151,6 +137,6 @@ mod tests {
         let ids: Vec<_> = (0..many).map(|value| slab.insert(value)).collect();
         assert_eq!((slab.chunks.len(), slab.len()), (4, many));
         assert!(ids.iter().enumerate().all(|(value, &id)| slab.get(id) == Some(&value)));
-        assert_eq!(slab.get(Id(many as u32)), None);
+        assert_eq!(slab.get(Id::new(many as u32)), None);
     }
 }

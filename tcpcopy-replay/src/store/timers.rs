@@ -10,7 +10,7 @@
 //! wheel, entries need no links to each other, and what is due can be fetched from memory ahead.
 
 use crate::{
-    store::{moment::Moment, slab::Id},
+    store::{id::Id, moment::Moment},
     time::Nanos,
 };
 

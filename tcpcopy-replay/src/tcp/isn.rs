@@ -4,21 +4,27 @@ use tcpcopy_common::{flow::Flow, mark::Mark};
 
 use crate::{
     config::{Config, Credentials},
+    secret::{Purpose, Secret},
     segment::{SynOptions, TransmitOptions},
-    store::table::keyed_hash,
-    tcp::{receiver::WINDOW_SCALE, seq::ReplaySeq, session::Opening},
+    tcp::{receiver::WINDOW_SCALE, seq::ReplaySeq},
     time::Nanos,
 };
 
-/// Distinguishes this use of the keyed hash, see [`super::clients`] for the others.
-const SALT_SEQUENCE: u64 = 1 << 32;
+/// The sequence number and the timestamp that a target connection begins with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    pub isn: ReplaySeq,
+    /// Our TSval, the same in all segments of a connection: one that a retransmission cannot make look old.
+    pub tsval: u32,
+}
 
-/// Sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple (RFC 6528), so
-/// that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the SYN (RFC 6191).
+/// Chooses sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple
+/// (RFC 6528), so that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the SYN
+/// (RFC 6191).
 ///
 /// `used` is what the connection before had come to, if it is still known: the new one lies above, however fast that was.
-pub(crate) fn opening(seed: u64, now: Nanos, flow: &Flow, used: Option<Opening>) -> Opening {
-    let hash = keyed_hash(seed, flow, SALT_SEQUENCE);
+pub(crate) fn opening(secret: Secret, now: Nanos, flow: &Flow, used: Option<Opening>) -> Opening {
+    let hash = secret.hash(flow, Purpose::Opening);
     // 64 ns per number as in Linux: faster than any session sends on average, and half a circle lasts two minutes.
     let isn = ReplaySeq::new(((now.0 >> 6) as u32).wrapping_add(hash as u32));
     let tsval = ((now.0 / 1_000_000) as u32).wrapping_add((hash >> 32) as u32);
@@ -54,25 +60,29 @@ mod tests {
     #[test]
     fn a_later_connection_lies_above_an_earlier_one() {
         let now = Nanos(1 << 40);
-        let first = opening(3, now, &flow(1), None);
-        let later = opening(3, Nanos(now.0 + 1_000_000), &flow(1), None);
+        let first = opening(Secret::new(3), now, &flow(1), None);
+        let later = opening(Secret::new(3), Nanos(now.0 + 1_000_000), &flow(1), None);
         assert!(later.isn.is_after(first.isn) && later.tsval == first.tsval.wrapping_add(1));
         // Even when the earlier one sent a lot in no time.
         let used = Opening { isn: first.isn.plus(1 << 30), tsval: first.tsval };
-        let next = opening(3, now, &flow(1), Some(used));
+        let next = opening(Secret::new(3), now, &flow(1), Some(used));
         assert!(next.isn.is_after(used.isn) && next.tsval == used.tsval.wrapping_add(1));
     }
 
     #[test]
     fn an_outsider_cannot_tell_one_four_tuple_s_numbers_from_another_s() {
         let now = Nanos(1 << 40);
-        let gap = |port| opening(3, now, &flow(port + 1), None).isn.distance(opening(3, now, &flow(port), None).isn);
+        let gap = |port| {
+            opening(Secret::new(3), now, &flow(port + 1), None)
+                .isn
+                .distance(opening(Secret::new(3), now, &flow(port), None).isn)
+        };
         assert!((1..100).any(|p| gap(p) != gap(p + 1)));
     }
 
     #[test]
     fn numbers_grow_with_the_clock_and_pass_what_was_used() {
-        let at = |ms: u64, used| opening(3, Nanos((1 << 40) + ms * 1_000_000), &flow(1), used);
+        let at = |ms: u64, used| opening(Secret::new(3), Nanos((1 << 40) + ms * 1_000_000), &flow(1), used);
         let first = at(0, None);
         let later = at(5, Some(first));
         assert_eq!((later.isn.distance(first.isn), later.tsval.wrapping_sub(first.tsval)), (5 * 15_625, 5));
@@ -87,7 +97,7 @@ mod tests {
 
     #[test]
     fn timestamps_differ_from_one_four_tuple_to_the_next() {
-        let tsval = |port| opening(3, Nanos(1 << 40), &flow(port), None).tsval;
+        let tsval = |port| opening(Secret::new(3), Nanos(1 << 40), &flow(port), None).tsval;
         assert!((1..100).all(|port| tsval(port) != tsval(port + 1)));
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     store::moment::Moment,
     tcp::{
         delayed_ack::Acknowledger,
+        isn::Opening,
         nagle::Nagle,
         receiver::{Receiver, WINDOW},
         recovery::{Congestion, Rto},
@@ -146,14 +147,6 @@ pub(crate) struct Origin {
     pub mark: u64,
     /// What the live client had read by then, if that is known.
     pub read: Option<LiveAck>,
-}
-
-/// Sequence number and timestamp that a target connection begins with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Opening {
-    pub isn: ReplaySeq,
-    /// Our TSval, the same in all segments of a connection: one that a retransmission cannot make look old.
-    pub tsval: u32,
 }
 
 #[derive(Debug)]

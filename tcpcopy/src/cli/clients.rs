@@ -3,13 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
-use tcpcopy_replay::AddressPool;
+use tcpcopy_replay::{AddressPool, Slot};
 
 use super::UsageError;
 use crate::bpf::Network;
-
-/// Engines that may share the ports of a client address: each then has 15 of them.
-const MOST_SLOTS: u32 = 4096;
 
 /// The arguments, as typed. The letters are those of tcpcopy 1.0.
 #[derive(Debug, Args)]
@@ -52,10 +49,11 @@ impl ClientArgs {
 
     /// `engines` is how many workers there are for how many copies, `targets` what the rules name.
     pub(super) fn validate(&self, engines: u32, targets: &[SocketAddr]) -> Result<Clients, UsageError> {
-        if engines > MOST_SLOTS {
+        if engines > u32::from(Slot::MAX) {
             return Err(UsageError::Other(format!(
-                "-n {}: {engines} workers and copies are more than there are ports for ({MOST_SLOTS} at most)",
-                self.copies
+                "-n {}: {engines} workers and copies are more than there are ports for ({} at most)",
+                self.copies,
+                Slot::MAX
             )));
         }
         let mut pool = AddressPool::default();

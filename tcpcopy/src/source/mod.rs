@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tcpcopy_replay::{Config, Engine, RoundTrip};
+use tcpcopy_replay::{Config, Engine, Identity, RoundTrip};
 use tokio::sync::mpsc::unbounded_channel;
 
 use self::{
@@ -246,8 +246,7 @@ fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, inj
     let engines = settings.workers as usize * plan.copies.len();
     Config {
         rules: plan.copies[copy].rules.clone(),
-        addresses: settings.clients.addresses.clone(),
-        ports: plan.ports(settings, worker, copy),
+        identity: Identity { addresses: settings.clients.addresses.clone(), ports: plan.ports(settings, worker, copy) },
         session_timeout: replay.session_timeout,
         keepalive_timeout: replay.keepalive_timeout,
         complete_only: replay.complete_only,

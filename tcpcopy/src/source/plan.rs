@@ -7,7 +7,7 @@
 //! reaches another.
 
 use std::net::SocketAddr;
-use tcpcopy_replay::{Ports, RuleTarget, TargetId};
+use tcpcopy_replay::{Ports, RuleTarget, Slot, TargetId};
 
 use super::worker::RuleTable;
 use crate::{bpf::CaptureRule, cli::tcpcopy::Settings, net};
@@ -97,9 +97,10 @@ impl Plan {
             return Ports::Own;
         }
         let copies = self.copies.len();
+        let (number, of) = (worker as usize * copies + copy, settings.workers as usize * copies);
+        let slot = Slot::new(number as u16, of as u16);
         Ports::Dealt {
-            slot: (worker as usize * copies + copy) as u16,
-            slots: (settings.workers as usize * copies) as u16,
+            slot: slot.expect("no more engines than slots, checked with the arguments"),
             region: clients.region,
         }
     }
@@ -162,12 +163,12 @@ mod tests {
         let mut slots = Vec::new();
         for worker in 0..3 {
             for copy in 0..4 {
-                let Ports::Dealt { slot, slots: 12, region: None } = plan.ports(&settings, worker, copy) else {
+                let Ports::Dealt { slot, region: None } = plan.ports(&settings, worker, copy) else {
                     panic!("worker {worker}, copy {copy}");
                 };
                 slots.push(slot);
             }
         }
-        assert_eq!(slots, (0..12).collect::<Vec<_>>());
+        assert_eq!(slots, (0..12).map(|number| Slot::new(number, 12).unwrap()).collect::<Vec<_>>());
     }
 }

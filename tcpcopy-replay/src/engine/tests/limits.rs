@@ -11,7 +11,11 @@ use super::{
     harness::{CREDENTIALS, Client, Lab, TARGET, config},
     target::silent,
 };
-use crate::{config::Config, identity::Ports, stats::Reason};
+use crate::{
+    config::Config,
+    identity::{Identity, Ports, Slot},
+    stats::Reason,
+};
 
 #[test]
 fn nothing_is_sent_while_the_channel_is_down() {
@@ -127,8 +131,8 @@ fn collisions_without_end_abort() {
 #[test]
 fn octets_in_a_syn_that_finds_no_free_port_are_counted() {
     // A dozen ports for each client address.
-    let ports = Ports::Dealt { slot: 0, slots: 4096, region: None };
-    let mut lab = Lab::with(Config { ports, ..config() });
+    let ports = Ports::Dealt { slot: Slot::new(0, 4096).unwrap(), region: None };
+    let mut lab = Lab::with(Config { identity: Identity { ports, ..Identity::default() }, ..config() });
     for port in 40_000..40_100 {
         let segment = Client::new(port).segment(&lab, SYN, b"early\n");
         lab.live(&segment);

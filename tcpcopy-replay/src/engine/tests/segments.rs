@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    identity::{AddressPool, Ports},
+    identity::{AddressPool, Identity, Ports, Slot},
     stats::Reason,
 };
 
@@ -98,8 +98,8 @@ fn what_the_reset_of_an_unknown_connection_carries_is_counted() {
 fn a_request_that_could_join_but_finds_no_port_is_skipped_whole() {
     let mut pool = AddressPool::default();
     pool.add([10, 9, 0, 1].into(), 1);
-    let ports = Ports::Dealt { slot: 0, slots: 4096, region: None };
-    let mut lab = Lab::with(Config { addresses: Some(pool), ports, ..config() });
+    let ports = Ports::Dealt { slot: Slot::new(0, 4096).unwrap(), region: None };
+    let mut lab = Lab::with(Config { identity: Identity { addresses: Some(pool), ports }, ..config() });
     lab.target.new_app = Box::new(|_| silent());
     for port in 0..20 {
         Client::new(40_000 + port).syn(&mut lab);

@@ -1,0 +1,15 @@
+//! The name of a connection within its engine.
+
+/// Names a connection for as long as it lives: its index in the [`Slab`](super::slab::Slab).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Id(u32);
+
+impl Id {
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    pub const fn new(index: u32) -> Self {
+        Self(index)
+    }
+}
