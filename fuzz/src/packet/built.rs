@@ -3,7 +3,6 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
-use tcpcopy::inject;
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::{self, Mark, MarkKey},
@@ -16,6 +15,7 @@ use tcpcopy_ebpf::{
     parse::{self, Link, TcpHeader, protocol},
 };
 use tcpcopy_replay::{SynOptions, Transmit, TransmitOptions};
+use tcpcopy_wire::{Form, Packets};
 
 use super::{Octets, options::said_in};
 
@@ -85,7 +85,7 @@ pub(super) fn check(data: &[u8]) {
         payload: &payload,
     };
     let mut sent = Vec::new();
-    let packets = inject::packets(&transmit, mtu);
+    let packets = packets(&transmit, mtu);
     for (nth, packet) in packets.iter().enumerate() {
         assert!(packet.len() <= mtu.into(), "{} octets on a path of {mtu}", packet.len());
         let is_last = nth + 1 == packets.len();
@@ -95,6 +95,18 @@ pub(super) fn check(data: &[u8]) {
         sent.extend_from_slice(piece);
     }
     assert_eq!(sent, payload);
+}
+
+/// Builds the packets that carry `transmit` over a path with this MTU, from the IP header on.
+fn packets(transmit: &Transmit<'_>, mtu: u16) -> Vec<Vec<u8>> {
+    let mut packets = Packets::new(transmit, mtu, Form::Packets);
+    let mut built = Vec::new();
+    while packets.peek().is_some() {
+        let mut packet = Vec::new();
+        packets.write(built.len() as u16, &mut packet);
+        built.push(packet);
+    }
+    built
 }
 
 /// Checks one packet and returns its payload.

@@ -7,9 +7,10 @@ use std::{
     ptr,
 };
 
+use tcpcopy_wire::Written;
+
 use super::{
     address::SocketAddress,
-    build::Written,
     stats::{InjectStats, Refusal},
 };
 

@@ -1,8 +1,8 @@
 //! Raw-packet injection of replayed segments.
 //!
 //! ```text
-//! Transmit ─► build (headers, checksums, re-segmentation) ─► batch (one buffer, one sendmmsg) ─► socket
-//!                                          path (route, next hop, MTU; watched by a thread) ──────┘
+//! Transmit ─► tcpcopy_wire (headers, checksums, segmentation) ─► batch (one buffer, one sendmmsg) ─► socket
+//!                                              path (route, next hop, MTU; watched by a thread) ──────┘
 //! ```
 //!
 //! Two backends. A *packet socket* (AF_PACKET) hands packets to the interface as they are: nothing on this host, netfilter
@@ -10,26 +10,23 @@
 //! kernel route: it reaches everything, this host itself included, but passes netfilter.
 //!
 //! On an Ethernet the packet socket takes whole *frames*, which lets a large payload leave as one super-packet, and the
-//! checksums to the interface (`frame`).
+//! checksums to the interface (`tcpcopy_wire::EthernetHeader`).
 
 use std::{io, net::IpAddr, sync::Arc};
 
 use tcpcopy_common::flow::IpAddress;
 use tcpcopy_replay::Transmit;
+use tcpcopy_wire::{Form, Packets};
 
 use crate::net::NetError;
 
 mod address;
 mod batch;
-mod build;
-mod checksum;
-mod frame;
 mod path;
 mod socket;
 mod stats;
 
 use batch::Batch;
-use build::{Form, Packets};
 use path::{Path, Way};
 
 pub use path::Paths;
@@ -263,21 +260,6 @@ impl Injector {
         }
         self.current.get(self.recent)
     }
-}
-
-/// The packets that carry `transmit` over a path with this MTU, from the IP header on. For fuzzing: an [`Injector`] builds them
-/// where they are sent from.
-#[doc(hidden)]
-#[must_use]
-pub fn packets(transmit: &Transmit<'_>, mtu: u16) -> Vec<Vec<u8>> {
-    let mut packets = Packets::new(transmit, mtu, Form::Packets);
-    let mut built = Vec::new();
-    while packets.peek().is_some() {
-        let mut packet = Vec::new();
-        packets.write(built.len() as u16, &mut packet);
-        built.push(packet);
-    }
-    built
 }
 
 impl Drop for Injector {

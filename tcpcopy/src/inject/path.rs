@@ -19,8 +19,9 @@ use std::{
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcpcopy_common::flow::IpAddress;
+use tcpcopy_wire::EthernetHeader;
 
-use super::{Backend, InjectError, address::SocketAddress, frame::EthernetHeader};
+use super::{Backend, InjectError, address::SocketAddress};
 use crate::net::{
     NetError,
     interface::{self, Interface, Mac},

@@ -3,12 +3,12 @@
 /// A running ones' complement sum of 16-bit words, in the host's byte order: RFC 1071, section 2(B), lets one add in
 /// either order and store the result in that same order.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Checksum(u64);
+pub(crate) struct Checksum(u64);
 
 impl Checksum {
     /// Adds `bytes`. An odd number of them counts as if a zero followed, so only the last piece may be odd.
     #[inline]
-    pub(super) fn add(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn add(mut self, bytes: &[u8]) -> Self {
         // The 32-bit halves of eight octets at a time, in two 64-bit sums: those cannot overflow before 2^32 steps, so
         // there is no carry to handle, and the loop becomes vector instructions.
         let (mut low, mut high) = (0u64, 0u64);
@@ -25,15 +25,15 @@ impl Checksum {
         self
     }
 
-    /// The checksum, as it stands in the header.
+    /// Returns the checksum in the byte order of the header.
     #[inline]
-    pub(super) fn finish(self) -> [u8; 2] {
+    pub(crate) fn finish(self) -> [u8; 2] {
         self.partial().map(|octet| !octet)
     }
 
-    /// The sum so far, as it stands in the header of a packet whose checksum somebody else completes.
+    /// Returns the sum so far, as it stands in the header of a packet whose checksum the kernel completes.
     #[inline]
-    pub(super) fn partial(self) -> [u8; 2] {
+    pub(crate) fn partial(self) -> [u8; 2] {
         let mut sum = fold32(self.0);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
@@ -41,16 +41,16 @@ impl Checksum {
     }
 }
 
-/// Adds the halves, which keeps the sum of 16-bit words modulo 0xffff.
+/// Adds the 32-bit halves, which keeps the sum of 16-bit words modulo 0xffff.
 #[inline]
 fn fold32(sum: u64) -> u64 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     (sum & 0xffff_ffff) + (sum >> 32)
 }
 
-/// The straightforward sum, to test against.
+/// Computes the checksum word by word, as a reference.
 #[cfg(test)]
-pub(super) fn naive(bytes: &[u8]) -> u16 {
+pub(crate) fn naive(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));

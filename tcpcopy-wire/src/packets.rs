@@ -1,152 +1,65 @@
-//! From a [`Transmit`] to the IP packets that carry it.
+//! Segmentation: the packets that carry one [`Transmit`], in order.
 
-use tcpcopy_common::{mark, tcp_flags};
-use tcpcopy_replay::{Transmit, TransmitOptions};
+use tcpcopy_common::tcp_flags;
+use tcpcopy_replay::Transmit;
 
-use super::{
-    checksum::Checksum,
-    frame::{EthernetHeader, FRONT, LARGEST, TCP_CHECKSUM},
+use crate::{
+    frame::{EthernetHeader, FRONT},
+    headers::{Headers, TCP_CHECKSUM},
 };
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
-const TCP_HEADER: usize = 20;
-/// MSS 4, window scale 4, mark 16, timestamps 12: the padding to whole words included. At most 40 fit.
-const MAX_OPTIONS: usize = 4 + 4 + mark::LENGTH + 12;
-const MAX_HEADERS: usize = IPV6_HEADER + TCP_HEADER + MAX_OPTIONS;
-const _: () = assert!(MAX_OPTIONS <= 40);
+/// The largest IP packet in octets, super-packets included: the most that the length field of IPv4 can hold.
+const MAX_PACKET: usize = 65_535;
 
-/// What a stack of our time sends (RFC 1700 recommended 64, and Linux does).
-const TTL: u8 = 64;
-const IPPROTO_TCP: u8 = libc::IPPROTO_TCP as u8;
-/// The don't-fragment bit, in octet 6 of the IPv4 header: a fragment would be one more thing that can go missing.
-const DONT_FRAGMENT: u8 = 0x40;
-
-/// TCP option kinds (RFC 9293, section 3.1; RFC 7323).
-mod option {
-    pub(super) const NOP: u8 = 1;
-    pub(super) const MSS: u8 = 2;
-    pub(super) const WINDOW_SCALE: u8 = 3;
-    pub(super) const TIMESTAMPS: u8 = 8;
-}
-
-/// The headers of all packets of one [`Transmit`], with the fields that differ among them left at zero.
-struct Headers {
-    bytes: [u8; MAX_HEADERS],
-    /// Octets of the IP header.
-    ip: usize,
-    /// Octets of all headers.
-    len: usize,
-    /// What the checksum of every packet includes: addresses and protocol of the pseudo-header (RFC 9293, section 3.1).
-    pseudo: Checksum,
-}
-
-impl Headers {
-    fn new(transmit: &Transmit<'_>) -> Self {
-        let flow = &transmit.flow;
-        let mut bytes = [0; MAX_HEADERS];
-        let ip = if flow.server.is_v4() {
-            bytes[0] = 0x45; // version 4, five words
-            bytes[6] = DONT_FRAGMENT;
-            bytes[8] = TTL;
-            bytes[9] = IPPROTO_TCP;
-            bytes[12..16].copy_from_slice(&flow.client.v4_octets());
-            bytes[16..20].copy_from_slice(&flow.server.v4_octets());
-            IPV4_HEADER
-        } else {
-            bytes[0] = 0x60; // version 6, no traffic class, no flow label
-            bytes[6] = IPPROTO_TCP;
-            bytes[7] = TTL;
-            bytes[8..24].copy_from_slice(&flow.client.0);
-            bytes[24..40].copy_from_slice(&flow.server.0);
-            IPV6_HEADER
-        };
-        let addresses = if ip == IPV4_HEADER { 12..20 } else { 8..40 };
-        let pseudo = Checksum::default().add(&bytes[addresses]).add(&[0, IPPROTO_TCP]);
-
-        let tcp = &mut bytes[ip..];
-        let options = write_options(&transmit.options, &mut tcp[TCP_HEADER..]);
-        tcp[0..2].copy_from_slice(&flow.client_port);
-        tcp[2..4].copy_from_slice(&flow.server_port);
-        if transmit.flags & tcp_flags::ACK != 0 {
-            tcp[8..12].copy_from_slice(&transmit.ack.to_be_bytes());
-        }
-        tcp[12] = (((TCP_HEADER + options) / 4) << 4) as u8;
-        tcp[14..16].copy_from_slice(&transmit.window.to_be_bytes());
-        Self { bytes, ip, len: ip + TCP_HEADER + options, pseudo }
-    }
-}
-
-/// Writes the options into `to` and returns how many octets they take, a multiple of four.
-fn write_options(options: &TransmitOptions, to: &mut [u8]) -> usize {
-    let mut len = 0;
-    let mut put = |bytes: &[u8]| {
-        to[len..len + bytes.len()].copy_from_slice(bytes);
-        len += bytes.len();
-    };
-    if let Some(syn) = &options.syn {
-        put(&[option::MSS, 4]);
-        put(&syn.mss.to_be_bytes());
-        if let Some(shift) = syn.window_scale {
-            put(&[option::NOP, option::WINDOW_SCALE, 3, shift]);
-        }
-        put(bytemuck::bytes_of(&syn.mark));
-    }
-    if let Some((tsval, tsecr)) = options.timestamps {
-        // Aligned as RFC 7323, appendix A, recommends: receivers have a fast path for it.
-        put(&[option::NOP, option::NOP, option::TIMESTAMPS, 10]);
-        put(&tsval.to_be_bytes());
-        put(&tsecr.to_be_bytes());
-    }
-    len
-}
-
-/// What a socket takes.
+/// The form in which a socket takes packets.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Form {
+pub enum Form {
     /// IP packets, complete.
     Packets,
     /// Frames with this link header, whose checksums the kernel completes.
     Frames(EthernetHeader),
-    /// The same, and many segments in one of them.
+    /// [`Frames`](Self::Frames) that may hold many segments each, which the kernel or the interface cuts up.
     SuperFrames(EthernetHeader),
 }
 
 /// The packets of one [`Transmit`], in order, in the form that the socket takes.
 ///
-/// The payload is cut into pieces of at most the transmit's segment size, less where the MTU leaves no room for that. Of
-/// super-packets, the kernel does the cutting.
-pub(super) struct Packets<'a> {
+/// The payload is cut into segments of at most the transmission's segment size, or less where the MTU leaves no room for
+/// that. Super-packets are cut by the kernel.
+pub struct Packets<'a> {
     headers: Headers,
     form: Form,
-    /// The largest payload of one segment.
+    /// The largest payload of one segment, in octets.
     size: usize,
-    /// The largest payload of one packet: that of as many segments as it may hold.
+    /// The largest payload of one packet, in octets: a multiple of `size` for super-packets.
     most: usize,
-    /// Sequence number and control bits of the next packet, were it the last.
+    /// Sequence number of the next packet.
     seq: u32,
+    /// Control bits of the next packet, if it is the last.
     flags: u8,
     rest: &'a [u8],
     done: bool,
 }
 
-/// A packet that was written: how it counts on the wire.
+/// What a written packet amounts to on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Written {
-    /// IP packets, of which a super-packet becomes several.
-    pub(super) segments: u16,
+pub struct Written {
+    /// IP packets: more than one for a super-packet.
+    pub segments: u16,
     /// Their octets, from the IP headers on.
-    pub(super) octets: u32,
+    pub octets: u32,
 }
 
 impl<'a> Packets<'a> {
-    pub(super) fn new(transmit: &Transmit<'a>, mtu: u16, form: Form) -> Self {
+    /// Prepares the packets that carry `transmit` over a path with this MTU (octets from the IP header on).
+    #[must_use]
+    pub fn new(transmit: &Transmit<'a>, mtu: u16, form: Form) -> Self {
         let headers = Headers::new(transmit);
         let room = usize::from(mtu).saturating_sub(headers.len).max(1);
         let size = usize::from(transmit.segment_size.max(1)).min(room);
-        // What a kernel would make of a SYN with much data is not worth finding out.
+        // A SYN is never part of a super-packet: kernels do not define how they cut one that carries several segments of data.
         let several = matches!(form, Form::SuperFrames(_)) && transmit.flags & tcp_flags::SYN == 0;
-        let most = if several { ((LARGEST - headers.len) / size).max(1) * size } else { size };
+        let most = if several { ((MAX_PACKET - headers.len) / size).max(1) * size } else { size };
         Self {
             headers,
             form,
@@ -159,25 +72,27 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// The payload of the next packet, and how many octets precede it, while there is one.
-    pub(super) fn peek(&self) -> Option<(&'a [u8], usize)> {
+    /// Returns the payload of the next packet and the number of octets that precede it; `None` after the last packet.
+    #[must_use]
+    pub fn peek(&self) -> Option<(&'a [u8], usize)> {
         let front = if matches!(self.form, Form::Packets) { 0 } else { FRONT };
-        (!self.done).then(|| (&self.rest[..self.most.min(self.rest.len())], front + self.headers.len))
+        (!self.done).then(|| (&self.rest[..self.payload()], front + self.headers.len))
     }
 
-    /// How many segments are still to come.
-    pub(super) fn remaining(&self) -> u64 {
+    /// Returns the number of segments that are still to be written.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
         if self.done { 0 } else { segments(self.rest.len(), self.size) as u64 }
     }
 
-    /// Appends the next packet to `buffer`. `id` numbers IPv4 packets: what reassembles fragments needs it to differ
-    /// between packets, though with DF there should be none (RFC 6864).
-    pub(super) fn write(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
-        let payload = &self.rest[..self.most.min(self.rest.len())];
+    /// Appends the next packet to `buffer`. `id` is the identification of an IPv4 packet: reassembly of fragments needs it
+    /// to differ between packets, though with DF set there should be none (RFC 6864, section 4.1).
+    pub fn write(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = &self.rest[..self.payload()];
         match self.form {
             Form::Packets => {
                 let start = buffer.len();
-                let written = self.headers(id, buffer);
+                let written = self.write_headers(id, buffer);
                 buffer.extend_from_slice(payload);
                 let tcp = &mut buffer[start + self.headers.ip..];
                 let sum = self.headers.pseudo.add(&(tcp.len() as u16).to_be_bytes()).add(tcp).finish();
@@ -192,18 +107,18 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// Appends what precedes the payload of the next packet to `buffer`: only of frames, the headers of others are not
-    /// complete without their payload.
-    pub(super) fn write_front(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
-        let payload = self.most.min(self.rest.len());
+    /// Appends what precedes the payload of the next packet to `buffer`, so that a large payload need not be copied. Only
+    /// for frames: the checksum in the headers of other packets covers their payload.
+    pub fn write_front(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = self.payload();
         if let Form::Frames(ethernet) | Form::SuperFrames(ethernet) = &self.form {
             // The segment size comes from a u16.
             let segment = (payload > self.size).then_some(self.size as u16);
             let Headers { ip, len, .. } = self.headers;
-            buffer.extend_from_slice(&ethernet.front(ip != IPV4_HEADER, ip, len, segment));
+            buffer.extend_from_slice(&ethernet.front(self.headers.is_v6(), ip, len, segment));
         }
         let start = buffer.len();
-        let written = self.headers(id, buffer);
+        let written = self.write_headers(id, buffer);
         let tcp = &mut buffer[start + self.headers.ip..];
         let length = (tcp.len() + payload) as u16;
         let sum = self.headers.pseudo.add(&length.to_be_bytes()).partial();
@@ -211,14 +126,19 @@ impl<'a> Packets<'a> {
         written
     }
 
-    /// Appends the headers of the next packet, complete but for the TCP checksum, and goes on to the one after it.
-    fn headers(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
-        let payload = self.most.min(self.rest.len());
+    /// Returns the number of payload octets in the next packet.
+    fn payload(&self) -> usize {
+        self.most.min(self.rest.len())
+    }
+
+    /// Appends the headers of the next packet, complete but for the TCP checksum, and advances to the one after it.
+    fn write_headers(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
+        let payload = self.payload();
         self.rest = &self.rest[payload..];
         self.done = self.rest.is_empty();
-        // PSH and FIN concern what follows the last octet; SYN what precedes the first.
+        // PSH and FIN belong after the last octet, SYN before the first.
         let later = if self.done { 0 } else { tcp_flags::PSH | tcp_flags::FIN };
-        write_headers(&self.headers, self.seq, self.flags & !later, id, payload, buffer);
+        self.headers.write(self.seq, self.flags & !later, id, payload, buffer);
         let syn = self.flags & tcp_flags::SYN;
         self.flags &= !tcp_flags::SYN;
         self.seq = self.seq.wrapping_add(payload as u32).wrapping_add(u32::from(syn != 0));
@@ -227,29 +147,9 @@ impl<'a> Packets<'a> {
     }
 }
 
-/// How many segments of at most `size` octets a payload makes: without any it is one.
+/// Returns the number of segments of at most `size` octets that carry a payload; an empty one still takes one.
 fn segments(payload: usize, size: usize) -> usize {
     payload.div_ceil(size).max(1)
-}
-
-/// Appends the headers of one packet with so many octets of payload.
-fn write_headers(headers: &Headers, seq: u32, flags: u8, id: u16, payload: usize, buffer: &mut Vec<u8>) {
-    let start = buffer.len();
-    buffer.extend_from_slice(&headers.bytes[..headers.len]);
-    let (ip, tcp) = buffer[start..].split_at_mut(headers.ip);
-    // At most 65,535, because the MTU is a u16, and so is the limit of super-packets.
-    let tcp_length = tcp.len() + payload;
-    let length = (ip.len() + tcp_length) as u16;
-    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-    tcp[13] = flags;
-    if headers.ip == IPV4_HEADER {
-        ip[2..4].copy_from_slice(&length.to_be_bytes());
-        ip[4..6].copy_from_slice(&id.to_be_bytes());
-        let sum = Checksum::default().add(ip).finish();
-        ip[10..12].copy_from_slice(&sum);
-    } else {
-        ip[4..6].copy_from_slice(&(tcp_length as u16).to_be_bytes());
-    }
 }
 
 #[cfg(test)]
@@ -259,9 +159,10 @@ mod tests {
         flow::{Flow, IpAddress},
         mark::{Mark, MarkKey},
     };
+    use tcpcopy_replay::{SynOptions, TransmitOptions};
 
-    use super::{super::checksum::naive, *};
-    use tcpcopy_replay::SynOptions;
+    use super::*;
+    use crate::{checksum::naive, headers::IPV4_HEADER};
 
     const ALL: u8 = tcp_flags::ACK | tcp_flags::PSH | tcp_flags::FIN;
 

@@ -1,24 +1,26 @@
-//! What precedes the IP packet in a frame that leaves by a frame socket: the orders to the kernel what to do with the
-//! packet (`PACKET_VNET_HDR`), and the Ethernet header.
+//! What precedes the IP packet in a frame that a packet socket takes: a `struct virtio_net_hdr` (`PACKET_VNET_HDR`), which
+//! says what the kernel is to do with the packet, and the Ethernet header.
 //!
-//! The orders let two things be done late, or never: the checksum is left to the interface, and a *super-packet*, whose
-//! payload is that of many segments, stays whole until the interface, or the kernel just before it, cuts it into them
-//! (generic segmentation offload).
+//! The former defers two things, perhaps for ever: the checksum is left to the interface, and a *super-packet*, whose payload
+//! is that of many segments, stays whole until the interface, or the kernel just before it, cuts it up (generic
+//! segmentation offload).
 
-use crate::net::interface::Mac;
+use crate::headers::TCP_CHECKSUM;
 
-/// Octets of [`orders`].
-const ORDERS: usize = 10;
+/// Octets of a `struct virtio_net_hdr`.
+const VNET_HEADER: usize = 10;
 /// Octets of an Ethernet header (IEEE 802.3).
 const ETHERNET: usize = 14;
 /// Octets of both.
-pub(super) const FRONT: usize = ORDERS + ETHERNET;
+pub(crate) const FRONT: usize = VNET_HEADER + ETHERNET;
 
-/// The largest IP packet, super-packets included: what the length field of IPv4 can say.
-pub(super) const LARGEST: usize = 65_535;
+/// EtherType of IPv4 (IEEE 802 numbers, RFC 894).
+const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6 (RFC 2464, section 3).
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-/// Where the checksum is in a TCP header (RFC 9293, section 3.1).
-pub(super) const TCP_CHECKSUM: usize = 16;
+/// A 48-bit link-layer address, in transmission order.
+pub type MacAddress = [u8; 6];
 
 /// Values of `struct virtio_net_hdr` (virtio 1.2, section 5.1.6).
 mod virtio {
@@ -28,22 +30,23 @@ mod virtio {
     pub(super) const GSO_TCPV6: u8 = 4;
 }
 
-/// An Ethernet header.
+/// An Ethernet header, ready to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct EthernetHeader([u8; ETHERNET]);
+pub struct EthernetHeader([u8; ETHERNET]);
 
 impl EthernetHeader {
-    /// From an interface with the address `source` to a neighbour with the address `destination`.
-    pub(super) const fn new(destination: Mac, source: Mac, v6: bool) -> Self {
-        let ethertype = if v6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP } as u16;
+    /// Makes the header of frames from an interface with the address `source` to its neighbour `destination`.
+    #[must_use]
+    pub const fn new(destination: MacAddress, source: MacAddress, v6: bool) -> Self {
+        let ethertype = if v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
         let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (destination, source);
         let [t0, t1] = ethertype.to_be_bytes();
         Self([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1])
     }
 
-    /// The front of a frame whose IP header has `ip` octets, all headers of IP and TCP together `headers`. A super-packet
-    /// gives the payload of each of its segments.
-    pub(super) fn front(&self, v6: bool, ip: usize, headers: usize, segment: Option<u16>) -> [u8; FRONT] {
+    /// Makes the front of a frame whose IP header has `ip` octets, and whose IP and TCP headers have `headers` octets together.
+    /// `segment` is the payload of each segment of a super-packet, in octets.
+    pub(crate) fn front(&self, v6: bool, ip: usize, headers: usize, segment: Option<u16>) -> [u8; FRONT] {
         let (gso_type, hdr_len, gso_size) = match segment {
             None => (virtio::GSO_NONE, 0, 0),
             // The kernel has these octets in one piece, which it needs to rewrite them.
@@ -57,7 +60,7 @@ impl EthernetHeader {
         front[4..6].copy_from_slice(&gso_size.to_ne_bytes());
         front[6..8].copy_from_slice(&((ETHERNET + ip) as u16).to_ne_bytes());
         front[8..10].copy_from_slice(&(TCP_CHECKSUM as u16).to_ne_bytes());
-        front[ORDERS..].copy_from_slice(&self.0);
+        front[VNET_HEADER..].copy_from_slice(&self.0);
         front
     }
 }
