@@ -14,5 +14,7 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&cli.process, |process| Ok(target::run(settings, cli.security.load()?, process)))
+    program::run(&cli.process, settings.descriptors(), |process| {
+        Ok(target::run(settings, cli.security.load()?, process))
+    })
 }

@@ -30,7 +30,9 @@ fn copy(args: &CopyArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&args.process, |process| Ok(source::run(settings, args.security.load()?, process)))
+    program::run(&args.process, settings.descriptors(), |process| {
+        Ok(source::run(settings, args.security.load()?, process))
+    })
 }
 
 fn keygen(file: &Path) -> ExitCode {

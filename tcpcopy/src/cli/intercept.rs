@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use super::{
     AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, cpus::CpuList, rules::parse_address, size::parse_ring_size,
 };
-use crate::{bpf::TcAttach, control::DEFAULT_PORT};
+use crate::{bpf::TcAttach, control::DEFAULT_PORT, process::descriptors};
 
 /// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.
 #[derive(Debug, Parser)]
@@ -82,6 +82,14 @@ pub struct Settings {
     pub pin: Option<CpuList>,
     /// Octets of the report ring.
     pub ring_bytes: u32,
+}
+
+impl Settings {
+    /// The descriptors that a start takes at the least: what it always opens, and two links for each interface.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        descriptors::BASE + self.listen.len() + 2 * self.interfaces.len()
+    }
 }
 
 impl Cli {

@@ -14,11 +14,20 @@ pub mod selection;
 mod size;
 pub mod tcpcopy;
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use clap::Args;
+use rustix::io::Errno;
 
-use crate::control::{Psk, PskError, Security};
+use crate::{
+    control::{Psk, PskError, Security},
+    process::descriptors,
+};
 
 /// Where the pre-shared key is looked for when `--psk-file` is absent.
 pub const DEFAULT_PSK_FILE: &str = "/etc/tcpcopy/psk";
@@ -126,9 +135,13 @@ pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT 
                               where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.\n\
                               RUST_LOG sets the log level (error, warn, info, debug, trace).";
 
-/// Prints `error` with its causes to stderr and yields the exit code that fits it.
+/// Prints `error` with its causes, and the remedy where the limit on open files is one, to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
+    let mut message = format!("{error:#}");
+    if message.contains(&io::Error::from(Errno::MFILE).to_string()) {
+        message = format!("{message}; {}", descriptors::REMEDY);
+    }
     // A terminal that is gone is no reason for another exit code.
-    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    let _ = writeln!(io::stderr(), "error: {message}");
     if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
 }

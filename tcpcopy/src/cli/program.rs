@@ -1,4 +1,4 @@
-//! What both programs do around their work: daemon, log, signals, process id file, runtime, summary, exit code.
+//! What both programs do around their work: limits, daemon, log, signals, process id file, runtime, summary, exit code.
 
 use std::process::ExitCode;
 
@@ -9,19 +9,22 @@ use crate::{
     process::{
         Output, Process,
         daemon::{self, Readiness},
-        logging,
+        descriptors, logging,
         pidfile::PidFile,
         signals::Signals,
     },
     summary::Report,
 };
 
-/// Runs `work` as the process that `args` describe, and prints the figures it returns.
+/// Runs `work`, which opens at least `descriptors` files, as the process that `args` describe, and prints the figures it
+/// returns.
 pub fn run<F: Future<Output = anyhow::Result<Report>>>(
     args: &ProcessArgs,
+    descriptors: usize,
     work: impl FnOnce(Process) -> anyhow::Result<F>,
 ) -> ExitCode {
-    let outcome = daemon::detach(args.daemon).and_then(|role| match role {
+    let limit = descriptors::prepare(descriptors).map_err(anyhow::Error::from);
+    let outcome = limit.and_then(|()| daemon::detach(args.daemon)).and_then(|role| match role {
         daemon::Role::Parent(code) => Ok(code),
         daemon::Role::Child(readiness) => child(args, readiness, work).map(|()| exit::STOPPED),
     });

@@ -18,7 +18,7 @@ use super::{
     selection::{Selection, SelectionArgs},
     size::parse_ring_size,
 };
-use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend};
+use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend, process::descriptors};
 
 /// Copies the requests of live clients, as packets, and replays them to a test host in real time.
 #[derive(Debug, Parser)]
@@ -171,6 +171,15 @@ pub struct Settings {
     pub clients: Clients,
     /// How they are replayed.
     pub replay: Replay,
+}
+
+impl Settings {
+    /// The descriptors that a start takes at the least: what it always opens, and what each worker does.
+    #[must_use]
+    pub fn descriptors(&self) -> usize {
+        let channels = self.intercepts.len() * (self.clients.copies * most_targets(&self.rules)) as usize;
+        descriptors::BASE + self.workers as usize * (descriptors::WORKER + channels) + self.interfaces.len()
+    }
 }
 
 impl CopyArgs {

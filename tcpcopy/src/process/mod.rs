@@ -1,6 +1,7 @@
-//! What a program is to the system that it runs on: a daemon or not, with a log, a process id file, signals and an output.
+//! What a program is to the system that it runs on: a daemon or not, with limits, a log, a process id file, signals and an output.
 
 pub mod daemon;
+pub mod descriptors;
 pub mod logging;
 mod output;
 pub mod pidfile;
