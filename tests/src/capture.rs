@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd as _,
     sync::{
@@ -35,7 +34,7 @@ pub enum End {
 /// A packet that was seen.
 #[derive(Clone, Debug)]
 pub struct Packet {
-    /// When we read it, ns of `CLOCK_MONOTONIC`.
+    /// When the kernel saw it, ns of `CLOCK_MONOTONIC`: whatever else the machine has to do before it is read here.
     pub time_ns: u64,
     /// Who sent it.
     pub source: IpAddr,
@@ -125,6 +124,21 @@ fn open((v4, v6): (Ipv4Addr, Ipv6Addr), end: End) -> io::Result<Socket> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
+    // The kernel's time of each packet comes with it.
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an int, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_TIMESTAMPNS,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
     socket.set_read_timeout(Some(Duration::from_millis(20)))?;
     Ok(socket)
 }
@@ -167,28 +181,65 @@ fn filter(v4: Ipv4Addr, v6: Ipv6Addr, end: End) -> Vec<SockFilter> {
 }
 
 fn capture(socket: &Socket, stop: &AtomicBool, mut seen: impl FnMut(Packet)) -> anyhow::Result<()> {
-    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 1 << 17];
+    let mut buffer = vec![0; 1 << 17];
+    let ahead = realtime_ahead();
     loop {
         let stopping = stop.load(Ordering::Acquire);
-        match socket.recv(&mut buffer) {
-            Ok(length) => {
-                let length = length.min(buffer.len());
-                // SAFETY: the kernel has written that many octets.
-                let octets = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-                parse(octets, monotonic_ns()).into_iter().for_each(&mut seen);
-            }
+        match receive(socket, &mut buffer, ahead) {
+            Ok((octets, time_ns)) => parse(octets, time_ns).into_iter().for_each(&mut seen),
             // A time-out: what had arrived before `stop` was set has been read.
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 if stopping {
                     break;
                 }
             }
-            Err(error) if error.raw_os_error() == Some(libc::ENETDOWN) => (),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::EINTR)) => (),
             Err(error) => return Err(error).context("the sniffer cannot receive"),
         }
     }
     ensure!(lost(socket)? == 0, "the sniffer lost packets: the machine is too slow for what is sniffed");
     Ok(())
+}
+
+/// How far `CLOCK_REALTIME`, of which the kernel's time stamps are, is ahead of `CLOCK_MONOTONIC`, ns. The clocks are read one
+/// after the other, with luck at once: of several readings the closest counts.
+fn realtime_ahead() -> u64 {
+    let reading = || {
+        let before = monotonic_ns();
+        let realtime = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let realtime = realtime.tv_sec as u64 * 1_000_000_000 + realtime.tv_nsec as u64;
+        (monotonic_ns() - before, realtime.saturating_sub(before))
+    };
+    (0..16).map(|_| reading()).min().map_or(0, |(_, ahead)| ahead)
+}
+
+/// A packet, and when the kernel saw it, ns of `CLOCK_MONOTONIC`.
+fn receive<'a>(socket: &Socket, buffer: &'a mut [u8], ahead: u64) -> io::Result<(&'a [u8], u64)> {
+    // Room for one control message, aligned for its header.
+    let mut control = [0u64; 8];
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a msghdr is valid when zeroed.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut piece, 1);
+    (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control) as _);
+    // SAFETY: the message names memory of ours, with its lengths, that outlives the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    if length < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut time_ns = monotonic_ns();
+    // SAFETY: the kernel has filled in the message and its control messages; the macros stay within the lengths that it has set, and a
+    // message of this kind holds a timespec.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if let Some(head) = header.as_ref()
+            && (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)
+        {
+            let stamp = libc::CMSG_DATA(header).cast::<libc::timespec>().read_unaligned();
+            time_ns = (stamp.tv_sec as u64 * 1_000_000_000 + stamp.tv_nsec as u64).saturating_sub(ahead);
+        }
+    }
+    Ok((&buffer[..length as usize], time_ns))
 }
 
 fn lost(socket: &Socket) -> io::Result<u32> {

@@ -6,6 +6,7 @@
 
 pub mod bad_path;
 pub mod capture;
+pub mod chance;
 pub mod host;
 pub mod http;
 pub mod mirror;
@@ -17,11 +18,13 @@ pub mod topology;
 pub mod traces;
 mod wait;
 
+use anyhow::Context as _;
+
 pub use host::{Family, Host};
 pub use mirror::{Mirror, MirrorOptions};
 pub use program::{Program, Summary};
 pub use topology::{Lab, Options, Shape};
-pub use wait::{eventually, monotonic_ns};
+pub use wait::{PATIENCE, eventually, monotonic_ns};
 
 /// Leaves a test with a loud SKIP when it cannot run here; otherwise keeps other tests of this process waiting until the
 /// returned guard is dropped, because each loads the whole machine.
@@ -45,8 +48,40 @@ pub fn may_run() -> Result<std::sync::MutexGuard<'static, ()>, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("network namespaces need root".into());
     }
+    settle();
     // A test that failed poisons the lock; the next one builds a laboratory of its own.
     Ok(ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Makes the process, and so the programs that it starts, independent of how it was started: servers read files of ours, hundreds of
+/// connections take as many descriptors, and what `ip`, `ss` or `psql` say is read as English.
+fn settle() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+        if let Err(error) = allow_open_files() {
+            log::warn!("{error:#}");
+        }
+    });
+}
+
+/// Open files of a process that has hundreds of connections, or many thousands (the benchmark).
+const OPEN_FILES: u64 = 65_536;
+
+/// Allows this process, and those that it starts, [`OPEN_FILES`] open files; or as many as the hard limit, without root.
+///
+/// # Errors
+/// When the limit cannot be raised.
+pub fn allow_open_files() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= OPEN_FILES) {
+        return Ok(());
+    }
+    let maximum = limit.maximum.map(|maximum| maximum.max(OPEN_FILES));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum });
+    let within = Rlimit { current: limit.maximum.map(|maximum| maximum.min(OPEN_FILES)), maximum: limit.maximum };
+    raised.or_else(|_| setrlimit(Resource::Nofile, within)).context("cannot allow more open files")
 }
 
 /// Says on a line of its own, past the test harness's capturing, that a test did not run.

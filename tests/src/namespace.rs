@@ -65,6 +65,8 @@ impl Namespace {
         let output = Command::new("ip")
             .args(["netns", "exec", &self.name])
             .args(command.split_whitespace())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
             .output()
             .with_context(|| format!("could not start `{command}`"))?;
         if !output.status.success() {

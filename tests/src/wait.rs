@@ -1,9 +1,13 @@
-//! Time.
+//! Time: waiting for what happens, never for what the clock says.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
+
+/// How long tests wait for what must happen. It ends tests that fail, and no others: whatever it limits is waited for no longer than it
+/// takes. So it is longer than a busy machine may take, and is no bound on how fast anything is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Now, in ns of `CLOCK_MONOTONIC`: the clock that all namespaces of a machine and the eBPF programs share.
 pub fn monotonic_ns() -> u64 {

@@ -5,11 +5,10 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     path::Path,
-    time::Duration,
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Program,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program,
     capture::{End, Sniffer},
     http::{Limit, Load, RunningLoad, Server},
     laboratory,
@@ -19,8 +18,6 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// The control channel's port.
 const CONTROL_PORT: u16 = 36524;
-/// The longest that a connection may be kept which does not get on with its handshake, and some air.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 struct Replay {
     lab: Lab,
@@ -31,23 +28,22 @@ struct Replay {
 }
 
 impl Replay {
-    /// A mirror with live traffic for so many seconds.
-    fn start(seconds: u64) -> Self {
+    /// A mirror with live traffic until it is finished.
+    fn start() -> Self {
         let lab = Lab::bridge().unwrap();
         let source = Server::start(&lab.source, LIVE_PORT).unwrap();
         let target = Server::start(&lab.target, TARGET_PORT).unwrap();
         let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
-        let limit = Limit::Time(Duration::from_secs(seconds));
-        let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, limit);
+        let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Stopped);
         let load = Load { rate: Some(2000), ..load }.start(&lab.client).unwrap();
         Self { lab, mirror, load, target, _source: source }
     }
 
     /// Asserts that every live request has arrived; returns intercept's summary and log.
     fn finish(self) -> (lab::Summary, String) {
-        let report = self.load.join().unwrap();
+        let report = self.load.stop().unwrap();
         assert_eq!(report.failed.first(), None, "{} live requests failed", report.failed.len());
-        let arrived = self.target.wait_for_requests(report.answered.len(), Duration::from_secs(10));
+        let arrived = self.target.wait_for_requests(report.answered.len(), PATIENCE);
         let outcome = self.mirror.stop().unwrap();
         assert_eq!(arrived, report.answered.len(), "the replay was disturbed\n{}\n{}", outcome.table, outcome.logs);
         (outcome.intercept, outcome.logs)
@@ -57,7 +53,7 @@ impl Replay {
     fn refused_tcpcopy(&self, security: &[&str]) -> String {
         let mut command = self.lab.client.command(mirror::program("tcpcopy").unwrap());
         command.args(["-x", "8888-10.77.0.3:8080", "-s", "10.77.0.3", "-i", "eth0"]).args(security);
-        let ended = Program::start("tcpcopy", &mut command).unwrap().wait(Duration::from_secs(30)).unwrap();
+        let ended = Program::start("tcpcopy", &mut command).unwrap().wait(PATIENCE).unwrap();
         assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
         assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
         ended.stderr
@@ -71,23 +67,23 @@ fn text(path: &Path) -> &str {
 #[test]
 fn a_wrong_key_or_none_is_refused() {
     let _guard = laboratory!();
-    let replay = Replay::start(5);
+    let replay = Replay::start();
     let other = mirror::make_key(replay.mirror.directory(), "other").unwrap();
     let said = replay.refused_tcpcopy(&["--psk-file", text(&other)]);
     assert!(said.contains("key"), "{said}");
     let said = replay.refused_tcpcopy(&["--insecure"]);
     assert!(said.contains("insecure"), "{said}");
     let (summary, log) = replay.finish();
-    assert_eq!(summary.count("bad_key"), 1, "{log}");
-    assert_eq!(summary.count("insecure_mismatch"), 1, "{log}");
+    assert_eq!(summary.count("control_connections", "bad_key"), 1, "{log}");
+    assert_eq!(summary.count("control_connections", "insecure_mismatch"), 1, "{log}");
     assert!(log.contains("10.77.0.1"), "the log names the peer\n{log}");
 }
 
 /// Connects from a host to the control channel.
 fn dial(from: &Host, lab: &Lab) -> TcpStream {
     let address = lab.target.socket(Family::V4, CONTROL_PORT);
-    let stream = from.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(5))).unwrap().unwrap();
-    stream.set_read_timeout(Some(HANDSHAKE_LIMIT)).unwrap();
+    let stream = from.run(|| TcpStream::connect_timeout(&address, PATIENCE)).unwrap().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
@@ -109,7 +105,7 @@ fn assert_closed(mut stream: TcpStream, what: &str) {
 #[test]
 fn garbage_and_unfinished_handshakes_are_refused() {
     let _guard = laboratory!();
-    let replay = Replay::start(12);
+    let replay = Replay::start();
     // Of many silent connections at a time all are closed, sooner when they are too many.
     let silent: Vec<TcpStream> = (0..100).map(|_| dial(&replay.lab.client, &replay.lab)).collect();
     let mut garbage = dial(&replay.lab.client, &replay.lab);
@@ -127,11 +123,14 @@ fn garbage_and_unfinished_handshakes_are_refused() {
     let _ = again.write_all(&[0x5a; 100]);
     assert_closed(again, "garbage after the silent ones");
     let (summary, log) = replay.finish();
-    assert!(summary.count("garbage") >= 1, "{log}");
+    assert!(summary.count("control_connections", "garbage") >= 1, "{log}");
     let said =
         |reason: &str| log.lines().any(|l| l.contains("control connection from 10.77.0.1") && l.contains(reason));
     assert!(said("does not speak tcpcopy") && said("did not finish"), "{log}");
-    assert!(summary.count("timeout") + summary.count("too_many") >= 100, "{log}");
+    assert!(
+        summary.count("control_connections", "timeout") + summary.count("control_connections", "too_many") >= 100,
+        "{log}"
+    );
 }
 
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {
@@ -172,7 +171,7 @@ fn marked_syn(from: SocketAddrV4, to: SocketAddrV4, instance: u32, tag: u64) -> 
 #[test]
 fn a_syn_with_a_forged_mark_is_dropped_and_counted() {
     let _guard = laboratory!();
-    let replay = Replay::start(4);
+    let replay = Replay::start();
     let sniffer = Sniffer::start(&replay.lab.client, &replay.lab.target, End::Source).unwrap();
     let to = SocketAddrV4::new(replay.lab.target.v4, TARGET_PORT);
     // Instances near those that exist, and far ones; ports below those that the kernel chooses.
@@ -188,13 +187,17 @@ fn a_syn_with_a_forged_mark_is_dropped_and_counted() {
                 socket.send_to(&packet, &to.into()).unwrap();
             }
             // After them on the same way an honest SYN, which shows that the forged ones have been through.
-            TcpStream::connect_timeout(&to.into(), Duration::from_secs(5)).unwrap();
+            TcpStream::connect_timeout(&to.into(), PATIENCE).unwrap();
         })
         .unwrap();
     let answers = sniffer.stop().unwrap();
     let answered = answers.iter().filter(|packet| packet.destination_port < 1000).map(|p| p.describe());
     assert_eq!(answered.collect::<Vec<_>>(), Vec::<String>::new(), "a forged SYN was answered");
     let (summary, log) = replay.finish();
-    assert_eq!(summary.count("syn_bad_tag") + summary.count("syn_unknown_instance"), 20, "{log}");
+    assert_eq!(
+        summary.count("refused_syns", "syn_bad_tag") + summary.count("refused_syns", "syn_unknown_instance"),
+        20,
+        "{log}"
+    );
     assert!(log.contains("SYNs with an invalid mark were dropped"), "{log}");
 }

@@ -1,8 +1,8 @@
 //! Wrong command lines and environments end with exit code 2 or 1 and one clear message, never with a panic.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use lab::{Host, Lab, Mirror, MirrorOptions, Program, laboratory, mirror};
+use lab::{Host, Lab, Mirror, MirrorOptions, PATIENCE, Program, laboratory, mirror};
 
 /// A wrong call: the program with its arguments, `KEY` standing for a good key file; its exit code; what it must say.
 type Case = (&'static str, i32, &'static str);
@@ -81,7 +81,7 @@ const ENVIRONMENTS: &[Case] = &[
 fn check(command: &mut Command, case: &Case) -> Result<(), String> {
     let (line, code, part) = case;
     let ended = Program::start(line, command)
-        .and_then(|program| program.wait(Duration::from_secs(20)))
+        .and_then(|program| program.wait(PATIENCE))
         .map_err(|error| format!("{line}: {error:#}"))?;
     let fail = |why: &str| Err(format!("{line}: {why} ({})\n{}", ended.status, ended.stderr));
     if ended.status.code() != Some(*code) {
@@ -210,14 +210,72 @@ fn a_user_without_privileges_is_told_what_is_missing() {
     }
 }
 
+/// Starts a command of the laboratory with a limit on open files and so many more descriptors than the standard streams. Whether it got
+/// ready; else it must have ended with a clear message, and not for want of a descriptor in the middle of something.
+fn starts_with(host: &Host, command: &Command, limit: u32, inherited: u32) -> bool {
+    // What `Host::command` puts before it: `netns exec NAME`.
+    let line = command.get_args().skip(3);
+    let open: String = (3..3 + inherited).map(|fd| format!("exec {fd}<&0; ")).collect();
+    let mut limited = host.command("sh");
+    limited.args(["-c", &format!("{open} exec prlimit --nofile={limit}:{limit} \"$0\" \"$@\"")]).args(line);
+    let program = Program::start("a program with few descriptors", &mut limited).unwrap();
+    if program.wait_ready().is_ok() {
+        program.stop().unwrap();
+        return true;
+    }
+    let ended = program.wait(PATIENCE).unwrap();
+    let what = format!("with a limit of {limit}, {inherited} inherited: {}\n{}", ended.status, ended.stderr);
+    // With none left, not even the C library can be opened: the program has not begun.
+    if limit <= 3 + inherited && ended.status.code() == Some(127) {
+        return false;
+    }
+    assert_eq!(ended.status.code(), Some(FAILURE), "{what}");
+    let [message] = &ended.stderr.lines().collect::<Vec<_>>()[..] else { panic!("not one line {what}") };
+    let said = ["error: ", "open files", &limit.to_string(), "ulimit -n"];
+    assert!(said.iter().all(|part| message.contains(part)), "{what}");
+    false
+}
+
+/// How many descriptors a process inherits differs from machine to machine, and so does how many are missing.
 #[test]
 fn a_limit_on_open_files_is_explained() {
     let _guard = laboratory!();
     let lab = Lab::bridge().unwrap();
+    let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    let intercept = mirror.intercept_command().unwrap();
+    let tcpcopy = mirror.tcpcopy_command(&lab.source).unwrap();
+    for (host, command, name) in [(&lab.target, &intercept, "intercept"), (&lab.source, &tcpcopy, "tcpcopy")] {
+        if name == "tcpcopy" {
+            mirror.start_intercept().unwrap();
+        }
+        for inherited in [0, 1, 6] {
+            let mut outcomes = Vec::new();
+            for limit in 3 + inherited..100 {
+                outcomes.push(starts_with(host, command, limit, inherited));
+                if outcomes.ends_with(&[true; 3]) {
+                    break;
+                }
+            }
+            let refused = outcomes.iter().take_while(|ready| !**ready).count();
+            assert!(refused > 40 && refused < 70, "{name} with {inherited} inherited: {outcomes:?}");
+            assert!(outcomes[refused..].iter().all(|ready| *ready), "{name} with {inherited} inherited: {outcomes:?}");
+        }
+    }
+}
+
+/// The soft limit is what a shell or systemd has set for programs that do not care; the hard one is what a program may have.
+#[test]
+fn a_soft_limit_on_open_files_does_not_matter() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mut command = lab.target.command("prlimit");
     let directory = keys();
-    // No descriptors are left for maps and programs.
-    let mut command = lab.source.command("prlimit");
-    command.args(["--nofile=8:8"]).arg(mirror::program("intercept").unwrap());
-    let line = "intercept -i eth0 --psk-file KEY";
-    check(command.args(arguments(line, directory.path())), &(line, FAILURE, "file")).unwrap();
+    command.args(["--nofile=16:4096"]).arg(mirror::program("intercept").unwrap());
+    command.args(arguments("intercept -i eth0 --psk-file KEY", directory.path()));
+    let program = Program::start("intercept", &mut command).unwrap();
+    program.wait_ready().unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", program.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["4096", "4096"]);
+    program.stop().unwrap();
 }

@@ -4,18 +4,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    time::Duration,
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Program, Shape,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program, Shape,
     http::{Limit, Load, Method, Server},
     laboratory,
     mirror::{self, LIVE_PORT, TARGET_PORT},
     servers::RealServer,
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Load of both versions of IP and both styles on a source; the identifiers that were answered.
 fn load(client: &Host, source: &Host) -> BTreeSet<u64> {
@@ -70,6 +67,7 @@ fn second_tcpcopy(lab: &Lab, mirror: &Mirror, arguments: &[&str]) -> Program {
 #[test]
 fn two_sources_together_are_what_the_target_serves() {
     const RATE: u32 = 1_000;
+    const REQUESTS: u64 = 6_000;
     let _guard = laboratory!();
     let lab = Lab::shaped(Shape::TwoSources).unwrap();
     let sources = [(&lab.client, &lab.source), (lab.other("client2"), lab.other("source2"))];
@@ -78,17 +76,17 @@ fn two_sources_together_are_what_the_target_serves() {
     let mirror = Mirror::start(&lab, options(&[])).unwrap();
     let second = second_tcpcopy(&lab, &mirror, &[]);
     let loads = sources.map(|(client, source)| {
-        let limit = Limit::Time(Duration::from_secs(6));
         [Load::keep_alive, Load::per_request].map(|style| {
             let method = Method::Get("/index.html".into());
-            let load = style(source.socket(Family::V4, LIVE_PORT), 16, limit);
+            let load = style(source.socket(Family::V4, LIVE_PORT), 16, Limit::Requests(REQUESTS));
             Load { method, rate: Some(RATE), ..load }.start(client).unwrap()
         })
     });
     for report in loads.into_iter().flatten().map(|load| load.join().unwrap()) {
         assert_eq!(report.failed, Vec::<String>::new());
     }
-    let mut expected: Vec<String> = live.iter().flat_map(|server| server.access_log().unwrap()).collect();
+    let mut expected: Vec<String> =
+        live.iter().flat_map(|server| server.wait_for_access_log(2 * REQUESTS as usize, PATIENCE).unwrap()).collect();
     target.wait_for_access_log(expected.len(), PATIENCE).unwrap();
     let second = second.stop().unwrap();
     let outcome = mirror.stop().unwrap();
@@ -108,7 +106,7 @@ fn two_sources_together_are_what_the_target_serves() {
     let mut replayed = target.access_log().unwrap();
     expected.sort();
     replayed.sort();
-    assert!(expected.len() as u32 > 4 * 4 * RATE, "the load was too small: {}", expected.len());
+    assert_eq!(expected.len() as u64, 4 * REQUESTS, "the live servers' logs are not whole");
     assert!(expected == replayed, "{one} and {two} live, {served} replayed\n{}\n{}", outcome.table, second.stdout);
     outcome.assert_no_leak();
 }
@@ -124,8 +122,8 @@ fn two_copies_are_exactly_twice_the_requests() {
     target.wait_for_requests(2 * live.len(), PATIENCE);
     let outcome = mirror.stop().unwrap();
     assert_times(&target, &live, 2, &outcome.table);
-    assert_eq!(outcome.intercept.get("collision").unwrap_or(0), 0, "{}", outcome.table);
-    assert_eq!(outcome.tcpcopy.count("copies"), 2);
+    assert_eq!(outcome.intercept.count("refused_syns", "collision"), 0, "{}", outcome.table);
+    assert_eq!(outcome.tcpcopy.count("run", "copies"), 2);
     outcome.assert_no_leak();
 }
 
@@ -202,7 +200,7 @@ fn clients_get_other_addresses_without_collisions() {
         target.wait_for_requests(live.len(), PATIENCE);
         let outcome = mirror.stop().unwrap();
         assert_times(&target, &live, 1, &outcome.table);
-        assert_eq!(outcome.intercept.get("collision").unwrap_or(0), 0, "{}", outcome.table);
+        assert_eq!(outcome.intercept.count("refused_syns", "collision"), 0, "{}", outcome.table);
         let seen: BTreeSet<IpAddr> = target.arrivals().iter().map(|arrival| arrival.client.ip()).collect();
         let inside = |address: &IpAddr| match address {
             IpAddr::V4(a) => a.octets()[..3] == [10, 90, 0],
@@ -243,6 +241,6 @@ fn programs_with_the_same_clients_keep_out_of_each_others_way() {
     let second = second.stop().unwrap();
     let outcome = mirror.stop().unwrap();
     assert_times(&target, &live, 1, &format!("{}\n{}", outcome.table, second.stdout));
-    assert_eq!(outcome.intercept.get("collision").unwrap_or(0), 0, "{}", outcome.table);
+    assert_eq!(outcome.intercept.count("refused_syns", "collision"), 0, "{}", outcome.table);
     outcome.assert_no_leak();
 }

@@ -1,17 +1,15 @@
 //! The target closes connections much earlier than the live server: every request arrives all the same, and once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE,
     http::{Limit, Load, Method},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
     servers::RealServer,
 };
 
-/// A new connection for every few requests makes the target slower than the live server, and a closed loop does not wait.
-const TRAIL: Duration = Duration::from_secs(60);
 const REQUESTS: u64 = 20_000;
 /// More requests than any connection of these tests carries.
 const UNLIMITED: u32 = 10_000_000;
@@ -27,8 +25,8 @@ fn nginx_to_apache(rate: Option<u32>) {
     let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Requests(REQUESTS));
     let report = Load { method: Method::Get("/index.html".into()), rate, ..load }.run(&lab.client).unwrap();
     assert_eq!(report.failed, Vec::<String>::new());
-    let live = nginx.wait_for_access_log(REQUESTS as usize, TRAIL).unwrap();
-    apache.wait_for_access_log(live.len(), TRAIL).unwrap();
+    let live = nginx.wait_for_access_log(REQUESTS as usize, PATIENCE).unwrap();
+    apache.wait_for_access_log(live.len(), PATIENCE).unwrap();
     // What is sent a second time comes after what it repeats, so the log is read again when all is over.
     let outcome = mirror.stop().unwrap();
     let replayed = apache.access_log().unwrap();

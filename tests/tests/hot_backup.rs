@@ -1,9 +1,9 @@
 //! Hot backup: a connection for each request, as fast as the machine sustains, and nothing is lost.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE,
     http::{Limit, Load, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -22,7 +22,7 @@ fn a_connection_for_each_request_loses_none() {
     let load = Load::per_request(lab.source.socket(Family::V4, LIVE_PORT), 16, Limit::Requests(requests));
     let report = Load { rate: Some(2_500), ..load }.run(&lab.client).unwrap();
     assert_eq!(report.failed, Vec::<String>::new());
-    target.wait_for_requests(requests as usize, Duration::from_secs(20));
+    target.wait_for_requests(requests as usize, PATIENCE);
     let outcome = mirror.stop().unwrap();
     let arrivals = target.arrivals();
     let arrived: BTreeSet<u64> = arrivals.iter().map(|arrival| arrival.id).collect();

@@ -2,18 +2,15 @@
 //!
 //! Environment: `LAB_FULL_MATRIX=1` runs the full number of requests for every combination, not only for the default.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs};
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE,
     http::{Limit, Load, LoadReport, Method, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
     servers::RealServer,
 };
-
-/// How long the target may trail when the live side has finished.
-const TRAIL: Duration = Duration::from_secs(20);
 
 /// More requests than any connection of these tests carries.
 const UNLIMITED: u32 = 10_000_000;
@@ -64,9 +61,9 @@ fn nginx_to_apache(options: MirrorOptions, amount: &Amount) {
     }
     // A server writes its line after the answer has left.
     let asked = 2 * (amount.keep_alive + amount.connections + amount.downloads) as usize;
-    let live = nginx.wait_for_access_log(asked, TRAIL).unwrap();
+    let live = nginx.wait_for_access_log(asked, PATIENCE).unwrap();
     assert_eq!(live.len(), asked);
-    let replayed = apache.wait_for_access_log(live.len(), TRAIL).unwrap();
+    let replayed = apache.wait_for_access_log(live.len(), PATIENCE).unwrap();
     let outcome = mirror.stop().unwrap();
     let different = difference(&live, &replayed);
     assert!(
@@ -168,7 +165,7 @@ fn uploads_from_an_octet_to_ten_megabytes_arrive_whole() {
                 count += 1;
             }
         }
-        target.wait_for_uploads(count, TRAIL);
+        target.wait_for_uploads(count, PATIENCE);
         let outcome = mirror.stop().unwrap();
         assert_eq!(source.uploads().len(), count);
         assert_eq!(source.uploads(), target.uploads(), "--inject {inject}\n{}", outcome.table);
@@ -186,8 +183,8 @@ fn keep_alive_limits_of_the_servers_may_differ() {
     let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
     let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Requests(10_000));
     succeeded(Load { method: Method::Get("/index.html".into()), ..load }.run(&lab.client));
-    let mut live = nginx.wait_for_access_log(10_000, TRAIL).unwrap();
-    let mut replayed = apache.wait_for_access_log(live.len(), TRAIL).unwrap();
+    let mut live = nginx.wait_for_access_log(10_000, PATIENCE).unwrap();
+    let mut replayed = apache.wait_for_access_log(live.len(), PATIENCE).unwrap();
     let outcome = mirror.stop().unwrap();
     // A request whose answer was cut off by the end of its connection is asked again.
     live.sort();
@@ -208,7 +205,7 @@ fn jumbo_frames_are_mirrored() {
         let mirror = Mirror::start(&lab, variant(hook, "packet")).unwrap();
         let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 4, Limit::Requests(40));
         let report = succeeded(Load { method: Method::Post(100_000), ..load }.run(&lab.client));
-        let arrived = target.wait_for_uploads(report.answered.len(), TRAIL);
+        let arrived = target.wait_for_uploads(report.answered.len(), PATIENCE);
         let outcome = mirror.stop().unwrap();
         assert_eq!(arrived, report.answered.len(), "--hook {hook}\n{}", outcome.table);
         outcome.assert_no_leak();

@@ -1,9 +1,7 @@
 //! S4: nothing outlives the processes, however they end, and live traffic goes on.
 
-use std::time::Duration;
-
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, eventually,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, eventually,
     http::{Limit, Load, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -26,10 +24,10 @@ enum Death {
 
 /// The kernel frees programs and maps a little after the last reference is gone.
 fn assert_gone(objects: &BpfObjects, host: &Host, before: &[String], what: &str) {
-    eventually(Duration::from_secs(5), || objects.remaining().is_empty());
+    eventually(PATIENCE, || objects.remaining().is_empty());
     assert_eq!(objects.remaining(), [], "{what}");
     let changes = || differences(before, &network_state(host).unwrap());
-    eventually(Duration::from_secs(5), || changes().is_empty());
+    eventually(PATIENCE, || changes().is_empty());
     assert_eq!(changes(), Vec::<String>::new(), "{what}");
 }
 

@@ -1,9 +1,7 @@
 //! The programs in the kernel log through the same log as those in user space.
 
-use std::time::Duration;
-
 use lab::{
-    Family, Lab, Mirror, MirrorOptions,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE,
     http::{Limit, Load, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -27,7 +25,7 @@ fn a_debug_line_of_each_program_is_seen() {
             (mirror.intercept(), "swallowed the SYN+ACK"),
         ] {
             let is_it = |line: &str| line.contains("DEBUG") && line.contains(what);
-            program.wait_log(Duration::from_secs(10), is_it).unwrap();
+            program.wait_log(PATIENCE, is_it).unwrap();
         }
         mirror.stop().unwrap();
     }

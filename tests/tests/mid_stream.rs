@@ -1,10 +1,10 @@
 //! `tcpcopy` started while clients are at work: connections that are open are joined at a request, never in the middle of one.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions,
-    http::{Limit, Load, Method, RunningLoad},
+    Family, Lab, Mirror, MirrorOptions, PATIENCE,
+    http::{Limit, Load, Method},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
     servers::RealServer,
@@ -12,13 +12,6 @@ use lab::{
 
 const CONNECTIONS: usize = 64;
 const UNLIMITED: u32 = 10_000_000;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn wait_for_answers(load: &RunningLoad, more: u64) {
-    let enough = load.answered() + more;
-    assert!(lab::eventually(PATIENCE, || load.answered() >= enough), "the load does not get on");
-}
-
 /// Keep-alive load with bodies, so that most segments are not the beginning of a request.
 fn uploads(lab: &Lab, limit: Limit) -> Load {
     let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), CONNECTIONS, limit);
@@ -38,22 +31,30 @@ fn started_under_load(arguments: &[&str], fresh: bool) -> (Vec<String>, Vec<Stri
     let lab = Lab::bridge().unwrap();
     let live = RealServer::nginx(&lab.source, LIVE_PORT, UNLIMITED).unwrap();
     let target = RealServer::nginx(&lab.target, TARGET_PORT, UNLIMITED).unwrap();
-    let old = uploads(&lab, Limit::Time(Duration::from_secs(5))).start(&lab.client).unwrap();
-    wait_for_answers(&old, 500);
+    let old = uploads(&lab, Limit::Stopped).start(&lab.client).unwrap();
+    old.wait_for_answers(500).unwrap();
     let tcpcopy = arguments.iter().map(|&argument| argument.to_owned()).collect();
     let mirror = Mirror::start(&lab, MirrorOptions { tcpcopy, ..MirrorOptions::default() }).unwrap();
-    wait_for_answers(&old, 500);
+    old.wait_for_answers(500).unwrap();
     let before = live.access_log().unwrap().len();
     let new = fresh.then(|| uploads(&lab, Limit::Requests(1_000)).run(&lab.client).unwrap());
-    wait_for_answers(&old, 1_000);
-    for report in new.into_iter().chain([old.join().unwrap()]) {
+    old.wait_for_answers(1_000).unwrap();
+    let mut answered = 0;
+    for report in new.into_iter().chain([old.stop().unwrap()]) {
         assert_eq!(report.failed, Vec::<String>::new());
+        answered += report.answered.len();
     }
-    let expected = if fresh { 1_000 } else { live.access_log().unwrap().len() - before };
-    target.wait_for_access_log(expected, PATIENCE).unwrap();
+    let sent = live.wait_for_access_log(answered, PATIENCE).unwrap();
+    // Not only as many, but these: some from before have come as well.
+    let due: BTreeSet<u64> = if fresh { BTreeSet::new() } else { read(&sent[before..]).0.into_iter().collect() };
+    let least = if fresh { 1_000 } else { due.len() };
+    lab::eventually(PATIENCE, || {
+        let arrived = target.access_log().unwrap();
+        arrived.len() >= least && due.is_subset(&read(&arrived).0.into_iter().collect())
+    });
     let outcome = mirror.stop().unwrap();
     outcome.assert_no_leak();
-    (live.access_log().unwrap(), target.access_log().unwrap(), before)
+    (sent, target.access_log().unwrap(), before)
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Shape,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Shape,
     bad_path::{BadPath, Weather},
     capture::{End, Packet, Sniffer, TCP},
     eventually,
@@ -19,7 +19,6 @@ use lab::{
     mirror::{self, LIVE_PORT, TARGET_PORT},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
@@ -81,7 +80,7 @@ fn with_no_wait_a_request_does_not_wait_for_an_answer() {
             heard.extend(&piece[..length]);
         }
         let outcome = mirror.stop().unwrap();
-        let expired = outcome.tcpcopy.get("gate_expired").unwrap_or(0);
+        let expired = outcome.tcpcopy.count_or_zero("replay", "gate_expired");
         assert_eq!(expired > 0, waits, "{letter:?}: {}", outcome.table);
         outcome.assert_no_leak();
     }
@@ -118,6 +117,7 @@ fn a_round_trip_time_delays_acknowledgements() {
     drop(sniffer);
     assert!(acknowledged, "{}", outcome.table);
     let time = times(&seen).unwrap();
+    // The kernel's times, between which the target has answered: what comes late, comes later still.
     assert!(time > ROUND_TRIP - Duration::from_millis(10), "{time:?}\n{}", outcome.table);
     outcome.assert_no_leak();
 }
@@ -148,13 +148,22 @@ impl Seen {
     }
 }
 
+impl Seen {
+    /// Whether a client at this distance looks like that. A SYN that waits for the worker shortens what follows it.
+    fn fits(&self, round_trip: Duration) -> bool {
+        let (least, late) = (round_trip - Duration::from_millis(50), Duration::from_millis(400));
+        let within = |time: Duration, trips: u32| (trips * least..trips * round_trip + late).contains(&time);
+        within(self.opened, 1) && within(self.answered, 3)
+    }
+}
+
 /// Two clients at different distances, who ask at the same time. An answer of 100 KB takes three flights: 10 segments
 /// (RFC 6928), 20, and the rest.
 #[test]
 fn with_live_round_trips_the_target_sees_each_client_at_its_own_distance() {
     let _guard = laboratory!();
     let lab = Lab::shaped(Shape::TwoTargets).unwrap();
-    let clients = [(&lab.client, Duration::from_millis(60)), (lab.other("target2"), Duration::from_millis(260))];
+    let clients = [(&lab.client, Duration::from_millis(100)), (lab.other("target2"), Duration::from_millis(600))];
     let paths = clients.map(|(client, round_trip)| {
         BadPath::to(&lab, client, Weather { delay: round_trip / 2, ..Weather::default() }).unwrap()
     });
@@ -165,35 +174,44 @@ fn with_live_round_trips_the_target_sees_each_client_at_its_own_distance() {
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mirror = Mirror::start(&lab, options("-R live")).unwrap();
     let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
-    let loads = clients.map(|(client, _)| {
-        let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
-        Load { method: Method::Get("/size/100000".into()), ..load }.start(client).unwrap()
+    // How early something comes is ours, how late is the machine's, too: a client that is taken for another is so every time, a
+    // machine that is late by 400 ms is not five times in a row.
+    let mut wrong = Vec::new();
+    let right = (0..5).any(|_| {
+        drop(sniffer.take());
+        let before = target.count();
+        let loads = clients.map(|(client, _)| {
+            let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
+            Load { method: Method::Get("/size/100000".into()), ..load }.start(client).unwrap()
+        });
+        for load in loads {
+            assert_eq!(load.join().unwrap().failed, Vec::<String>::new());
+        }
+        assert_eq!(target.wait_for_requests(before + 2, PATIENCE), before + 2);
+        // The clients have closed, and the target does once its answer is acknowledged.
+        let closed = || {
+            let filter = format!("exclude listening exclude time-wait sport = :{TARGET_PORT}");
+            lab.target.output(&format!("ss -tanH {filter}")).unwrap().is_empty()
+        };
+        assert!(eventually(PATIENCE, closed));
+        let mut packets = Vec::new();
+        let seen = |packets: &[Packet]| clients.map(|(client, _)| Seen::of(client, packets));
+        // The sniffer may trail.
+        assert!(eventually(PATIENCE, || {
+            packets.extend(sniffer.take());
+            seen(&packets).iter().all(|seen| seen.as_ref().is_some_and(|seen| !seen.answered.is_zero()))
+        }));
+        let seen = seen(&packets).into_iter().flatten().zip(clients.map(|(_, round_trip)| round_trip));
+        let mistakes = seen.filter(|(seen, round_trip)| !seen.fits(*round_trip)).collect::<Vec<_>>();
+        let fits = mistakes.is_empty();
+        wrong.extend(mistakes);
+        fits
     });
-    for load in loads {
-        assert_eq!(load.join().unwrap().failed, Vec::<String>::new());
-    }
-    assert_eq!(target.wait_for_requests(2, PATIENCE), 2);
-    // The clients have closed, and the target does once its answer is acknowledged.
-    let closed = || {
-        let filter = format!("exclude listening exclude time-wait sport = :{TARGET_PORT}");
-        lab.target.output(&format!("ss -tanH {filter}")).unwrap().is_empty()
-    };
-    assert!(eventually(PATIENCE, closed));
     let outcome = mirror.stop().unwrap();
-    let packets = sniffer.stop().unwrap();
-    for ((client, round_trip), path) in clients.iter().zip(paths) {
-        let seen =
-            Seen::of(client, &packets).unwrap_or_else(|| panic!("{} did nothing\n{}", client.role, outcome.table));
-        println!("{} at {round_trip:?}: {seen:?}", client.role);
-        // A SYN that waits for the worker shortens what follows it; what comes late is the machine's affair, but not by as much
-        // as the other client is far away.
-        let (least, most) = (*round_trip - Duration::from_millis(20), *round_trip + Duration::from_millis(150));
-        assert!((least..most).contains(&seen.opened), "{seen:?} at {round_trip:?}\n{}", outcome.table);
-        let flights = 3 * least;
-        assert!((flights..flights + most).contains(&seen.answered), "{seen:?} at {round_trip:?}\n{}", outcome.table);
-        drop(path);
-    }
-    assert_eq!(outcome.tcpcopy.count("distant_clients"), 2, "{}", outcome.table);
+    drop((sniffer, paths));
+    assert!(right, "{wrong:?}\n{}", outcome.table);
+    let distant = outcome.tcpcopy.count("replay", "distant_clients");
+    assert_eq!(distant, target.count() as u64, "{}", outcome.table);
     outcome.assert_no_leak();
 }
 
@@ -228,22 +246,25 @@ fn sessions_without_a_request_and_between_two_have_time_outs_of_their_own() {
         let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
         let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
         let mirror = Mirror::start(&lab, options(letters)).unwrap();
+        let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
         let (silent, mut idle) = (connect(&lab), connect(&lab));
         ask(&mut idle);
         let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
-        let both = BTreeSet::from([port(&silent), port(&idle)]);
-        assert!(eventually(PATIENCE, || open_at_target(&lab) == both), "{letters}");
-        let mut left = both.clone();
-        let one_went = eventually(PATIENCE, || {
-            left = open_at_target(&lab);
-            left != both
+        // Who is given up is reset. Seven seconds lie between the two.
+        let mut given_up = Vec::new();
+        let both_went = eventually(PATIENCE, || {
+            let resets = sniffer.take().into_iter().filter(|packet| packet.protocol == TCP && packet.flags & RST != 0);
+            given_up.extend(resets.map(|packet| packet.source_port));
+            given_up.dedup();
+            given_up.len() == 2
         });
-        assert!(one_went, "{letters}: nobody was given up");
-        let expected = if keep_alive_first { port(&silent) } else { port(&idle) };
-        assert_eq!(left, BTreeSet::from([expected]), "{letters}");
-        assert!(eventually(PATIENCE, || open_at_target(&lab).is_empty()), "{letters}: the other stays for ever");
+        let (silent, idle) = (port(&silent), port(&idle));
+        let expected = if keep_alive_first { [idle, silent] } else { [silent, idle] };
+        assert!(both_went && given_up == expected, "{letters}: {given_up:?} were given up, not {expected:?}");
+        let gone = eventually(PATIENCE, || open_at_target(&lab).is_empty());
+        assert!(gone, "{letters}: what was given up stays open");
         let outcome = mirror.stop().unwrap();
-        assert_eq!(outcome.tcpcopy.count("idle_timeout"), 2, "{letters}: {}", outcome.table);
+        assert_eq!(outcome.tcpcopy.count("aborted", "idle_timeout"), 2, "{letters}: {}", outcome.table);
         outcome.assert_no_leak();
     }
 }
@@ -264,7 +285,7 @@ fn the_memory_limit_holds_and_what_it_costs_is_counted() {
         assert_eq!(report.failed, Vec::<String>::new());
         let outcome = mirror.stop().unwrap();
         drop(target);
-        let discarded = outcome.tcpcopy.0["discarded"]["total_memory"].as_u64().unwrap_or(0);
+        let discarded = outcome.tcpcopy.count_or_zero("discarded", "total_memory");
         assert_eq!(discarded == 0, enough, "{letters:?}: {}", outcome.table);
         outcome.assert_no_leak();
     }

@@ -4,11 +4,10 @@
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
     capture::{End, Sniffer},
     eventually,
     http::{Limit, Load, Style},
@@ -17,8 +16,6 @@ use lab::{
     servers::RealServer,
     streams::Streams,
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a server holds.
 type State<'a> = &'a dyn Fn(&Host, u16) -> String;

@@ -1,9 +1,7 @@
 //! A mirrored Redis holds what the live one holds, though its protocol is not HTTP and its commands are pipelined.
 
-use std::time::Duration;
-
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, eventually, laboratory,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, eventually, laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
     servers::RealServer,
 };
@@ -31,7 +29,7 @@ fn a_mirrored_redis_has_the_same_data_set() {
     }
     let expected = digest(&lab.source, LIVE_PORT);
     assert_ne!(expected.trim(), "0".repeat(40), "the benchmark has written nothing");
-    let equal = eventually(Duration::from_secs(20), || digest(&lab.target, TARGET_PORT) == expected);
+    let equal = eventually(PATIENCE, || digest(&lab.target, TARGET_PORT) == expected);
     let sizes = [(&lab.source, LIVE_PORT), (&lab.target, TARGET_PORT)]
         .map(|(host, port)| host.output(&format!("redis-cli -p {port} INFO commandstats")).unwrap());
     let outcome = mirror.stop().unwrap();

@@ -1,9 +1,7 @@
 //! `intercept --ack reflect`: large answers are acknowledged at the target, and cost the source no packets.
 
-use std::time::Duration;
-
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, eventually,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, eventually,
     http::{Limit, Load, Method, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -37,7 +35,7 @@ fn large_answers_are_acknowledged_where_they_are_made() {
                 assert_eq!(report.failed.first(), None);
                 asked += requests;
                 octets += requests * size;
-                assert_eq!(target.wait_for_requests(asked as usize, Duration::from_secs(20)) as u64, asked);
+                assert_eq!(target.wait_for_requests(asked as usize, PATIENCE) as u64, asked);
             }
         }
         // The last answers are still on their way.
@@ -45,16 +43,17 @@ fn large_answers_are_acknowledged_where_they_are_made() {
             let sockets = lab.target.output("ss --tcp --numeric --no-header").unwrap();
             sockets.lines().any(|line| line.split_ascii_whitespace().nth(2).is_some_and(|octets| octets != "0"))
         };
-        assert!(eventually(Duration::from_secs(10), || !waiting()), "answers are stuck at the target");
+        assert!(eventually(PATIENCE, || !waiting()), "answers are stuck at the target");
         let again = retransmitted(&lab.target);
         let outcome = mirror.stop().unwrap();
-        let intercept = &outcome.intercept;
-        let count = |name| intercept.count(name);
-        assert!(count("swallowed_bytes") > octets, "--attach {attach}\n{}", outcome.table);
-        assert!(count("reflected") > 2_000, "--attach {attach}\n{}", outcome.table);
-        assert_eq!((count("reflect_failed"), count("reflections_seen")), (0, count("reflected")), "{}", outcome.table);
-        assert!(again * 100 < count("swallowed_segments"), "{again} sent again\n{}", outcome.table);
-        let alone = outcome.tcpcopy.count("pure_acks");
+        let swallowed = |name| outcome.intercept.count("swallowed", name);
+        let acknowledged = |name| outcome.intercept.count("acknowledged_here", name);
+        assert!(swallowed("swallowed_bytes") > octets, "--attach {attach}\n{}", outcome.table);
+        assert!(acknowledged("reflected") > 2_000, "--attach {attach}\n{}", outcome.table);
+        assert_eq!(acknowledged("reflect_failed"), 0, "{}", outcome.table);
+        assert_eq!(acknowledged("reflections_seen"), acknowledged("reflected"), "{}", outcome.table);
+        assert!(again * 100 < swallowed("swallowed_segments"), "{again} sent again\n{}", outcome.table);
+        let alone = outcome.tcpcopy.count("replay", "pure_acks");
         assert!(alone < 2 * asked, "{alone} acknowledgements of the source for {asked} answers\n{}", outcome.table);
         outcome.assert_no_leak();
     }

@@ -8,14 +8,14 @@ use std::{
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, eventually,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
+    chance::binomial,
+    eventually,
     http::{Limit, Load, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
 
-/// How long the target may trail when the live side has finished.
-const TRAIL: Duration = Duration::from_secs(20);
 /// Requests on one connection.
 const REQUESTS: u64 = 3;
 
@@ -30,7 +30,7 @@ impl Connection {
     fn open(number: u64, server: SocketAddr) -> Self {
         let stream = TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { number, asked: 0, stream }
     }
 
@@ -66,7 +66,7 @@ fn mirrored(target: &Server) -> BTreeMap<u64, u64> {
 /// Waits until each mirrored connection is whole, and returns their numbers.
 fn whole(target: &Server) -> BTreeSet<u64> {
     let is_whole = || mirrored(target).values().all(|&requests| requests == REQUESTS);
-    assert!(eventually(TRAIL, is_whole), "not whole: {:?}", mirrored(target));
+    assert!(eventually(PATIENCE, is_whole), "not whole: {:?}", mirrored(target));
     mirrored(target).into_keys().collect()
 }
 
@@ -92,7 +92,8 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
                 }
             })
         };
-        // The first connections of each IP version wait for a greeting, and would be overtaken by those that follow.
+        // The first connections of each IP version wait for a greeting, and would be overtaken by those that follow. That of 200 of a
+        // version none is in the sample happens once in 10^30 runs.
         let mut number = CONNECTIONS;
         let mut ask_until = |done: &dyn Fn(&BTreeMap<u64, u64>) -> bool| {
             let limit = number + 400;
@@ -110,21 +111,22 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
         let mirrored = whole(&target);
         let outcome = mirror.stop().unwrap();
         let sample = mirrored.iter().filter(|&&number| number < CONNECTIONS).count();
-        // 120 expected, with a standard deviation of 9: six of them on both sides.
+        let expected = binomial(CONNECTIONS, 0.3);
         assert!(
-            (66..=174).contains(&sample),
-            "--hook {hook}: {sample} of {CONNECTIONS} are mirrored\n{}",
+            expected.contains(&(sample as u64)),
+            "--hook {hook}: {sample} of {CONNECTIONS} are mirrored, not {expected:?}\n{}",
             outcome.table
         );
-        assert_eq!(outcome.tcpcopy.count("seen"), mirrored.len() as u64, "{}", outcome.table);
+        assert_eq!(outcome.tcpcopy.count("sessions", "seen"), mirrored.len() as u64, "{}", outcome.table);
         assert_eq!(
-            outcome.tcpcopy.0["bytes"]["discarded"], 0,
+            outcome.tcpcopy.count("bytes", "discarded"),
+            0,
             "what is not in the sample is no loss\n{}",
             outcome.table
         );
         // At least SYN, ACK, requests and FIN of each.
         let left_out = asked - mirrored.len() as u64;
-        assert!(outcome.tcpcopy.count("not_sampled") >= left_out * (3 + REQUESTS), "{}", outcome.table);
+        assert!(outcome.tcpcopy.count("not_selected", "not_sampled") >= left_out * (3 + REQUESTS), "{}", outcome.table);
         outcome.assert_no_leak();
     }
 }
@@ -132,7 +134,7 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
 #[test]
 fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
     let _guard = laboratory!();
-    const EARLY: u64 = 200;
+    const EARLY: u64 = 600;
     const LATE: u64 = 20;
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
@@ -146,13 +148,13 @@ fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
     // Open before there is a tcpcopy: it stays out.
     let before = lab.client.run(|| open(0)).unwrap();
     let mirror = mirror(&lab, "-g 4");
-    // In the first half of the ramp, a connection every 10 ms. The sleep only sets the pace.
-    let pace = Duration::from_millis(10);
+    // In three quarters of the ramp, a connection every 5 ms. The sleep only sets the pace.
+    let pace = Duration::from_millis(5);
     let mut early = lab
         .client
         .run(|| (1..=EARLY).map(|number| (open(number), std::thread::sleep(pace)).0).collect::<Vec<_>>())
         .unwrap();
-    mirror.tcpcopy().wait_log(TRAIL, |line| line.contains("the ramp is over")).unwrap();
+    mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("the ramp is over")).unwrap();
     // Now all of them would be admitted; those that were not do not get in.
     early.push(before);
     lab.client
@@ -162,16 +164,19 @@ fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
         })
         .unwrap();
     let all_late = || mirrored(&target).range(1000..).count() as u64 == LATE;
-    assert!(eventually(TRAIL, all_late), "after the ramp all connections are mirrored: {:?}", mirrored(&target));
+    assert!(eventually(PATIENCE, all_late), "after the ramp all connections are mirrored: {:?}", mirrored(&target));
     let mirrored = whole(&target);
     let outcome = mirror.stop().unwrap();
     assert!(!mirrored.contains(&0), "one that was open before was joined\n{}", outcome.table);
-    // The share grows to a half, so about a quarter of them, 50; more in the second half, 37, than in the first, 12.
+    // In the first second the share grows to a quarter, in the third from a half to three quarters. So of the first 200 connections 25
+    // are expected and of the last 125, with a standard deviation of 8 of their difference: that it is none is once in 10^30 runs. On a
+    // slower machine the ramp is further with each connection: at half the pace it is 50 and 200, at a tenth 160 and 200, which is still
+    // ten standard deviations.
     let admitted = |numbers| mirrored.range::<u64, std::ops::Range<u64>>(numbers).count();
-    let (first, second) = (admitted(1..EARLY / 2 + 1), admitted(EARLY / 2 + 1..EARLY + 1));
-    assert!((10..=150).contains(&(first + second)) && first < second, "{first}, then {second}\n{}", outcome.table);
+    let (first, last) = (admitted(1..EARLY / 3 + 1), admitted(2 * EARLY / 3 + 1..EARLY + 1));
+    assert!(0 < first && first < last, "of the first third {first}, of the last {last}\n{}", outcome.table);
     // Each that stayed out has sent two requests after the ramp.
-    assert!(outcome.tcpcopy.count("not_admitted") > 0, "{}", outcome.table);
+    assert!(outcome.tcpcopy.count("replay", "not_admitted") > 0, "{}", outcome.table);
     outcome.assert_no_leak();
 }
 
@@ -202,13 +207,13 @@ fn only_the_clients_asked_for_are_mirrored() {
         // First those that must not arrive, so that they would be there when the others are.
         let unwanted = &ask_from(&lab, "10.77.0.101:0") | &ask_from(&lab, "[fd77::101]:0");
         let wanted = &ask_from(&lab, "10.77.0.1:0") | &ask_from(&lab, "[fd77::1]:0");
-        target.wait_for_requests(wanted.len(), TRAIL);
+        target.wait_for_requests(wanted.len(), PATIENCE);
         let outcome = mirror.stop().unwrap();
         let arrived: BTreeSet<u64> = target.arrivals().iter().map(|arrival| arrival.id).collect();
         assert_eq!(arrived.intersection(&unwanted).count(), 0, "--hook {hook}\n{}", outcome.table);
         assert_eq!(arrived, wanted, "--hook {hook}\n{}", outcome.table);
-        assert!(outcome.tcpcopy.count("filtered") >= unwanted.len() as u64 * 5, "{}", outcome.table);
-        assert_eq!(outcome.tcpcopy.0["bytes"]["discarded"], 0, "who is not wanted is no loss\n{}", outcome.table);
+        assert!(outcome.tcpcopy.count("not_selected", "filtered") >= unwanted.len() as u64 * 5, "{}", outcome.table);
+        assert_eq!(outcome.tcpcopy.count("bytes", "discarded"), 0, "who is not wanted is no loss\n{}", outcome.table);
         outcome.assert_no_leak();
     }
 }

@@ -1,10 +1,10 @@
 //! Clients behind a router, on a link where nobody has their address, by an asymmetric way, and the same client address
 //! at two sources: what can be mirrored is mirrored, what cannot is refused with the reason, and nothing leaks.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Program, Shape, eventually,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program, Shape, eventually,
     http::{Limit, Load, Server},
     laboratory,
     mirror::{self, LIVE_PORT, TARGET_PORT},
@@ -27,7 +27,7 @@ fn load(from: &Host, to: &Host) -> BTreeSet<u64> {
 }
 
 fn arrived(target: &Server, expected: usize) -> BTreeSet<u64> {
-    target.wait_for_requests(expected, Duration::from_secs(15));
+    target.wait_for_requests(expected, PATIENCE);
     target.arrivals().iter().map(|arrival| arrival.id).collect()
 }
 
@@ -70,13 +70,13 @@ fn a_client_address_that_nobody_holds_on_the_targets_link_is_explained_and_the_r
         let client = lab.client.address(family);
         let remedy = format!("neigh replace {client} lladdr 02:00:00:00:00:01 dev eth0 nud permanent");
         let advice = |line: &str| line.contains(&format!("ip {remedy}"));
-        mirror.intercept().wait_log(Duration::from_secs(10), advice).unwrap();
+        mirror.intercept().wait_log(PATIENCE, advice).unwrap();
         lab.target.ip(&[&remedy]).unwrap();
     }
     let live = load(&lab.client, &lab.source);
-    target.wait_for_requests(live.len(), Duration::from_secs(15));
+    target.wait_for_requests(live.len(), PATIENCE);
     let replayed = || target.arrivals().iter().map(|arrival| arrival.id).collect::<BTreeSet<u64>>();
-    let complete = eventually(Duration::from_secs(15), || live.is_subset(&replayed()));
+    let complete = eventually(PATIENCE, || live.is_subset(&replayed()));
     let outcome = mirror.stop().unwrap();
     let lost = live.difference(&replayed()).count();
     assert!(complete, "{lost} of {} requests lost\n{}\n{}", live.len(), outcome.table, outcome.logs);
@@ -119,7 +119,11 @@ fn two_sources_whose_clients_share_address_and_port_do_not_mix() {
     let outcome = mirror.stop().unwrap();
     let lost = live.difference(&replayed).count();
     assert_eq!(lost, 0, "of {} requests\n{}\n{}\n{}", live.len(), outcome.table, second.stdout, outcome.logs);
-    assert!(outcome.intercept.count("collision") >= 2, "each family's second session collides\n{}", outcome.table);
+    assert!(
+        outcome.intercept.count("refused_syns", "collision") >= 2,
+        "each family's second session collides\n{}",
+        outcome.table
+    );
     outcome.assert_no_leak();
 }
 

@@ -108,7 +108,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     ensure!(rustix::process::geteuid().is_root(), "the benchmark needs root for its network namespaces: use sudo");
-    allow_many_files()?;
+    lab::allow_open_files()?;
     let chosen = if arguments.workload.is_empty() { Chosen::all() } else { arguments.workload.clone() };
     let contenders = contenders(arguments);
     let lab = Lab::bridge()?;
@@ -206,16 +206,4 @@ fn contenders(arguments: &Arguments) -> Vec<Contender> {
     }
     all.extend(arguments.peer_cmd.clone().map(Contender::Peer));
     all
-}
-
-/// Thousands of connections take as many files, here and in the servers that we start.
-fn allow_many_files() -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let wanted = 65_536.min(limit.maximum.unwrap_or(u64::MAX));
-    if limit.current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum })
-            .context("cannot allow more open files")?;
-    }
-    Ok(())
 }
