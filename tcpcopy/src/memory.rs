@@ -115,7 +115,7 @@ mod tests {
         if std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
             assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
         } else {
-            eprintln!("SKIP: this kernel has no huge pages");
+            crate::net::testing::skip("this kernel has no huge pages");
         }
         // SAFETY: as above.
         unsafe { HugePages.dealloc(memory, layout(SIZE)) };

@@ -42,7 +42,7 @@ mod tests {
     fn a_thread_without_sys_leaves_it_to_the_others() {
         const SYS: &str = "/sys/kernel";
         if !rustix::process::geteuid().is_root() {
-            return eprintln!("SKIP: another root needs root");
+            return crate::net::testing::skip("another root needs root");
         }
         thread::spawn(|| {
             leave_sys().unwrap();

@@ -294,7 +294,7 @@ async fn ipv4_and_ipv6_share_a_port() {
     match Listener::bind(&[everywhere], Security::Insecure) {
         Ok(second) => assert_eq!(second.local_addresses().unwrap(), [everywhere]),
         Err(ServerError::Io { cause, .. }) if lacks_ipv6(everywhere, &cause) => {
-            eprintln!("SKIP: no IPv6 here: {cause}")
+            crate::net::testing::skip(&format!("no IPv6 here: {cause}"))
         }
         Err(error) => panic!("{error}"),
     }

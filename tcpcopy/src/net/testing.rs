@@ -78,18 +78,36 @@ fn enter_new_namespace() -> io::Result<()> {
 /// Runs `test` on a thread in a network namespace of its own, with an empty second one. Says SKIP and why where that is
 /// not possible.
 pub(crate) fn isolated(test: impl FnOnce(&Peer) + Send + 'static) {
+    // The thread that the test runs in has its name.
+    let name = test_name();
     let worker = thread::spawn(move || {
         match enter_new_namespace().and_then(|()| Peer::start()) {
             Ok(peer) => test(&peer),
             Err(e) => {
                 assert_eq!(e.raw_os_error(), Some(libc::EPERM), "cannot create a network namespace: {e}");
-                eprintln!("SKIP: creating a network namespace takes root ({e})");
+                skip_as(&name, &format!("creating a network namespace takes root ({e})"));
             }
         };
     });
     if let Err(panic) = worker.join() {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// Says that the test of the calling thread does not run here, and why: past what the test harness captures, on a line of its own, where
+/// `cargo xtask test` counts it.
+pub(crate) fn skip(reason: &str) {
+    skip_as(&test_name(), reason);
+}
+
+fn test_name() -> String {
+    thread::current().name().unwrap_or("a test").to_owned()
+}
+
+fn skip_as(test: &str, reason: &str) {
+    use io::Write as _;
+    // Nobody is left to be told when standard output is gone.
+    let _ = writeln!(io::stdout(), "\nSKIP {test}: {reason}");
 }
 
 /// Runs `ip` with these words in the namespace of the calling thread.
@@ -113,17 +131,20 @@ pub(crate) fn veth(peer: &Peer) {
     up("v0", 1);
 }
 
-/// Whether `fd` has something to read, now or within five seconds.
+/// How long a test waits for what must happen; only one that fails waits so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether `fd` has something to read, now or before long.
 pub(crate) fn readable(fd: &impl AsFd) -> bool {
-    let limit = Timespec { tv_sec: 5, tv_nsec: 0 };
+    let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)) == Ok(1)
 }
 
-/// Asserts that `condition` holds, or comes to hold within five seconds.
+/// Asserts that `condition` holds, or comes to hold before long.
 pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "what the test waits for did not happen within five seconds");
+        assert!(Instant::now() < deadline, "what the test waits for did not happen within {PATIENCE:?}");
         thread::yield_now();
     }
 }

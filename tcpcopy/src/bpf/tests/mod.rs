@@ -23,7 +23,7 @@ const TC_ACT_REDIRECT: u32 = 7;
 fn privileged() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIP: loading eBPF programs needs root");
+        crate::net::testing::skip("loading eBPF programs needs root");
     }
     root
 }
