@@ -21,6 +21,9 @@ pub struct Arguments {
     /// Only the fuzz targets.
     #[arg(long)]
     fuzz: bool,
+    /// For daily work, in less than three minutes once all is built: the unit tests, and of the end-to-end tests one for each promise.
+    #[arg(long, conflicts_with_all = ["unit", "e2e", "fuzz", "filter"])]
+    quick: bool,
     /// How long each fuzz target is fuzzed.
     #[arg(long, default_value_t = 60, value_name = "S")]
     fuzz_seconds: u64,
@@ -28,12 +31,30 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
+/// The end-to-end tests of `--quick`, by file: requests arrive, nothing leaks, the target's own traffic and production go on, mistakes are
+/// explained, nothing is left behind.
+const QUICK: &[(&str, &[&str])] = &[
+    ("bad_input", &["wrong_command_lines_are_refused", "a_limit_on_open_files_is_explained"]),
+    ("http", &["nginx_to_apache_by_tc_and_raw_sockets", "keep_alive_limits_of_the_servers_may_differ"]),
+    ("leftovers", &["intercept_leaves_nothing_behind"]),
+    ("no_leak", &["without_a_channel_nothing_is_injected"]),
+    ("own_traffic", &["a_direct_connection_on_the_four_tuple_of_a_replayed_session_is_answered"]),
+    ("production_first", &["a_target_that_does_not_exist_any_more_does_not_disturb_live_traffic"]),
+    ("selection", &["only_the_clients_asked_for_are_mirrored"]),
+];
+
 /// Results of several test programs.
 #[derive(Default)]
 struct Tally {
     passed: u64,
     failed: u64,
     ignored: u64,
+    /// Test programs that have said how many tests they run.
+    programs: u64,
+    /// Tests that were announced, and of which no result has been seen.
+    due: u64,
+    /// Within the list of failures at the end of a test program's output.
+    listing: bool,
     /// Lines that begin with SKIP: tests which passed only because they could not run here.
     skipped: Vec<String>,
     failures: Vec<String>,
@@ -52,7 +73,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tally.run(&mut command)?;
     }
     // Which have no names that a filter could mean.
-    if arguments.fuzz || !arguments.unit && !arguments.e2e && arguments.filter.is_none() {
+    if arguments.fuzz || !arguments.unit && !arguments.e2e && !arguments.quick && arguments.filter.is_none() {
         tally.fuzz(arguments.fuzz_seconds)?;
     }
     if !arguments.unit && !arguments.fuzz {
@@ -61,8 +82,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let mut command = shell::cargo();
         // Optimised, because the laboratory measures; one by one, because the tests load the whole machine.
         command.args(["test", "--package", "lab", "--release", "--no-fail-fast"]);
-        command.args(&arguments.filter);
+        if arguments.quick {
+            command.args(QUICK.iter().flat_map(|(file, _)| ["--test", file]));
+        }
         command.args(["--", "--test-threads=1"]);
+        if arguments.quick {
+            command.arg("--exact").args(QUICK.iter().flat_map(|(_, names)| *names));
+        }
+        command.args(&arguments.filter);
         if !shell::is_root() && shell::output(Command::new("sudo").args(["-n", "true"])).is_ok() {
             let runner = format!("CARGO_TARGET_{}_RUNNER", shell::host()?.to_uppercase().replace('-', "_"));
             command.env(runner, "sudo --preserve-env");
@@ -78,14 +105,24 @@ impl Tally {
         eprintln!("$ {line}");
         let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("could not start `{line}`"))?;
         let stdout = child.stdout.take().context("the tests' standard output is not a pipe")?;
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            self.count(&line);
-            writeln!(std::io::stdout().lock(), "{line}")?;
+        let mut stdout = BufReader::new(stdout);
+        let mut output = Vec::new();
+        let before = self.programs;
+        // Not everything that a test prints needs to be UTF-8.
+        while stdout.read_until(b'\n', &mut output)? > 0 {
+            self.count(String::from_utf8_lossy(&output).trim_end());
+            std::io::stdout().lock().write_all(&output)?;
+            output.clear();
         }
         if !child.wait()?.success() {
             self.broken.push(line);
+        } else if self.due > 0 || self.programs == before {
+            // What libtest prints is meant for people. When it changes, nothing must seem to pass because it is not found.
+            let due = self.due;
+            self.broken
+                .push(format!("{line}\n    ended well, but its output is not understood ({due} tests without result)"));
         }
+        self.due = 0;
         Ok(())
     }
 
@@ -105,25 +142,37 @@ impl Tally {
         })
     }
 
+    /// Takes a line of libtest's, or of a test's that goes past its capturing.
     fn count(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("test result: ") {
+            self.listing = false;
             for part in result.split(['.', ';']) {
                 let mut words = part.split_whitespace();
                 let (Some(number), Some(what)) = (words.next().and_then(|n| n.parse::<u64>().ok()), words.next())
                 else {
                     continue;
                 };
-                match what {
-                    "passed" => self.passed += number,
-                    "failed" => self.failed += number,
-                    "ignored" => self.ignored += number,
-                    _ => (),
-                }
+                let counted = match what {
+                    "passed" => &mut self.passed,
+                    "failed" => &mut self.failed,
+                    "ignored" => &mut self.ignored,
+                    _ => continue,
+                };
+                *counted += number;
+                self.due = self.due.saturating_sub(number);
             }
+        } else if let Some(number) = announced(line) {
+            self.programs += 1;
+            self.due += number;
         } else if let Some(skip) = line.strip_prefix("SKIP ") {
             self.skipped.push(skip.to_owned());
-        } else if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
+        } else if line == "failures:" {
+            // It comes twice: before what the tests said, and before their names alone.
+            self.listing = true;
+        } else if let Some(name) = line.strip_prefix("    ").filter(|_| self.listing) {
             self.failures.push(name.to_owned());
+        } else if !line.is_empty() {
+            self.listing = false;
         }
     }
 
@@ -146,6 +195,12 @@ impl Tally {
         }
         bail!("these commands failed:\n    {}", self.broken.join("\n    "))
     }
+}
+
+/// The number in `running 7 tests`.
+fn announced(line: &str) -> Option<u64> {
+    let (number, what) = line.strip_prefix("running ")?.split_once(' ')?;
+    number.parse().ok().filter(|_| what == "test" || what == "tests")
 }
 
 /// The panic in what a fuzzer said, and how to see it again: the end may be all that is left of a log.
@@ -172,16 +227,62 @@ mod tests {
     #[test]
     fn result_lines_are_added_up() {
         let mut tally = Tally::default();
-        for line in [
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
-            "SKIP leak: needs root",
-            "test a::b ... FAILED",
-            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s",
-        ] {
-            tally.count(line);
-        }
+        let lines = "
+running 4 tests
+test a::good ... ok
+test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+
+running 3 tests
+test a::c ...\x20
+SKIP a::c: needs root
+ok
+test a::b ... FAILED
+
+failures:
+
+---- a::b stdout ----
+    SKIP is no skip where a test only says so
+thread 'a::b' panicked at x.rs:1:1:
+    indented
+
+failures:
+    a::b
+
+test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s
+";
+        lines.lines().for_each(|line| tally.count(line));
         assert_eq!((tally.passed, tally.failed, tally.ignored), (5, 1, 1));
-        assert_eq!(tally.skipped, ["leak: needs root"]);
+        assert_eq!((tally.programs, tally.due), (2, 0));
+        assert_eq!(tally.skipped, ["a::c: needs root"]);
         assert_eq!(tally.failures, ["a::b"]);
+    }
+
+    #[test]
+    fn output_that_is_not_understood_is_a_failure() {
+        for (script, understood) in [
+            ("echo 'running 1 test'; echo 'test result: ok. 1 passed; 0 failed;'", true),
+            ("echo 'running 1 test'; printf '\\377\\n'; echo 'test result: ok. 1 passed;'", true),
+            (
+                "echo 'running 0 tests'; echo 'test result: ok. 0 passed;'; echo 'running 2 tests'; echo '2 have passed'",
+                false,
+            ),
+            ("echo 'running 0 tests'; echo 'test result: ok. 0 passed;'", true),
+            ("echo all is well", false),
+        ] {
+            let mut tally = Tally::default();
+            tally.run(Command::new("sh").args(["-c", script])).unwrap();
+            assert_eq!(tally.report().is_ok(), understood, "{script}: {:?}", tally.broken);
+        }
+    }
+
+    #[test]
+    fn the_quick_tests_exist() {
+        for (file, names) in QUICK {
+            let path = shell::workspace().join("tests/tests").join(file).with_extension("rs");
+            let text = std::fs::read_to_string(&path).unwrap();
+            for name in *names {
+                assert!(text.contains(&format!("fn {name}()")), "{} has no test {name}", path.display());
+            }
+        }
     }
 }
