@@ -176,7 +176,7 @@ fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
     let (first, last) = (admitted(1..EARLY / 3 + 1), admitted(2 * EARLY / 3 + 1..EARLY + 1));
     assert!(0 < first && first < last, "of the first third {first}, of the last {last}\n{}", outcome.table);
     // Each that stayed out has sent two requests after the ramp.
-    assert!(outcome.tcpcopy.count("replay", "not_admitted") > 0, "{}", outcome.table);
+    assert!(outcome.tcpcopy.count("discarded", "not_admitted") > 0, "{}", outcome.table);
     outcome.assert_no_leak();
 }
 

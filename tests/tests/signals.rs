@@ -122,7 +122,7 @@ fn the_figures_so_far_are_shown_and_the_mirror_goes_on() {
     assert_eq!(target.wait_for_requests(2 * SESSIONS, PATIENCE), 2 * SESSIONS);
     // Programs that went on end as ever.
     let outcome = mirror.stop().unwrap();
-    assert!(outcome.intercept.count("swallowed_segments") >= 2 * SESSIONS as u64, "{}", outcome.table);
+    assert!(outcome.intercept.count("swallowed", "swallowed_segments") >= 2 * SESSIONS as u64, "{}", outcome.table);
     outcome.assert_no_leak();
 }
 
