@@ -34,7 +34,7 @@ fn connect(lab: &Lab) -> TcpStream {
 /// Asks and reads the whole answer.
 fn ask(stream: &mut TcpStream) {
     let id = stream.local_addr().unwrap().port();
-    write!(stream, "GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
+    stream.write_all(format!("GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes()).unwrap();
     let mut answer = Vec::new();
     while !answer.ends_with(b"\r\n\r\nx") {
         let mut piece = [0; 512];
