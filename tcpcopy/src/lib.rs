@@ -3,10 +3,10 @@
 //! Data flows one way through these modules, on each of two hosts:
 //!
 //! ```text
-//! SOURCE  bpf::source ─ ring ─► source::worker ─► replay ─► inject ─► network
-//!                                     ▲
-//!                                     └── control::link ◄─ network      (responses, as headers)
-//! TARGET  bpf::target ─ ring ─► target ─► control::link ─► network
+//! SOURCE  bpf::capture ─ ring ─► source::worker ─► replay ─► inject ─► network
+//!                                      ▲
+//!                                      └── control::link ◄─ network      (responses, as headers)
+//! TARGET  bpf::intercept ─ ring ─► intercept ─► control::link ─► network
 //! ```
 //!
 //! The replay itself is the crate [`tcpcopy_replay`], which has no IO. Everything here is the IO around it.
@@ -17,6 +17,7 @@ pub mod cli;
 pub mod clock;
 pub mod control;
 pub mod inject;
+pub mod intercept;
 pub mod mailbox;
 pub mod memory;
 pub mod nap;
@@ -24,4 +25,3 @@ pub mod net;
 pub mod process;
 pub mod source;
 pub mod summary;
-pub mod target;

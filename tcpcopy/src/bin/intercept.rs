@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use tcpcopy::{
     cli::{intercept::Cli, program, report},
-    target,
+    intercept,
 };
 
 fn main() -> ExitCode {
@@ -15,6 +15,6 @@ fn main() -> ExitCode {
         Err(e) => return report(&e.into()),
     };
     program::run(&cli.process, settings.descriptors(), |process| {
-        Ok(target::run(settings, cli.security.load()?, process))
+        Ok(intercept::run(settings, cli.security.load()?, process))
     })
 }

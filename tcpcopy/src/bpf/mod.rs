@@ -1,25 +1,25 @@
 //! Loading and attaching the eBPF programs, and reading their rings and counters.
 //!
-//! [`source`] is what the program `tcpcopy` uses: it captures live segments into one ring per worker. [`target`] is what
+//! [`capture`] is what the program `tcpcopy` uses: it captures live segments into one ring per worker. [`intercept`] is what
 //! `intercept` uses: it learns replayed sessions and swallows the responses to them. Both hand out [`RingReader`]s, and
 //! both detach whatever they attached when they are dropped. Programs are attached with BPF links wherever the kernel
 //! has them, because a link dies with its process however that ends; only the clsact fallback cannot promise that.
 //!
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 
+pub mod capture;
 pub mod clients;
 mod counters;
 mod error;
+pub mod intercept;
 mod loader;
 mod object;
 mod refusal;
 pub mod ring;
 pub mod selection;
 pub mod sessions;
-pub mod source;
 mod stacking;
 mod sys;
-pub mod target;
 mod tc;
 #[cfg(test)]
 mod tests;
@@ -29,14 +29,14 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use capture::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues};
 pub use error::BpfError;
+pub use intercept::{InterceptSetup, Interceptor, TcAttach};
 pub use ring::RingReader;
 pub use selection::{Sampling, Share};
 pub use sessions::Sessions;
-pub use source::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
-pub use target::{InterceptSetup, Interceptor, TcAttach};
 
 /// Reads the log records of the eBPF programs and hands them to [`log`]: call `flush` whenever it becomes readable.
 pub type ProgramLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
