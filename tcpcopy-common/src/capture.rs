@@ -2,7 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::flow::{Flow, IpAddress};
+use crate::{
+    flow::{Flow, IpAddress},
+    tcp_flags::TcpFlags,
+};
 
 /// A captured segment of a live client: this header, then [`options_len`](Self::options_len) bytes of TCP options, then
 /// [`payload_len`](Self::payload_len) bytes of payload. The ring record is as long as the size bucket it was reserved
@@ -20,8 +23,8 @@ pub struct CaptureHeader {
     pub ack: [u8; 4],
     /// Window field, unscaled, network order.
     pub window: [u8; 2],
-    /// Control bits, see [`tcp_flags`](crate::tcp_flags).
-    pub flags: u8,
+    /// Control bits.
+    pub flags: TcpFlags,
     /// Octets of TCP options after this header, 0 to 40.
     pub options_len: u8,
     /// Octets of payload after the options, host order.

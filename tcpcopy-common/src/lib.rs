@@ -12,18 +12,5 @@ pub mod mark;
 #[cfg(feature = "user")]
 mod pod;
 pub mod response;
+pub mod tcp_flags;
 pub mod wakeup;
-
-/// TCP control bits, as in octet 13 of the header (RFC 9293, section 3.1).
-pub mod tcp_flags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset the connection.
-    pub const RST: u8 = 0x04;
-    /// Push function.
-    pub const PSH: u8 = 0x08;
-    /// The acknowledgement field is significant.
-    pub const ACK: u8 = 0x10;
-}

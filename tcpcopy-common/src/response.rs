@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::flow::Flow;
+use crate::{flow::Flow, tcp_flags::TcpFlags};
 
 /// The headers of one swallowed response segment, or an event of a session. The same 80 octets travel on the control
 /// channel to the worker that owns the session.
@@ -19,8 +19,8 @@ pub struct ResponseHeader {
     pub ack: [u8; 4],
     /// Window field, unscaled, network order.
     pub window: [u8; 2],
-    /// Control bits, see [`tcp_flags`](crate::tcp_flags).
-    pub flags: u8,
+    /// Control bits.
+    pub flags: TcpFlags,
     /// Shift count of a window scale option (RFC 7323), or [`NO_WINDOW_SCALE`]. Only meaningful with SYN.
     pub window_scale: u8,
     /// TSval of a timestamps option (RFC 7323), network order; zero without one.

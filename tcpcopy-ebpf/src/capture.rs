@@ -5,7 +5,7 @@ use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey, criterion},
     counters::CaptureCounter,
     flow::Flow,
-    tcp_flags::{FIN, RST, SYN},
+    tcp_flags::{FIN, RST, SYN, TcpFlags},
 };
 
 use crate::{
@@ -23,7 +23,7 @@ enum NotCopied {
     /// The reason, and the counter of it.
     Discarded(CaptureCounter),
     /// It should have been copied, but could not be: the reason, and what is lost with it.
-    Lost { reason: CaptureCounter, payload_len: u32, flags: u8 },
+    Lost { reason: CaptureCounter, payload_len: u32, flags: TcpFlags },
 }
 
 impl From<NotIp> for NotCopied {
@@ -51,7 +51,7 @@ pub fn capture(packet: &impl Packet, link: Link) {
         Err(NotCopied::Discarded(reason)) => reason.count(),
         Err(NotCopied::Lost { reason, payload_len, flags }) => {
             reason.count();
-            let control = (flags & SYN != 0) as u64 + (flags & FIN != 0) as u64;
+            let control = flags.contains(SYN) as u64 + flags.contains(FIN) as u64;
             let (octets_of, control_of) = match reason {
                 CaptureCounter::RingFull => (CaptureCounter::RingFullBytes, CaptureCounter::RingFullControl),
                 _ => (CaptureCounter::OtherBytes, CaptureCounter::OtherControl),
@@ -141,13 +141,13 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         return discard(CaptureCounter::Malformed);
     }
     let payload_len = ip.payload_len - header_len;
-    if payload_len == 0 && tcp.flags & (SYN | FIN | RST) == 0 && !ends_handshake(&flow, &tcp) {
+    if payload_len == 0 && !tcp.flags.intersects(SYN | FIN | RST) && !ends_handshake(&flow, &tcp) {
         return discard(CaptureCounter::PureAck);
     }
     if payload_len > MAX_PAYLOAD as u32 {
         return lose(CaptureCounter::TooLarge, payload_len);
     }
-    if tcp.flags & SYN != 0 {
+    if tcp.flags.contains(SYN) {
         log::syn_captured(&flow);
     }
     let options_len = header_len - TcpHeader::LENGTH;
@@ -171,7 +171,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     {
         return lose(reason, payload_len);
     }
-    if maps::handshakes_wanted() && tcp.flags & SYN != 0 {
+    if maps::handshakes_wanted() && tcp.flags.contains(SYN) {
         maps::expect_ack(&flow, u32::from_be_bytes(tcp.seq).wrapping_add(1).wrapping_add(payload_len));
     }
     Ok(payload_len)

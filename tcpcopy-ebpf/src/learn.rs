@@ -176,8 +176,8 @@ fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
     let stats = unsafe { &mut *stats };
     stats.segments += segments as u64;
     stats.payload_bytes += ip.payload_len.saturating_sub(tcp.length()) as u64;
-    stats.syns += (tcp.flags & SYN != 0) as u64;
-    stats.fins += (tcp.flags & FIN != 0) as u64;
+    stats.syns += tcp.flags.contains(SYN) as u64;
+    stats.fins += tcp.flags.contains(FIN) as u64;
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@
 //! reason of its own to name.
 
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
-use tcpcopy_common::flow::IpAddress;
+use tcpcopy_common::{flow::IpAddress, tcp_flags::TcpFlags};
 
 use crate::packet::{Packet, Unreadable};
 
@@ -122,7 +122,7 @@ pub struct TcpHeader {
     pub seq: [u8; 4],
     pub ack: [u8; 4],
     pub data_offset: u8,
-    pub flags: u8,
+    pub flags: TcpFlags,
     pub window: [u8; 2],
     pub checksum: [u8; 2],
     pub urgent: [u8; 2],

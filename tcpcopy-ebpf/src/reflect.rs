@@ -8,7 +8,12 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable as _};
-use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::REFLECTION, tcp_flags::ACK};
+use tcpcopy_common::{
+    counters::TargetCounter,
+    flow::Flow,
+    response::REFLECTION,
+    tcp_flags::{ACK, TcpFlags},
+};
 
 use crate::{
     counters::Counter,
@@ -58,7 +63,7 @@ struct Acknowledgement {
     seq: [u8; 4],
     ack: [u8; 4],
     data_offset: u8,
-    flags: u8,
+    flags: TcpFlags,
     window: [u8; 2],
     checksum: [u8; 2],
     urgent: [u8; 2],

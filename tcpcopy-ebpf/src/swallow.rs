@@ -5,7 +5,7 @@ use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
     response::{LEFT_TO_THE_SOURCE, NO_WINDOW_SCALE, ResponseHeader, Session, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
 use crate::{
@@ -121,12 +121,12 @@ enum Place {
 #[inline(always)]
 fn place(entry: &maps::Entry, tcp: &TcpHeader, payload_len: u32) -> Place {
     let seq = u32::from_be_bytes(tcp.seq);
-    if tcp.flags & SYN != 0 {
+    if tcp.flags.contains(SYN) {
         entry.set_answered(seq.wrapping_add(1));
         return Place::Elsewhere;
     }
     let answered = entry.answered();
-    if payload_len == 0 || tcp.flags & RST != 0 || seq.wrapping_sub(answered) as i32 > 0 {
+    if payload_len == 0 || tcp.flags.contains(RST) || seq.wrapping_sub(answered) as i32 > 0 {
         Place::Elsewhere
     } else if seq.wrapping_add(payload_len).wrapping_sub(answered) as i32 > 0 {
         Place::Next
@@ -145,7 +145,7 @@ fn is_suited(ip: &Ip) -> bool {
 /// Whether the target may not go on before this is acknowledged.
 #[inline(always)]
 fn target_may_wait(tcp: &TcpHeader, payload_len: u32) -> bool {
-    tcp.flags & PSH == 0 || payload_len > LEFT_TO_THE_SOURCE
+    !tcp.flags.contains(PSH) || payload_len > LEFT_TO_THE_SOURCE
 }
 
 /// The flow that a segment is a response of.
@@ -164,8 +164,8 @@ pub fn response_flow(packet: &impl Packet, ip: &Ip, flow: &mut Flow) -> Option<(
 
 /// The flags that do not belong to this fragment, but to the last one.
 #[inline(always)]
-fn withheld(ip: &Ip) -> u8 {
-    if ip.fragment.more != 0 { PSH | FIN } else { 0 }
+fn withheld(ip: &Ip) -> TcpFlags {
+    (PSH | FIN).when(ip.fragment.more != 0)
 }
 
 /// The report of a segment, without payload and options.

@@ -7,6 +7,7 @@ use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD, MAX_TCP_OPTIONS},
     flow::Flow,
     mark::Mark,
+    tcp_flags::TcpFlags,
 };
 
 use crate::time::Nanos;
@@ -26,8 +27,8 @@ pub struct LiveSegment<'a> {
     pub ack: u32,
     /// Window, unscaled.
     pub window: u16,
-    /// Control bits, see [`tcpcopy_common::tcp_flags`].
-    pub flags: u8,
+    /// Control bits.
+    pub flags: TcpFlags,
     /// TCP options, as in the packet.
     pub options: &'a [u8],
     /// Payload: up to 64 KiB where the NIC or the stack coalesced segments.
@@ -92,7 +93,7 @@ pub struct Transmit<'a> {
     /// Window field as it goes on the wire.
     pub window: u16,
     /// Control bits.
-    pub flags: u8,
+    pub flags: TcpFlags,
     /// TCP options.
     pub options: TransmitOptions,
     /// The largest payload of one segment on the path to the target, in octets; at least 1.

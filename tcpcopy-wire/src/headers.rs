@@ -1,6 +1,9 @@
 //! IP and TCP headers (RFC 791, RFC 8200, RFC 9293), written once per transmission and completed per packet.
 
-use tcpcopy_common::{mark, tcp_flags};
+use tcpcopy_common::{
+    mark,
+    tcp_flags::{self, TcpFlags},
+};
 use tcpcopy_replay::{Transmit, TransmitOptions};
 
 use crate::checksum::Checksum;
@@ -74,7 +77,7 @@ impl Headers {
         let options = write_options(&transmit.options, &mut tcp[TCP_HEADER..]);
         tcp[0..2].copy_from_slice(&flow.client_port);
         tcp[2..4].copy_from_slice(&flow.server_port);
-        if transmit.flags & tcp_flags::ACK != 0 {
+        if transmit.flags.contains(tcp_flags::ACK) {
             tcp[8..12].copy_from_slice(&transmit.ack.to_be_bytes());
         }
         tcp[12] = (((TCP_HEADER + options) / 4) << 4) as u8;
@@ -89,7 +92,7 @@ impl Headers {
 
     /// Appends the headers of a packet with `payload` octets of payload, complete but for the TCP checksum. `id` is the
     /// identification of an IPv4 packet.
-    pub(crate) fn write(&self, seq: u32, flags: u8, id: u16, payload: usize, buffer: &mut Vec<u8>) {
+    pub(crate) fn write(&self, seq: u32, flags: TcpFlags, id: u16, payload: usize, buffer: &mut Vec<u8>) {
         let start = buffer.len();
         buffer.extend_from_slice(&self.bytes[..self.len]);
         let (ip, tcp) = buffer[start..].split_at_mut(self.ip);
@@ -97,7 +100,7 @@ impl Headers {
         let tcp_length = tcp.len() + payload;
         let length = (ip.len() + tcp_length) as u16;
         tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[13] = flags;
+        tcp[13] = flags.octet();
         if self.is_v6() {
             ip[4..6].copy_from_slice(&(tcp_length as u16).to_be_bytes());
         } else {

@@ -1,6 +1,6 @@
 //! Segmentation: the packets that carry one [`Transmit`], in order.
 
-use tcpcopy_common::tcp_flags;
+use tcpcopy_common::tcp_flags::{self, TcpFlags};
 use tcpcopy_replay::Transmit;
 
 use crate::{
@@ -36,7 +36,7 @@ pub struct Packets<'a> {
     /// Sequence number of the next packet.
     seq: u32,
     /// Control bits of the next packet, if it is the last.
-    flags: u8,
+    flags: TcpFlags,
     rest: &'a [u8],
     done: bool,
 }
@@ -58,7 +58,7 @@ impl<'a> Packets<'a> {
         let room = usize::from(mtu).saturating_sub(headers.len).max(1);
         let size = usize::from(transmit.segment_size.max(1)).min(room);
         // A SYN is never part of a super-packet: kernels do not define how they cut one that carries several segments of data.
-        let several = matches!(form, Form::SuperFrames(_)) && transmit.flags & tcp_flags::SYN == 0;
+        let several = matches!(form, Form::SuperFrames(_)) && !transmit.flags.contains(tcp_flags::SYN);
         let most = if several { ((MAX_PACKET - headers.len) / size).max(1) * size } else { size };
         Self {
             headers,
@@ -137,11 +137,11 @@ impl<'a> Packets<'a> {
         self.rest = &self.rest[payload..];
         self.done = self.rest.is_empty();
         // PSH and FIN belong after the last octet, SYN before the first.
-        let later = if self.done { 0 } else { tcp_flags::PSH | tcp_flags::FIN };
+        let later = (tcp_flags::PSH | tcp_flags::FIN).when(!self.done);
         self.headers.write(self.seq, self.flags & !later, id, payload, buffer);
-        let syn = self.flags & tcp_flags::SYN;
+        let syn = self.flags.contains(tcp_flags::SYN);
         self.flags &= !tcp_flags::SYN;
-        self.seq = self.seq.wrapping_add(payload as u32).wrapping_add(u32::from(syn != 0));
+        self.seq = self.seq.wrapping_add(payload as u32).wrapping_add(u32::from(syn));
         let segments = segments(payload, self.size);
         Written { segments: segments as u16, octets: (payload + segments * self.headers.len) as u32 }
     }
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
     use crate::{checksum::naive, headers::IPV4_HEADER};
 
-    const ALL: u8 = tcp_flags::ACK | tcp_flags::PSH | tcp_flags::FIN;
+    const ALL: u8 = tcp_flags::ACK.octet() | tcp_flags::PSH.octet() | tcp_flags::FIN.octet();
 
     fn flow(v6: bool) -> Flow {
         let address = |last: u8| {
@@ -183,7 +183,7 @@ mod tests {
             seq: 0xffff_fff0,
             ack: 0x0102_0304,
             window: 0x2000,
-            flags: ALL,
+            flags: TcpFlags::from_octet(ALL),
             options: TransmitOptions::default(),
             segment_size: 1000,
             payload,
@@ -289,7 +289,7 @@ mod tests {
         transmit.flags = tcp_flags::SYN | tcp_flags::PSH;
         let seqs: Vec<_> = build(&transmit, 1500).iter().map(|p| (p[24..28].to_vec(), p[33])).collect();
         let second = 0xffff_fff0u32.wrapping_add(1001).to_be_bytes().to_vec();
-        assert_eq!(seqs, [(vec![0xff, 0xff, 0xff, 0xf0], tcp_flags::SYN), (second, tcp_flags::PSH)]);
+        assert_eq!(seqs, [(vec![0xff, 0xff, 0xff, 0xf0], tcp_flags::SYN.octet()), (second, tcp_flags::PSH.octet())]);
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
                 // Only what has several segments needs to be cut up.
                 assert_eq!(buffer[1] != 0, segments > 1);
                 let flags = buffer[FRONT + headers - 20 + 13];
-                assert_eq!(flags, if i + 1 == sizes.len() { ALL } else { tcp_flags::ACK });
+                assert_eq!(flags, if i + 1 == sizes.len() { ALL } else { tcp_flags::ACK.octet() });
             }
             assert!(packets.peek().is_none());
         }
@@ -359,7 +359,7 @@ mod tests {
                 prop_assert!(piece.len() <= segment_size.into());
                 prop_assert_eq!(u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]), expected_seq);
                 let last = i + 1 == packets.len();
-                prop_assert_eq!(tcp[13], if last { ALL } else { tcp_flags::ACK });
+                prop_assert_eq!(tcp[13], if last { ALL } else { tcp_flags::ACK.octet() });
                 prop_assert!(last || piece.len() == payload(receive(&packets[0])).len());
                 expected_seq = expected_seq.wrapping_add(piece.len() as u32);
                 joined.extend_from_slice(piece);

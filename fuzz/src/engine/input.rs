@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tcpcopy_common::tcp_flags::TcpFlags;
 use tcpcopy_replay::{AddressPool, Config, Identity, Ports, RoundTrip, RuleTarget, Slot, TargetId};
 
 /// More steps than that show nothing that fewer do not, and take their time.
@@ -178,7 +179,7 @@ pub(super) enum Step {
     /// Control bits and numbers that make no sense.
     Nonsense {
         who: u8,
-        flags: u8,
+        flags: TcpFlags,
         seq: u16,
         length: u8,
     },
@@ -215,7 +216,7 @@ pub(super) enum Step {
     Raw {
         who: u8,
         kind: u8,
-        flags: u8,
+        flags: TcpFlags,
         seq: i8,
         ack: i8,
         length: u8,
@@ -252,7 +253,7 @@ impl Step {
             15 => Self::Fin { who, length: if x & 1 != 0 { x >> 6 } else { 0 }, read: y % 4_000 },
             16 => Self::Rst { who, by: if x & 1 != 0 { x as i16 } else { 0 }, read: y % 4_000 },
             17 => Self::Ack { who, back: x & 1 != 0, read: y },
-            18 => Self::Nonsense { who, flags: a, seq: y, length: b },
+            18 => Self::Nonsense { who, flags: TcpFlags::from_octet(a), seq: y, length: b },
             19 => Self::NoRule { who },
             20..=21 => Self::SynAck { who, window: x, scale: c, mss: d },
             22..=23 => Self::Accept { who, part: x, window: y },
@@ -264,7 +265,9 @@ impl Step {
                 reflected: y & 0x70 == 0x70,
             },
             26 => Self::TargetRst { who, ack_only: a & 1 != 0 },
-            27..=28 => Self::Raw { who, kind: op ^ c, flags: a, seq: b as i8, ack: c as i8, length: d },
+            27..=28 => {
+                Self::Raw { who, kind: op ^ c, flags: TcpFlags::from_octet(a), seq: b as i8, ack: c as i8, length: d }
+            }
             29..=30 => Self::Honest { answer: x % 5_000 },
             31 => Self::Timer,
             32 => Self::Wait { micros: u64::from(x) },

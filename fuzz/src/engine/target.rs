@@ -3,7 +3,7 @@
 use tcpcopy_common::{
     flow::Flow,
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 use tcpcopy_replay::{Nanos, Transmit};
 
@@ -65,9 +65,9 @@ impl Conn {
     /// The engine sends something that is no SYN: may it?
     pub fn sends(&mut self, transmit: &Transmit<'_>, captured: &Captured) {
         self.tsval = transmit.options.timestamps.map(|(value, _)| value).or(self.tsval);
-        self.asked |= transmit.flags & PSH != 0;
-        let has_fin = transmit.flags & FIN != 0;
-        if transmit.flags & RST != 0 {
+        self.asked |= transmit.flags.contains(PSH);
+        let has_fin = transmit.flags.contains(FIN);
+        if transmit.flags.contains(RST) {
             return;
         }
         let offset = transmit.seq.wrapping_sub(self.isn).wrapping_sub(1);
@@ -125,12 +125,12 @@ impl Conn {
     }
 
     /// A report with these control bits; what is acknowledged if ACK is among them.
-    fn report(&self, now: Nanos, flags: u8, window: u16, timestamps: bool) -> ResponseHeader {
+    fn report(&self, now: Nanos, flags: TcpFlags, window: u16, timestamps: bool) -> ResponseHeader {
         let mut report: ResponseHeader = bytemuck::Zeroable::zeroed();
         report.time_ns = now.0;
         report.flow = self.flow;
         report.seq = self.seq.to_be_bytes();
-        report.ack = if flags & ACK != 0 { self.acked.to_be_bytes() } else { [0; 4] };
+        report.ack = if flags.contains(ACK) { self.acked.to_be_bytes() } else { [0; 4] };
         report.window = window.to_be_bytes();
         report.flags = flags;
         report.window_scale = NO_WINDOW_SCALE;
@@ -182,7 +182,7 @@ impl Conn {
     ) -> ResponseHeader {
         self.acked = self.end;
         self.asked = false;
-        let flags = ACK | if push { PSH } else { 0 } | if fin { FIN } else { 0 };
+        let flags = ACK | PSH.when(push) | FIN.when(fin);
         let mut report = self.report(now, flags, 60_000, timestamps);
         report.payload_len = length.into();
         if reflected {
@@ -200,7 +200,7 @@ impl Conn {
         report
     }
 
-    pub fn raw(&self, now: Nanos, kind: u8, flags: u8, (seq, ack): (i8, i8), length: u8) -> ResponseHeader {
+    pub fn raw(&self, now: Nanos, kind: u8, flags: TcpFlags, (seq, ack): (i8, i8), length: u8) -> ResponseHeader {
         let mut report = self.report(now, flags, u16::from(length) << 4, false);
         report.kind = kind % 7;
         let seq = match report.kind {
@@ -230,7 +230,7 @@ impl Conn {
                 Some(of_syn(self.rst(now, true), kind::SEGMENT, [0; 4]))
             }
             Reflex::Collide if is_new => {
-                Some(of_syn(self.report(now, 0, 0, false), kind::COLLISION, self.isn.to_be_bytes()))
+                Some(of_syn(self.report(now, TcpFlags::NONE, 0, false), kind::COLLISION, self.isn.to_be_bytes()))
             }
             Reflex::Close | Reflex::Reset if is_new => {
                 self.open = false;

@@ -6,7 +6,7 @@ use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::{Mark, MarkKey},
     response::ResponseHeader,
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, TargetId, Transmit};
 
@@ -178,11 +178,11 @@ impl<'a> World<'a> {
                 client.ack = client.ack.wrapping_add(read.into());
                 let seq = client.seq;
                 client.seq = seq.wrapping_add(length.into());
-                self.capture(who, seq, ACK | if push { PSH } else { 0 }, length.into());
+                self.capture(who, seq, ACK | PSH.when(push), length.into());
             }
             Step::Displaced { who, by, length, push } => {
                 let seq = self.client(who).seq.wrapping_add_signed(by.into());
-                self.capture(who, seq, ACK | if push { PSH } else { 0 }, length.into());
+                self.capture(who, seq, ACK | PSH.when(push), length.into());
                 // Who sends so far ahead has sent what lies between.
                 let client = self.client(who);
                 let end = seq.wrapping_add(length.into());
@@ -245,18 +245,18 @@ impl<'a> World<'a> {
     }
 
     /// A segment is captured; `seq` is the one in its header.
-    fn capture(&mut self, who: u8, seq: u32, flags: u8, length: u32) {
+    fn capture(&mut self, who: u8, seq: u32, flags: TcpFlags, length: u32) {
         let client = *self.client(who);
         // RSTs explain themselves in what they carry.
-        if flags & RST == 0 {
-            let first = seq.wrapping_add(u32::from(flags & SYN != 0));
-            self.captured.add(client.id, first, length, flags & FIN != 0);
+        if !flags.contains(RST) {
+            let first = seq.wrapping_add(u32::from(flags.contains(SYN)));
+            self.captured.add(client.id, first, length, flags.contains(FIN));
         }
         self.hand_over(&client, seq, flags, length);
     }
 
-    fn hand_over(&mut self, client: &Client, seq: u32, flags: u8, length: u32) {
-        let first = seq.wrapping_add(u32::from(flags & SYN != 0));
+    fn hand_over(&mut self, client: &Client, seq: u32, flags: TcpFlags, length: u32) {
+        let first = seq.wrapping_add(u32::from(flags.contains(SYN)));
         let payload: Vec<u8> = (0..length).map(|n| octet(client.id, first.wrapping_add(n))).collect();
         let segment = LiveSegment {
             time: self.now,
@@ -271,7 +271,7 @@ impl<'a> World<'a> {
         };
         self.handed.octets += u64::from(length);
         self.handed.syns += u64::from(flags & (SYN | ACK) == SYN);
-        self.handed.fins += u64::from(flags & FIN != 0);
+        self.handed.fins += u64::from(flags.contains(FIN));
         for copy in &mut self.copies {
             copy.engine.handle_live(self.now, &segment);
         }
@@ -341,7 +341,7 @@ impl<'a> World<'a> {
                     let Transmit { flow, seq, ack, flags, payload, .. } = &transmit;
                     let port = u16::from_be_bytes(flow.client_port);
                     eprintln!(
-                        "    copy {index} port {port} flags {flags:05b} seq {seq} ack {ack} length {}",
+                        "    copy {index} port {port} flags {flags:?} seq {seq} ack {ack} length {}",
                         payload.len()
                     );
                 }
@@ -382,7 +382,7 @@ fn judge(
     let instance = channels[usize::from(target)].expect("a segment for a target whose channel is down");
     assert!(payload.len() <= MOST_PAYLOAD && (1..=1_460).contains(&segment_size), "{segment_size}");
     let known = conns.iter().position(|conn| conn.copy == copy && conn.flow == flow);
-    if flags & SYN == 0 {
+    if !flags.contains(SYN) {
         let index = known.expect("a segment of a session that the target does not know");
         assert_eq!(conns[index].instance, instance);
         return conns[index].sends(transmit, captured);

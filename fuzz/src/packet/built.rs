@@ -7,7 +7,7 @@ use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::{self, Mark, MarkKey},
     response::{NO_WINDOW_SCALE, option},
-    tcp_flags::{ACK, FIN, PSH, SYN},
+    tcp_flags::{ACK, FIN, PSH, SYN, TcpFlags},
 };
 use tcpcopy_ebpf::{
     options::Marking,
@@ -68,7 +68,7 @@ pub(super) fn check(data: &[u8]) {
     let length = usize::from(input.length).min(MOST_PAYLOAD).min(piece * MOST_PACKETS);
     let payload: Vec<u8> = (0..length).map(|n| input.first.wrapping_add((n % 251) as u8)).collect();
     let key = MarkKey { k0: input.key.0, k1: input.key.1 };
-    let flags = if input.syn.is_some() { input.flags | SYN } else { input.flags & !SYN };
+    let flags = TcpFlags::from_octet(input.flags) & !SYN | SYN.when(input.syn.is_some());
     let syn = input.syn.map(|(mss, window_scale, instance)| SynOptions {
         mss,
         window_scale,
@@ -131,12 +131,15 @@ fn check_packet<'a>(
         }
         NetSlice::Arp(_) => panic!("no IP"),
     }
-    let syn_before = u32::from(before > 0 && transmit.flags & SYN != 0);
+    let syn_before = u32::from(before > 0 && transmit.flags.contains(SYN));
     assert_eq!(tcp.sequence_number(), transmit.seq.wrapping_add(before as u32).wrapping_add(syn_before));
-    assert_eq!(tcp.acknowledgment_number(), if transmit.flags & ACK != 0 { transmit.ack } else { 0 });
+    assert_eq!(tcp.acknowledgment_number(), if transmit.flags.contains(ACK) { transmit.ack } else { 0 });
     assert_eq!(tcp.window_size(), transmit.window);
-    assert_eq!(tcp.syn(), transmit.flags & SYN != 0 && before == 0);
-    assert_eq!((tcp.psh(), tcp.fin()), (is_last && transmit.flags & PSH != 0, is_last && transmit.flags & FIN != 0));
+    assert_eq!(tcp.syn(), transmit.flags.contains(SYN) && before == 0);
+    assert_eq!(
+        (tcp.psh(), tcp.fin()),
+        (is_last && transmit.flags.contains(PSH), is_last && transmit.flags.contains(FIN))
+    );
     as_at_the_target(packet, &tcp, transmit, key);
     tcp_payload(packet, &tcp)
 }

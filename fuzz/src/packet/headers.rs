@@ -134,7 +134,7 @@ fn compare(data: &[u8], ip: &Ip, ours: &Segment, theirs: &Reference<'_>) {
         theirs.ece(),
         theirs.cwr(),
     ];
-    assert_eq!(tcp.flags, bits.iter().rev().fold(0, |flags, &bit| flags << 1 | u8::from(bit)));
+    assert_eq!(tcp.flags.octet(), bits.iter().rev().fold(0, |flags, &bit| flags << 1 | u8::from(bit)));
     assert_eq!(*options, (offset(theirs.options()), theirs.options().len()));
     assert_eq!(*payload, (offset(theirs.payload()), theirs.payload().len()));
 }

@@ -22,7 +22,7 @@ impl Engine {
         self.stats.live_segments += 1;
         match (segment.flags & (SYN | ACK | FIN | RST), self.id_of_live(&segment.flow)) {
             (SYN, known) => self.handle_live_syn(now, segment, known),
-            (flags, _) if flags & SYN != 0 => self.refuse(segment, Reason::Nonsense),
+            (flags, _) if flags.contains(SYN) => self.refuse(segment, Reason::Nonsense),
             (_, Some(id)) => self.feed(now, id, segment, LiveSeq::new(segment.seq)),
             (_, None) => self.handle_unknown(now, segment),
         }
@@ -83,7 +83,7 @@ impl Engine {
 
     /// The first thing captured of a connection is not its SYN.
     fn handle_unknown(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
-        let nothing = segment.payload.is_empty() || segment.flags & RST != 0;
+        let nothing = segment.payload.is_empty() || segment.flags.contains(RST);
         if self.config.complete_only || !self.config.rejoin {
             return self.refuse(segment, Reason::Incomplete);
         }
@@ -123,14 +123,14 @@ impl Engine {
     fn refuse(&mut self, segment: &LiveSegment<'_>, reason: Reason) {
         self.stats.bytes.refuse(reason, segment.payload.len() as u64);
         self.stats.syns.refuse(reason, u64::from(segment.flags & (SYN | ACK) == SYN));
-        self.stats.fins.refuse(reason, u64::from(segment.flags & FIN != 0));
+        self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
     }
 
     /// A segment of a known connection, whose first octet of payload has number `seq`.
     fn feed(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut ends_handshake = false;
-        if segment.flags & SYN == 0 {
+        if !segment.flags.contains(SYN) {
             ends_handshake = connection.is_in_handshake();
             if ends_handshake {
                 let distance = Distance::measured(segment.time.since(connection.heard));
@@ -139,14 +139,14 @@ impl Engine {
             }
             connection.heard = now;
         }
-        let ack = (segment.flags & ACK != 0).then_some(LiveAck::new(segment.ack));
-        if segment.flags & RST != 0 {
+        let ack = segment.flags.contains(ACK).then_some(LiveAck::new(segment.ack));
+        if segment.flags.contains(RST) {
             connection.stream.abort(ack);
             // What a RST carries is an explanation (RFC 9293, section 3.5.3), not data.
             self.stats.bytes.refuse(Reason::Nonsense, segment.payload.len() as u64);
             return self.reconsider(now, id);
         }
-        if segment.payload.is_empty() && segment.flags & (SYN | FIN) == 0 {
+        if segment.payload.is_empty() && !segment.flags.intersects(SYN | FIN) {
             if let (Replay::Active(session), Some(ack)) = (&mut connection.replay, ack) {
                 session.learn_live_iss(ack);
             }
@@ -158,7 +158,7 @@ impl Engine {
         if !segment.payload.is_empty() && !self.feed_payload(now, id, segment, seq, ack) {
             return;
         }
-        if segment.flags & FIN != 0 {
+        if segment.flags.contains(FIN) {
             self.feed_fin(id, seq.plus(segment.payload.len() as u32), segment.time, ack);
         }
         self.reconsider(now, id);
@@ -174,7 +174,7 @@ impl Engine {
         ack: Option<LiveAck>,
     ) -> bool {
         let Some(connection) = self.connections.get_mut(id) else { return false };
-        let facts = Facts { time: segment.time, ack, push: segment.flags & tcpcopy_common::tcp_flags::PSH != 0 };
+        let facts = Facts { time: segment.time, ack, push: segment.flags.contains(tcpcopy_common::tcp_flags::PSH) };
         let limit = self.config.max_session_memory;
         match connection.stream.insert(&mut self.pool, limit, seq, segment.payload, facts) {
             Ok(inserted) => {
@@ -186,7 +186,7 @@ impl Engine {
             }
             Err(reason) => {
                 self.stats.bytes.refuse(reason, segment.payload.len() as u64);
-                self.stats.fins.refuse(reason, u64::from(segment.flags & FIN != 0));
+                self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
                 self.overflow(now, id, reason);
                 false
             }

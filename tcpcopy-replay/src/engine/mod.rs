@@ -258,7 +258,7 @@ impl Engine {
             // First of all, because a RST makes room for the SYN of the connection that follows.
             if let Some(last) = self.farewells.pop_front() {
                 if self.credentials(last.target).is_some() {
-                    self.stats.resets_sent += u64::from(last.flags & RST != 0);
+                    self.stats.resets_sent += u64::from(last.flags.contains(RST));
                     return Some(last.transmit());
                 }
                 self.leave_unsaid(now, &last);

@@ -82,13 +82,13 @@ impl Engine {
         if !self.settle_orphan(target, &response.flow, response.kind) {
             self.stats.stale_responses += 1;
         }
-        if response.kind != kind::SEGMENT || response.flags & RST != 0 {
+        if response.kind != kind::SEGMENT || response.flags.contains(RST) {
             return;
         }
-        let last = if response.flags & ACK != 0 {
+        let last = if response.flags.contains(ACK) {
             Last::reset(target, response.flow, ReplaySeq::from_be(response.ack))
         } else {
-            let octets = u32::from(response.flags & SYN != 0) + u32::from(response.flags & FIN != 0);
+            let octets = u32::from(response.flags.contains(SYN)) + u32::from(response.flags.contains(FIN));
             let ack = TargetSeq::from_be(response.seq).plus(response.payload_len).plus(octets).get();
             Last { ack, flags: RST | ACK, ..Last::reset(target, response.flow, ReplaySeq::default()) }
         };

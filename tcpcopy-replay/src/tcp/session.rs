@@ -16,7 +16,7 @@ use std::{num::NonZeroU64, time::Duration};
 
 use tcpcopy_common::{
     flow::Flow,
-    tcp_flags::{ACK, RST},
+    tcp_flags::{ACK, RST, TcpFlags},
 };
 
 use crate::{
@@ -113,7 +113,7 @@ pub(crate) struct Last {
     pub flow: Flow,
     pub seq: ReplaySeq,
     pub ack: u32,
-    pub flags: u8,
+    pub flags: TcpFlags,
     pub timestamps: Option<(u32, u32)>,
 }
 
@@ -129,7 +129,7 @@ impl Last {
             flow: self.flow,
             seq: self.seq.get(),
             ack: self.ack,
-            window: if self.flags & RST != 0 { 0 } else { WINDOW },
+            window: if self.flags.contains(RST) { 0 } else { WINDOW },
             flags: self.flags,
             options: TransmitOptions { syn: None, timestamps: self.timestamps },
             segment_size: 1,

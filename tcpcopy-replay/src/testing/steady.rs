@@ -7,7 +7,7 @@ use tcpcopy_common::{
     flow::{Flow, IpAddress},
     mark::MarkKey,
     response::{NO_WINDOW_SCALE, ResponseHeader, kind},
-    tcp_flags::{ACK, PSH, SYN},
+    tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
 
 use crate::{Config, Credentials, Engine, LiveSegment, Nanos, RuleTarget, TargetId};
@@ -185,11 +185,11 @@ fn target_flow(session: u32) -> Flow {
     Flow { server: IpAddress::from_v4([10, 0, 0, 3]), ..flow(session) }
 }
 
-fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: u8, payload: &[u8]) -> LiveSegment<'_> {
+fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> LiveSegment<'_> {
     LiveSegment { time, flow: flow(session), rule: 0, seq, ack, window: 1_000, flags, options: &[], payload }
 }
 
-fn response(session: u32, seq: u32, ack: u32, flags: u8, payload_len: u32) -> ResponseHeader {
+fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> ResponseHeader {
     ResponseHeader {
         flow: target_flow(session),
         instance: INSTANCE,

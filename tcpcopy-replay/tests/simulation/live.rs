@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use tcpcopy_common::{
     flow::Flow,
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 use tcpcopy_replay::{LiveSegment, Nanos};
 
@@ -30,7 +30,7 @@ pub struct Captured {
     pub rule: u16,
     pub seq: u32,
     pub ack: u32,
-    pub flags: u8,
+    pub flags: TcpFlags,
     pub payload: Vec<u8>,
 }
 
@@ -46,7 +46,7 @@ impl Captured {
             ack: self.ack,
             window: 502,
             flags: self.flags,
-            options: if self.flags & SYN != 0 { &OPTIONS } else { &[] },
+            options: if self.flags.contains(SYN) { &OPTIONS } else { &[] },
             payload: &self.payload,
         }
     }
@@ -190,9 +190,9 @@ impl<'a> Player<'a> {
         self.end();
     }
 
-    fn capture(&mut self, time: Nanos, flags: u8, offset: usize, payload: Vec<u8>) {
-        let ack = if flags & ACK == 0 { 0 } else { self.ack };
-        let syn = flags & SYN != 0;
+    fn capture(&mut self, time: Nanos, flags: TcpFlags, offset: usize, payload: Vec<u8>) {
+        let ack = if flags.contains(ACK) { self.ack } else { 0 };
+        let syn = flags.contains(SYN);
         let seq = self.connection.isn.wrapping_add(u32::from(!syn)).wrapping_add(offset as u32);
         let rule = self.connection.service as u16 + if self.connection.v6 { 2 } else { 0 };
         let (connection, flow) = (self.index, self.flow);
@@ -279,7 +279,7 @@ impl<'a> Player<'a> {
                 self.ack = self.read_so_far();
             }
             self.pushed = push;
-            let flags = ACK | if push { PSH } else { 0 } | if ends && fin { FIN } else { 0 };
+            let flags = ACK | PSH.when(push) | FIN.when(ends && fin);
             // After a write of one octet, a segment that acknowledges more than that looks like another request.
             let oldest = if cut == Cut::Octets { begin } else { 0 };
             self.pass_leg(flags, offset, length, oldest);
@@ -288,7 +288,7 @@ impl<'a> Player<'a> {
     }
 
     /// What becomes of a segment on its way to the capture. What is sent again with it begins at `oldest` or later.
-    fn pass_leg(&mut self, flags: u8, offset: usize, length: usize, oldest: usize) {
+    fn pass_leg(&mut self, flags: TcpFlags, offset: usize, length: usize, oldest: usize) {
         let leg = &self.connection.leg;
         let octets = self.live.stream[offset..offset + length].to_vec();
         if self.random.chance(leg.gap) {
@@ -322,11 +322,11 @@ impl<'a> Player<'a> {
         let mut fin = false;
         let complete = self.segments.iter().find(|segment| {
             missing[segment.offset..segment.offset + segment.payload.len()].fill(false);
-            fin |= segment.flags & FIN != 0;
+            fin |= segment.flags.contains(FIN);
             fin && !missing.contains(&true)
         });
         let Some(at) = complete.map(|segment| segment.time) else { return };
-        for late in self.segments.iter_mut().filter(|s| s.flags & FIN == 0) {
+        for late in self.segments.iter_mut().filter(|s| !s.flags.contains(FIN)) {
             late.time = late.time.min(at);
         }
     }
@@ -362,7 +362,7 @@ impl<'a> Player<'a> {
         self.now = self.now.max(self.received.after(Duration::from_micros(1)));
         self.ack = self.read_so_far();
         match self.connection.ending {
-            Ending::HalfClose if self.segments.iter().any(|s| s.flags & FIN != 0) => {}
+            Ending::HalfClose if self.segments.iter().any(|s| s.flags.contains(FIN)) => {}
             Ending::Fin | Ending::HalfClose => {
                 self.capture(self.now, FIN | ACK, sent, Vec::new());
                 if self.random.chance(self.connection.leg.again) {

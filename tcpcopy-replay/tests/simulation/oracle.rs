@@ -72,7 +72,7 @@ impl<'a> Oracle<'a> {
 
     /// The engine sends: what may it send?
     pub fn sends(&mut self, transmit: &Transmit<'_>) -> Result<(), String> {
-        if transmit.flags & SYN != 0 {
+        if transmit.flags.contains(SYN) {
             if self.outgoing.get(&transmit.flow).is_none_or(|o| o.isn != transmit.seq) {
                 let new = Outgoing { isn: transmit.seq, candidates: None };
                 let old = self.outgoing.insert(transmit.flow, new);
@@ -80,7 +80,7 @@ impl<'a> Oracle<'a> {
             }
             return Ok(());
         }
-        if transmit.flags & RST != 0 || transmit.payload.is_empty() && transmit.flags & FIN == 0 {
+        if transmit.flags.contains(RST) || transmit.payload.is_empty() && !transmit.flags.contains(FIN) {
             return Ok(());
         }
         let Some(outgoing) = self.outgoing.get_mut(&transmit.flow) else {
@@ -116,7 +116,7 @@ impl<'a> Oracle<'a> {
         let &[(n, start)] = &candidates[..] else { return Ok(()) };
         let (begin, end) = (start + offset, start + offset + transmit.payload.len());
         let live = &lives[n];
-        if transmit.flags & FIN != 0
+        if transmit.flags.contains(FIN)
             && (end != live.stream.len() || !matches!(live.ending, Ending::Fin | Ending::HalfClose))
         {
             return Err(format!("a FIN after {end} of {} octets of connection {}", live.stream.len(), live.id));

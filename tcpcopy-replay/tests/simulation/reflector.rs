@@ -20,14 +20,14 @@ impl Reflector {
     /// is given, if any.
     pub fn reflect(&mut self, report: &mut ResponseHeader, reported: bool) -> Option<Vec<u8>> {
         let seq = u32::from_be_bytes(report.seq);
-        if report.flags & SYN != 0 {
+        if report.flags.contains(SYN) {
             self.0.insert(report.flow, seq.wrapping_add(1));
             return None;
         }
         let answered = self.0.get_mut(&report.flow)?;
         let end = seq.wrapping_add(report.payload_len);
         let after = |a: u32, b: u32| a.wrapping_sub(b) as i32 > 0;
-        if report.payload_len == 0 || report.flags & RST != 0 || after(seq, *answered) {
+        if report.payload_len == 0 || report.flags.contains(RST) || after(seq, *answered) {
             return None;
         }
         report.options |= option::IN_ORDER;
@@ -35,7 +35,7 @@ impl Reflector {
             return None;
         }
         *answered = end;
-        if report.flags & PSH != 0 && report.payload_len <= LEFT_TO_THE_SOURCE {
+        if report.flags.contains(PSH) && report.payload_len <= LEFT_TO_THE_SOURCE {
             return None;
         }
         report.options |= option::REFLECTED;

@@ -244,7 +244,7 @@ impl Target {
             // The newest first: an old connection of the same four-tuple may still be in TIME-WAIT.
             if let Some(conn) = self.conns.iter_mut().rev().find(|c| c.peer == Some(report.flow)) {
                 let seq = u32::from_be_bytes(report.seq);
-                if report.flags & SYN != 0 {
+                if report.flags.contains(SYN) {
                     conn.iss = Some(seq);
                 }
                 answers = conn.answers_in(seq, report.payload_len);

@@ -12,7 +12,7 @@ use smoltcp::{
 use tcpcopy_common::{
     flow::Flow,
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 use tcpcopy_replay::Transmit;
 
@@ -32,12 +32,12 @@ pub fn packets(transmit: &Transmit<'_>) -> Vec<Vec<u8>> {
     }
 }
 
-fn packet(transmit: &Transmit<'_>, offset: usize, payload: &[u8], flags: u8) -> Vec<u8> {
+fn packet(transmit: &Transmit<'_>, offset: usize, payload: &[u8], flags: TcpFlags) -> Vec<u8> {
     let control = match flags & (SYN | FIN | RST | PSH) {
-        f if f & RST != 0 => TcpControl::Rst,
-        f if f & SYN != 0 => TcpControl::Syn,
-        f if f & FIN != 0 => TcpControl::Fin,
-        f if f & PSH != 0 => TcpControl::Psh,
+        f if f.contains(RST) => TcpControl::Rst,
+        f if f.contains(SYN) => TcpControl::Syn,
+        f if f.contains(FIN) => TcpControl::Fin,
+        f if f.contains(PSH) => TcpControl::Psh,
         _ => TcpControl::None,
     };
     let syn = transmit.options.syn;
@@ -46,7 +46,7 @@ fn packet(transmit: &Transmit<'_>, offset: usize, payload: &[u8], flags: u8) -> 
         dst_port: u16::from_be_bytes(transmit.flow.server_port),
         control,
         seq_number: TcpSeqNumber(transmit.seq.wrapping_add(offset as u32) as i32),
-        ack_number: (flags & ACK != 0).then_some(TcpSeqNumber(transmit.ack as i32)),
+        ack_number: flags.contains(ACK).then_some(TcpSeqNumber(transmit.ack as i32)),
         window_len: transmit.window,
         window_scale: syn.and_then(|s| s.window_scale),
         max_seg_size: syn.map(|s| s.mss),
@@ -88,7 +88,7 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
     report.ack = if tcp.ack() { (tcp.ack_number().0 as u32).to_be_bytes() } else { [0; 4] };
     report.window = tcp.window_len().to_be_bytes();
     let flags = [(tcp.fin(), FIN), (tcp.syn(), SYN), (tcp.rst(), RST), (tcp.psh(), PSH), (tcp.ack(), ACK)];
-    report.flags = flags.iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum();
+    report.flags = flags.into_iter().fold(TcpFlags::NONE, |all, (set, flag)| all | flag.when(set));
     report.window_scale = NO_WINDOW_SCALE;
     report.payload_len = tcp.payload().len() as u32;
     report.instance = instance;
@@ -140,7 +140,7 @@ pub fn described(report: &ResponseHeader, answers: &[(u8, u8)]) -> String {
 }
 
 /// Control bits, as tcpdump shows them.
-pub fn letters(flags: u8) -> String {
+pub fn letters(flags: TcpFlags) -> String {
     let all = [(SYN, 'S'), (FIN, 'F'), (RST, 'R'), (PSH, 'P'), (ACK, '.')];
-    all.iter().filter(|(bit, _)| flags & bit != 0).map(|&(_, letter)| letter).collect()
+    all.iter().filter(|&&(flag, _)| flags.contains(flag)).map(|&(_, letter)| letter).collect()
 }

@@ -187,7 +187,7 @@ impl World<'_> {
                 eprintln!("{:11.6} send     {}", self.now.since(START).as_secs_f64(), wire::shown(&transmit));
             }
             self.oracle.sends(&transmit)?;
-            if transmit.flags & SYN != 0 {
+            if transmit.flags.contains(SYN) {
                 let mark = transmit.options.syn.ok_or("a SYN without options")?.mark;
                 if mark != Mark::new(&KEY, INSTANCE, &transmit.flow, transmit.seq.to_be_bytes()) {
                     return Err("a SYN whose mark the target would refuse".to_owned());

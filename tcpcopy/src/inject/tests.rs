@@ -253,7 +253,7 @@ fn a_listener_accepts_the_bytes_of_an_injected_connection() {
                 let version = if addr(target).is_ipv6() { 0x60 } else { 0x45 };
                 if frame[6..12] == PEER_MAC
                     && frame[14] == version
-                    && frame[tcp + 13] == tcp_flags::SYN | tcp_flags::ACK
+                    && frame[tcp + 13] == (tcp_flags::SYN | tcp_flags::ACK).octet()
                 {
                     break frame[tcp..].to_vec();
                 }

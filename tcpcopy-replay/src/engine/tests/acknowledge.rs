@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpcopy_common::{
     response::option,
-    tcp_flags::{ACK, FIN, SYN},
+    tcp_flags::{ACK, FIN, SYN, TcpFlags},
 };
 
 use super::{
@@ -73,7 +73,7 @@ fn the_end_of_the_handshake_rides_on_the_first_request_and_the_fin_s_acknowledge
     lab.run_ms(100);
     lab.assert_nothing_lost();
     assert_eq!(lab.engine.stats().pure_acks, before.0);
-    let flags: Vec<u8> = lab.sent[before.1..].iter().map(|packet| packet.flags & (SYN | FIN | ACK)).collect();
+    let flags: Vec<TcpFlags> = lab.sent[before.1..].iter().map(|packet| packet.flags & (SYN | FIN | ACK)).collect();
     assert_eq!(flags, [SYN, ACK, FIN | ACK]);
 }
 
@@ -180,8 +180,8 @@ fn a_distant_client_acknowledges_the_target_s_fin_however_it_ends() {
         client.fin(&mut lab, 100);
         lab.run_ms(200);
         lab.assert_nothing_lost();
-        let fin = lab.sent.iter().position(|packet| packet.flags & FIN != 0).unwrap();
-        let after: Vec<(u8, u32)> =
+        let fin = lab.sent.iter().position(|packet| packet.flags.contains(FIN)).unwrap();
+        let after: Vec<(TcpFlags, u32)> =
             lab.sent[fin + 1..].iter().map(|p| (p.flags, p.ack.wrapping_sub(lab.sent[fin].ack))).collect();
         assert_eq!(after, if target_first { vec![] } else { vec![(ACK, 1)] });
     }

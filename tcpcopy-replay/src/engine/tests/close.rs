@@ -236,7 +236,7 @@ fn a_target_that_always_resets_is_not_tried_for_ever() {
     lab.run_ms(5000);
     let stats = lab.engine.stats();
     assert_eq!((stats.reconnects, stats.sessions.aborted.get(Reason::TargetReset)), (2, 1));
-    assert_eq!(lab.sent.iter().filter(|p| p.flags & SYN != 0).count(), 3);
+    assert_eq!(lab.sent.iter().filter(|p| p.flags.contains(SYN)).count(), 3);
 }
 
 #[test]
@@ -460,13 +460,13 @@ fn late_reports_of_an_earlier_connection_cost_no_syn_retries() {
         lab.engine.handle_response(lab.now, super::harness::TARGET, &late);
         lab.settle();
         if n == 9 {
-            let syns = lab.sent.iter().filter(|packet| packet.flags & SYN != 0).count();
+            let syns = lab.sent.iter().filter(|packet| packet.flags.contains(SYN)).count();
             assert_eq!(syns, 4, "the first, and three at once");
         }
         lab.run_ms(10);
     }
     assert_eq!(lab.engine.stats().resets_sent, 200, "each is told that its connection is over");
-    let syns = |lab: &Lab| lab.sent.iter().filter(|p| p.flags & SYN != 0).count();
+    let syns = |lab: &Lab| lab.sent.iter().filter(|p| p.flags.contains(SYN)).count();
     assert!(syns(&lab) <= 12, "{} SYNs in two seconds", syns(&lab));
     let before = lab.engine.stats().timeouts;
     assert!(before <= 1, "they do not put the timer off, nor count as its expiry: {before}");

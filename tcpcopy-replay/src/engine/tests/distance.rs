@@ -1,6 +1,6 @@
 //! Replayed clients that seem as far away as their live ones (`-R live`), and what that does to a target.
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN, TcpFlags};
 
 use super::{
     harness::{Client, Lab, MS, config},
@@ -25,7 +25,7 @@ fn open(lab: &mut Lab, port: u16, round_trip: u64) -> Client {
 }
 
 /// What the engine has sent from this port after the handshake: when it arrived is for the caller to know.
-fn sent(lab: &Lab, client: &Client) -> Vec<(u8, u32, usize)> {
+fn sent(lab: &Lab, client: &Client) -> Vec<(TcpFlags, u32, usize)> {
     let ours = lab.sent.iter().filter(|packet| packet.flow.client_port == client.flow.client_port);
     ours.map(|packet| (packet.flags & (SYN | ACK | FIN | PSH), packet.ack, packet.payload.len())).collect()
 }

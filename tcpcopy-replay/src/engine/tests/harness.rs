@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
     response::{ResponseHeader, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
 use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
@@ -361,7 +361,7 @@ impl Client {
         Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70 }
     }
 
-    pub fn segment<'a>(&self, lab: &Lab, flags: u8, payload: &'a [u8]) -> LiveSegment<'a> {
+    pub fn segment<'a>(&self, lab: &Lab, flags: TcpFlags, payload: &'a [u8]) -> LiveSegment<'a> {
         LiveSegment {
             time: lab.now,
             flow: self.flow,

@@ -1,7 +1,7 @@
 //! Two thousand clients at once, none of which does what a textbook's does, on a path that loses a little: no session gets
 //! stuck, nothing panics, and the counts add up.
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags};
 
 use super::{
     harness::{Client, Lab, Weather, config},
@@ -27,7 +27,7 @@ impl Rogue {
     }
 
     /// A segment at a place relative to the next one; the engine gets it without a word of the others in between.
-    fn say(&self, lab: &mut Lab, offset: i32, flags: u8, payload: &[u8]) {
+    fn say(&self, lab: &mut Lab, offset: i32, flags: TcpFlags, payload: &[u8]) {
         let segment = self.client.segment(lab, flags, payload);
         let seq = segment.seq.wrapping_add_signed(offset);
         lab.engine.handle_live(lab.now, &LiveSegment { seq, ..segment });
@@ -87,7 +87,7 @@ impl Rogue {
             (8, 1) => self.say(lab, 0, SYN | FIN, LINE),
             (8, 2) => self.say(lab, 0, SYN | RST, &[]),
             (8, 3) => self.say(lab, 0, ACK | FIN, LINE),
-            (8, 4..) => self.say(lab, turn as i32 * 50, 0xff, LINE),
+            (8, 4..) => self.say(lab, turn as i32 * 50, TcpFlags::from_octet(0xff), LINE),
             // Both sides close at once: the target after its first answer.
             (9, 1) => self.line(lab),
             (9, 2) => self.say(lab, 0, ACK | FIN, &[]),

@@ -2,7 +2,7 @@
 
 use tcpcopy_common::{
     response::kind,
-    tcp_flags::{RST, SYN},
+    tcp_flags::{RST, SYN, TcpFlags},
 };
 
 use super::{
@@ -36,7 +36,7 @@ fn an_idle_connection_is_asked_for_and_reset() {
     let sent = lab.sent.len();
     lab.restart_intercept(500);
     lab.run_ms(5);
-    let flags: Vec<u8> = lab.sent[sent..].iter().map(|packet| packet.flags).collect();
+    let flags: Vec<TcpFlags> = lab.sent[sent..].iter().map(|packet| packet.flags).collect();
     assert_eq!(flags, [SYN, RST]);
     assert_clean(&lab, 1);
     let stats = lab.engine.stats();

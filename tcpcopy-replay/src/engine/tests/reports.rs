@@ -2,7 +2,7 @@
 
 use tcpcopy_common::{
     response::{ResponseHeader, kind},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
 use super::harness::{CREDENTIALS, Client, Lab, TARGET};
@@ -61,7 +61,9 @@ fn a_collision_reported_after_the_target_has_answered_is_stale() {
 #[test]
 fn a_stray_segment_that_acknowledges_nothing_is_reset_with_the_number_after_it() {
     // (flags, payload, what the RST acknowledges beyond the stray's number)
-    for (flags, payload_len, beyond) in [(0, 0, 0), (SYN, 0, 1), (FIN, 0, 1), (PSH | FIN, 10, 11), (SYN | FIN, 5, 7)] {
+    for (flags, payload_len, beyond) in
+        [(TcpFlags::NONE, 0, 0), (SYN, 0, 1), (FIN, 0, 1), (PSH | FIN, 10, 11), (SYN | FIN, 5, 7)]
+    {
         let mut lab = Lab::new();
         let mut stray: ResponseHeader = bytemuck::Zeroable::zeroed();
         stray.flow = Client::new(1).flow;
@@ -71,7 +73,7 @@ fn a_stray_segment_that_acknowledges_nothing_is_reset_with_the_number_after_it()
         lab.engine.handle_response(lab.now, TARGET, &stray);
         let reset = lab.engine.poll_transmit(lab.now).unwrap();
         let expected = (RST | ACK, 0, (u32::MAX - 3).wrapping_add(beyond), 0);
-        assert_eq!((reset.flags, reset.seq, reset.ack, reset.window), expected, "flags {flags:#x}");
+        assert_eq!((reset.flags, reset.seq, reset.ack, reset.window), expected, "flags {flags:?}");
     }
 }
 
@@ -141,7 +143,7 @@ fn what_a_connection_that_is_being_opened_cannot_use_is_stale() {
         lab.settle();
         let stats = lab.engine.stats();
         let what = (stats.stale_responses, stats.sessions.active, stats.connected, lab.sent.len());
-        assert_eq!(what, (1, 1, 0, 1), "flags {flags:#x}, number {beyond}");
+        assert_eq!(what, (1, 1, 0, 1), "flags {flags:?}, number {beyond}");
     }
 }
 
@@ -160,14 +162,14 @@ fn an_open_connection_is_ended_by_a_bare_reset_with_a_number_of_its_own() {
         segment.flags = flags;
         segment.seq = last.ack.wrapping_add(beyond).to_be_bytes();
         // Of nothing that was sent; but for what has no ACK flag, where the number would be right.
-        segment.ack = if flags & ACK == 0 { last.seq } else { last.seq.wrapping_add(999) }.to_be_bytes();
-        segment.payload_len = u32::from(flags & PSH != 0);
+        segment.ack = if flags.contains(ACK) { last.seq.wrapping_add(999) } else { last.seq }.to_be_bytes();
+        segment.payload_len = u32::from(flags.contains(PSH));
         let before = lab.engine.stats().stale_responses;
         lab.engine.handle_response(lab.now, TARGET, &segment);
         let stale = lab.engine.stats().stale_responses - before;
-        assert_eq!(stale == 0, ends, "flags {flags:#x}, number {beyond}");
+        assert_eq!(stale == 0, ends, "flags {flags:?}, number {beyond}");
         client.send(&mut lab, 100, b"two\n");
         lab.run_ms(200);
-        assert_eq!(lab.engine.stats().reconnects, u64::from(ends), "flags {flags:#x}, number {beyond}");
+        assert_eq!(lab.engine.stats().reconnects, u64::from(ends), "flags {flags:?}, number {beyond}");
     }
 }

@@ -41,7 +41,7 @@ fn a_syn_with_other_flags_changes_nothing_on_a_known_connection() {
         let odd = client.segment(&lab, flags, b"odd\n");
         lab.live(&odd);
         lab.run_ms(5);
-        assert_eq!(lab.only().received, b"one\n", "flags {flags:#x}");
+        assert_eq!(lab.only().received, b"one\n", "flags {flags:?}");
         assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::Nonsense), 4);
     }
 }

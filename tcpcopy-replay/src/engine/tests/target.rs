@@ -7,7 +7,7 @@ use tcpcopy_common::{
     flow::Flow,
     mark::{Mark, MarkKey},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
 use crate::{segment::TransmitOptions, time::Nanos};
@@ -23,7 +23,7 @@ pub(crate) struct Packet {
     pub flow: Flow,
     pub seq: u32,
     pub ack: u32,
-    pub flags: u8,
+    pub flags: TcpFlags,
     pub options: TransmitOptions,
     pub payload: Vec<u8>,
 }
@@ -62,7 +62,7 @@ pub(crate) struct Conn {
     snd_nxt: u32,
     snd_una: u32,
     /// Sent and not acknowledged: sequence number, length, flags.
-    unacked: Vec<(u32, u32, u8)>,
+    unacked: Vec<(u32, u32, TcpFlags)>,
     timer: Option<u64>,
     /// When the timer was started anew (RFC 6298, sections 5.1 and 5.3).
     restarted: u64,
@@ -121,8 +121,8 @@ impl Target {
         }
     }
 
-    fn header(&self, flow: Flow, conn: Option<&Conn>, seq: u32, len: u32, flags: u8) -> ResponseHeader {
-        let scale = if flags & SYN != 0 { 0 } else { self.window_scale.unwrap_or(0) };
+    fn header(&self, flow: Flow, conn: Option<&Conn>, seq: u32, len: u32, flags: TcpFlags) -> ResponseHeader {
+        let scale = if flags.contains(SYN) { 0 } else { self.window_scale.unwrap_or(0) };
         let window = (self.window.unwrap_or(60_000) >> scale).min(65_535) as u16;
         ResponseHeader {
             time_ns: 0,
@@ -131,12 +131,12 @@ impl Target {
             ack: conn.map_or(0, |c| c.rcv_nxt).to_be_bytes(),
             window: window.to_be_bytes(),
             flags,
-            window_scale: self.window_scale.filter(|_| flags & SYN != 0).unwrap_or(NO_WINDOW_SCALE),
+            window_scale: self.window_scale.filter(|_| flags.contains(SYN)).unwrap_or(NO_WINDOW_SCALE),
             tsval: 99u32.to_be_bytes(),
             tsecr: conn.map_or(0, |c| c.echo).to_be_bytes(),
             payload_len: len,
             instance: self.instance,
-            mss: if flags & SYN != 0 { self.mss.to_be_bytes() } else { [0; 2] },
+            mss: if flags.contains(SYN) { self.mss.to_be_bytes() } else { [0; 2] },
             kind: kind::SEGMENT,
             options: if self.timestamps { option::TIMESTAMPS } else { 0 },
             _reserved: [0; 4],
@@ -152,17 +152,17 @@ impl Target {
             p.payload.len() <= usize::from(self.mss) - if self.timestamps { 12 } else { 0 },
             "segment above the MSS"
         );
-        if p.flags & SYN != 0 {
+        if p.flags.contains(SYN) {
             self.handle_syn(&p, &mut out);
             return (out, later);
         }
         let Some(mut conn) = self.conns.remove(&p.flow) else {
-            if p.flags & RST == 0 {
+            if !p.flags.contains(RST) {
                 out.push(self.header(p.flow, None, p.ack, 0, RST));
             }
             return (out, later);
         };
-        if p.flags & RST != 0 {
+        if p.flags.contains(RST) {
             if p.seq == conn.rcv_nxt {
                 conn.reset = true;
                 self.past.push((p.flow, conn));
@@ -193,7 +193,7 @@ impl Target {
         self.sessions.insert(p.flow);
         if self.refuse_syns.0 > 0 {
             self.refuse_syns.0 -= 1;
-            let mut refusal = self.header(p.flow, None, p.seq, 0, 0);
+            let mut refusal = self.header(p.flow, None, p.seq, 0, TcpFlags::NONE);
             refusal.kind = self.refuse_syns.1;
             out.push(refusal);
             return;
@@ -249,7 +249,7 @@ impl Target {
     }
 
     fn handle_ack(&mut self, now: Nanos, p: &Packet, conn: &mut Conn, later: &mut Vec<(u64, Later)>) {
-        assert!(p.flags & ACK != 0);
+        assert!(p.flags.contains(ACK));
         assert!(p.ack.wrapping_sub(conn.snd_nxt) as i32 <= 0, "acknowledges what was never sent");
         if !conn.established {
             conn.established = true;
@@ -262,7 +262,7 @@ impl Target {
             conn.restarted = now.0;
             let una = conn.snd_una;
             conn.unacked.retain(|&(seq, len, flags)| {
-                let end = seq.wrapping_add(len).wrapping_add(u32::from(flags & FIN != 0));
+                let end = seq.wrapping_add(len).wrapping_add(u32::from(flags.contains(FIN)));
                 end.wrapping_sub(una) as i32 > 0
             });
         }
@@ -279,7 +279,7 @@ impl Target {
         out: &mut Vec<ResponseHeader>,
         later: &mut Vec<(u64, Later)>,
     ) {
-        let fin = p.flags & FIN != 0;
+        let fin = p.flags.contains(FIN);
         let behind = p.seq.wrapping_sub(conn.rcv_nxt) as i32;
         let nothing = p.payload.is_empty() && !fin;
         if nothing {

@@ -56,8 +56,8 @@ impl Session {
 
     fn handle_while_connecting(&mut self, r: &ResponseHeader, cx: &mut Context<'_>) -> Outcome {
         let ack = ReplaySeq::from_be(r.ack);
-        let ours = r.flags & ACK != 0 && ack == self.opening.isn.plus(1);
-        if r.flags & RST != 0 {
+        let ours = r.flags.contains(ACK) && ack == self.opening.isn.plus(1);
+        if r.flags.contains(RST) {
             if ours {
                 return Outcome::Aborted(Reason::TargetRefused, Farewell::Nothing);
             }
@@ -67,7 +67,7 @@ impl Session {
         if !ours {
             // RFC 9293, section 3.5.1: the target still holds a connection that we know nothing of.
             cx.stats.stale_responses += 1;
-            if r.flags & ACK == 0 {
+            if !r.flags.contains(ACK) {
                 return Outcome::Continue;
             }
             // Our RST ends that connection, but its challenge has cost us the SYN. What comes late may be none, so that
@@ -81,7 +81,7 @@ impl Session {
             }
             return Outcome::HalfOpen(ack);
         }
-        if r.flags & SYN == 0 {
+        if !r.flags.contains(SYN) {
             cx.stats.stale_responses += 1;
             return Outcome::Continue;
         }
@@ -141,7 +141,7 @@ impl Session {
         let (first, origin) = (self.seq_of(self.origin), self.origin);
         let State::Open(open) = &mut self.state else { return Outcome::Continue };
         let seq = TargetSeq::from_be(r.seq);
-        let acked = if r.flags & ACK == 0 { None } else { open.offset_of(ReplaySeq::from_be(r.ack), first, origin) };
+        let acked = if r.flags.contains(ACK) { open.offset_of(ReplaySeq::from_be(r.ack), first, origin) } else { None };
         let plausible = if r.flags & (ACK | RST) == RST {
             open.receiver.is_plausible_reset(seq)
         } else {
@@ -153,10 +153,10 @@ impl Session {
         }
         cx.stats.response_segments += 1;
         self.heard = cx.now;
-        if r.flags & RST != 0 {
+        if r.flags.contains(RST) {
             return self.after_reset(stream, cx.config);
         }
-        if r.flags & SYN != 0 {
+        if r.flags.contains(SYN) {
             // The SYN-ACK again: our ACK was lost.
             open.acknowledger.repeat();
             return Outcome::Continue;
@@ -168,7 +168,7 @@ impl Session {
                 *echo = u32::from_be_bytes(r.tsval);
             }
         }
-        let pure = r.payload_len == 0 && r.flags & FIN == 0;
+        let pure = r.payload_len == 0 && !r.flags.contains(FIN);
         self.acknowledged(acked, r, pure, stream, cx);
         self.received(seq, acked, r, cx);
 
@@ -245,8 +245,8 @@ impl Session {
     /// RCV.NXT and everything that depends on it.
     fn received(&mut self, seq: TargetSeq, acked: u64, r: &ResponseHeader, cx: &mut Context<'_>) {
         let State::Open(open) = &mut self.state else { return };
-        let fin = r.flags & FIN != 0;
-        if r.flags & (PSH | FIN) != 0 {
+        let fin = r.flags.contains(FIN);
+        if r.flags.intersects(PSH | FIN) {
             open.receiver.note_end(seq.plus(r.payload_len));
         }
         if r.options & option::IN_ORDER != 0 {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, SYN, TcpFlags};
 
 use super::{Answers, Context, Farewell, Open, Outcome, Session, State};
 use crate::{
@@ -23,7 +23,7 @@ pub(crate) struct Plan {
     pub seq: u32,
     pub ack: u32,
     pub window: u16,
-    pub flags: u8,
+    pub flags: TcpFlags,
     pub options: TransmitOptions,
     pub segment_size: u16,
     /// Stream offset of the first octet, and how many.
@@ -124,12 +124,12 @@ impl Session {
             // An octet that the target has already acknowledged, left out: it answers with its window, and nothing is
             // sent that it has no room for (as Linux does; RFC 9293, section 3.8.6.1 asks for an octet of new data).
             let offset = open.una.wrapping_sub(1);
-            return Poll::Transmit(self.plan(offset, 0, ACK, 0));
+            return Poll::Transmit(self.plan(offset, 0, ACK));
         }
         if open.acknowledger.is_due() {
             cx.stats.pure_acks += 1;
             let high = open.high;
-            let plan = self.plan(high, 0, ACK, 0);
+            let plan = self.plan(high, 0, ACK);
             if let State::Open(open) = &mut self.state {
                 open.acknowledger.told_alone(cx.now, &open.receiver);
             }
@@ -139,7 +139,7 @@ impl Session {
     }
 
     /// A segment of the present connection; whatever it is, it acknowledges.
-    fn plan(&mut self, offset: u64, len: usize, flags: u8, fin: u8) -> Plan {
+    fn plan(&mut self, offset: u64, len: usize, flags: TcpFlags) -> Plan {
         let seq = self.seq_of(offset).get();
         let tsval = self.opening.tsval;
         let (ack, echo, segment_size) = match &mut self.state {
@@ -154,7 +154,7 @@ impl Session {
             seq,
             ack,
             window: WINDOW,
-            flags: ACK | flags | fin,
+            flags: ACK | flags,
             options: TransmitOptions { syn: None, timestamps: echo.map(|echo| (tsval, echo)) },
             segment_size,
             offset,
@@ -170,12 +170,12 @@ impl Session {
         }
         let una = open.una;
         let len = (open.high.min(stream.end()).saturating_sub(una)).min(u64::from(open.segment_size)) as usize;
-        let fin = if len == 0 { FIN } else { 0 };
+        let fin = FIN.when(len == 0);
         open.timed = None;
         self.retransmit_at = Moment::at(cx.now.after(self.rto.current()));
         cx.stats.retransmitted_segments += 1;
         cx.stats.retransmitted_bytes += len as u64;
-        Some(self.plan(una, len, 0, fin))
+        Some(self.plan(una, len, fin))
     }
 
     /// As much from SND.NXT as the windows and the gate allow.
@@ -229,7 +229,7 @@ impl Session {
             open.timed = open.timed.or_else(|| NonZeroU64::new(open.nxt).map(|offset| (offset, cx.now)));
         }
         self.retransmit_at.set_once(cx.now.after(self.rto.current()));
-        Some(self.plan(from, len, if push { PSH } else { 0 }, 0))
+        Some(self.plan(from, len, PSH.when(push)))
     }
 
     /// Passes the segments that begin in `from..from + len`, until one has to wait for an answer.
@@ -341,7 +341,7 @@ impl Session {
             cx.stats.fins.send(1);
         }
         self.retransmit_at.set_once(cx.now.after(self.rto.current()));
-        Some(self.plan(offset, 0, 0, FIN))
+        Some(self.plan(offset, 0, FIN))
     }
 
     /// Whether everything before the live client's RST has arrived, so that the RST may follow.

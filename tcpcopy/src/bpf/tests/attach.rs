@@ -96,7 +96,7 @@ fn read_stream(reader: &mut RingReader, length: usize) -> usize {
     let mut longest = 0;
     read_until(reader, |record| {
         let segment = LiveSegment::parse(record).unwrap();
-        if segment.flags & SYN != 0 {
+        if segment.flags.contains(SYN) {
             first = Some(segment.seq.wrapping_add(1));
         }
         let at = segment.seq.wrapping_sub(first.expect("the SYN comes first")) as usize;

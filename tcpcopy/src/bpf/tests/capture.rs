@@ -1,4 +1,7 @@
-use tcpcopy_common::counters::CaptureCounter::{self, *};
+use tcpcopy_common::{
+    counters::CaptureCounter::{self, *},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+};
 use tcpcopy_replay::LiveSegment;
 
 use super::{
@@ -151,10 +154,10 @@ fn segments_of_matching_flows_are_copied_whole() {
             3,
             Packet { extensions: vec![hop_by_hop, destination_options, authentication, atomic_fragment], ..v6() },
         ),
-        ("SYN with options", 1, Packet { flags: 0x02, options: (0..40).collect(), payload: vec![], ..v4() }),
-        ("SYN with payload", 1, Packet { flags: 0x02, ..v4() }),
-        ("FIN", 1, Packet { flags: 0x11, payload: vec![], ..v4() }),
-        ("RST", 1, Packet { flags: 0x04, payload: vec![], ..v4() }),
+        ("SYN with options", 1, Packet { flags: SYN, options: (0..40).collect(), payload: vec![], ..v4() }),
+        ("SYN with payload", 1, Packet { flags: SYN, ..v4() }),
+        ("FIN", 1, Packet { flags: FIN | ACK, payload: vec![], ..v4() }),
+        ("RST", 1, Packet { flags: RST, payload: vec![], ..v4() }),
         ("options and payload", 1, Packet { options: vec![1; 12], ..v4() }),
     ];
     for hook in [Hook::Tc, Hook::Xdp] {
@@ -197,8 +200,8 @@ fn what_is_not_copied_has_a_reason() {
         ("response", None, packet("10.0.0.3:80", "192.0.2.7:40000")),
         ("three VLAN tags", None, Packet { vlan_ethertypes: vec![0x8100; 3], ..v4() }),
         ("ESP", None, Packet { extensions: vec![(50, vec![0; 16])], ..v6() }),
-        ("pure ACK", Some(PureAck), Packet { flags: 0x10, payload: vec![], ..v4() }),
-        ("padded pure ACK", Some(PureAck), Packet { flags: 0x10, payload: vec![], padding: 6, ..v4() }),
+        ("pure ACK", Some(PureAck), Packet { flags: ACK, payload: vec![], ..v4() }),
+        ("padded pure ACK", Some(PureAck), Packet { flags: ACK, payload: vec![], padding: 6, ..v4() }),
         ("first fragment", Some(Fragment), Packet { fragment_flags_offset: 0x2000, ..v4() }),
         ("later fragment", Some(Fragment), Packet { fragment_flags_offset: 3, ..v4() }),
         (
@@ -301,17 +304,17 @@ fn a_small_ring_goes_round_and_a_full_one_loses_copies_with_a_count() {
     let mut fixture = Fixture::with_ring(Hook::Tc, 1, 4096);
     let segment = |seq, flags| Packet { seq, flags, payload: vec![seq as u8; 1000], ..packet(CLIENT4, "10.0.0.3:80") };
     for seq in 0..50 {
-        fixture.expect_copy("round", &segment(seq, 0x18), 1);
+        fixture.expect_copy("round", &segment(seq, ACK | PSH), 1);
     }
     assert!(!fixture.readers[0].has_lost());
     // Three records of 1600 octets do not fit.
     for seq in 0..3 {
-        fixture.run(&segment(seq, 0x13).bytes());
+        fixture.run(&segment(seq, SYN | ACK | FIN).bytes());
     }
     assert_eq!((fixture.count(RingFull), fixture.count(RingFullBytes), fixture.count(RingFullControl)), (1, 1000, 2));
     assert!(fixture.readers[0].has_lost() && !fixture.readers[0].has_lost(), "told once");
     assert_eq!(fixture.readers[0].drain(10, |_| {}), 2);
-    fixture.expect_copy("room again", &segment(9, 0x18), 1);
+    fixture.expect_copy("room again", &segment(9, ACK | PSH), 1);
 }
 
 #[test]
@@ -346,9 +349,8 @@ fn a_sample_takes_connections_whole_and_a_growing_one_keeps_those_it_has() {
             fixture.capture.set_share(share).unwrap();
             let mut now = 0;
             for port in 40_000..40_200 {
-                let syn =
-                    Packet { flags: 0x02, payload: vec![], ..packet(&format!("192.0.2.7:{port}"), "10.0.0.3:80") };
-                let data = Packet { flags: 0x18, payload: b"x".to_vec(), ..syn.clone() };
+                let syn = Packet { flags: SYN, payload: vec![], ..packet(&format!("192.0.2.7:{port}"), "10.0.0.3:80") };
+                let data = Packet { flags: ACK | PSH, payload: b"x".to_vec(), ..syn.clone() };
                 let what = format!("{percent} %, port {port}, {hook:?}");
                 if share.includes(syn.flow().draw(7)) {
                     now += 1;
@@ -420,8 +422,8 @@ fn the_acknowledgement_that_ends_a_handshake_is_copied_once_and_no_other() {
             // The last ISN wraps to the number that an empty slot holds.
             for isn in [7, u32::MAX - 1, u32::MAX] {
                 let what = |what| format!("{what}, {client}, ISN {isn}, {hook:?}");
-                let syn = Packet { flags: 0x02, payload: vec![], seq: isn, ack: 0, ..packet(client, server) };
-                let ack = Packet { flags: 0x10, seq: isn.wrapping_add(1), ack: 9, ..syn.clone() };
+                let syn = Packet { flags: SYN, payload: vec![], seq: isn, ack: 0, ..packet(client, server) };
+                let ack = Packet { flags: ACK, seq: isn.wrapping_add(1), ack: 9, ..syn.clone() };
                 fixture.expect_copy(&what("SYN"), &syn, rule);
                 // Keep-alive probe, somebody else's, after data: pure acknowledgements too.
                 for seq in [isn, isn.wrapping_add(2)] {
@@ -437,9 +439,9 @@ fn the_acknowledgement_that_ends_a_handshake_is_copied_once_and_no_other() {
             }
         }
         // Data in the SYN is acknowledged with it (RFC 7413).
-        let syn = Packet { flags: 0x02, payload: b"early".to_vec(), seq: 7, ack: 0, ..packet(CLIENT4, "10.0.0.3:80") };
+        let syn = Packet { flags: SYN, payload: b"early".to_vec(), seq: 7, ack: 0, ..packet(CLIENT4, "10.0.0.3:80") };
         fixture.expect_copy("SYN with data", &syn, 1);
-        let ack = Packet { flags: 0x10, payload: vec![], seq: 13, ack: 9, ..syn };
+        let ack = Packet { flags: ACK, payload: vec![], seq: 13, ack: 9, ..syn };
         fixture.expect_copy("the end after data", &ack, 1);
         fixture.expect_none("no rule", &Packet { ..packet(CLIENT4, "10.0.0.3:81") }, None);
     }
@@ -452,9 +454,9 @@ fn without_being_asked_for_no_acknowledgement_is_copied() {
     }
     for hook in [Hook::Tc, Hook::Xdp] {
         let mut fixture = Fixture::new(hook, 1);
-        let syn = Packet { flags: 0x02, payload: vec![], ..packet(CLIENT4, "10.0.0.3:80") };
+        let syn = Packet { flags: SYN, payload: vec![], ..packet(CLIENT4, "10.0.0.3:80") };
         fixture.expect_copy("SYN", &syn, 1);
-        let ack = Packet { flags: 0x10, seq: syn.seq + 1, ..syn };
+        let ack = Packet { flags: ACK, seq: syn.seq + 1, ..syn };
         fixture.expect_none("the end", &ack, Some(PureAck));
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use bytemuck::{Pod, Zeroable};
-use tcpcopy_common::counters::{CaptureCounter, TargetCounter};
+use tcpcopy_common::{
+    counters::{CaptureCounter, TargetCounter},
+    tcp_flags::{ACK, SYN},
+};
 
 use super::{
     capture::{self, CLIENT4},
@@ -138,8 +141,8 @@ fn capturing(hook: Hook, program: &'static str, baseline: impl Fn(&[u8]) -> u128
     let table = [
         ("not IP", vec![0; 64]),
         ("no rule, 512 octets", segment(512, 81).bytes()),
-        ("pure ACK", Packet { flags: 0x10, ..segment(0, 80) }.bytes()),
-        ("SYN", Packet { flags: 0x02, ..segment(0, 80) }.bytes()),
+        ("pure ACK", Packet { flags: ACK, ..segment(0, 80) }.bytes()),
+        ("SYN", Packet { flags: SYN, ..segment(0, 80) }.bytes()),
         ("copied, 64 octets", segment(64, 80).bytes()),
         ("copied, 512 octets", segment(512, 80).bytes()),
         ("copied, 1448 octets", segment(1448, 80).bytes()),
@@ -174,7 +177,7 @@ fn answering(baseline: impl Fn(&[u8]) -> u128) {
         ("learn", "not IP", vec![0; 64]),
         ("learn", "of the target's own", request("192.0.2.8:40000").bytes()),
         ("learn", "of a session", request(CLIENT4).bytes()),
-        ("learn", "SYN of the target's own", Packet { flags: 2, ..request("192.0.2.8:40000") }.bytes()),
+        ("learn", "SYN of the target's own", Packet { flags: SYN, ..request("192.0.2.8:40000") }.bytes()),
         ("learn", "SYN with the mark of a session", marked_syn(CLIENT4, 1, 7).bytes()),
         ("swallow_tcx", "not IP", vec![0; 64]),
         ("swallow_tcx", "of the target's own", response("192.0.2.8:40000", 512).bytes()),

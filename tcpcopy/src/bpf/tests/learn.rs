@@ -5,6 +5,7 @@ use tcpcopy_common::{
     flow::Flow,
     mark::{Mark, MarkKey},
     response::{ResponseHeader, Session, WireStats, kind},
+    tcp_flags::{ACK, FIN, PSH, SYN},
 };
 
 use super::{
@@ -16,7 +17,6 @@ use crate::bpf::{InterceptSetup, Interceptor, RingReader, TcAttach};
 
 pub(super) const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
 const ISN: u32 = 0xdead_beef;
-const SYN: u8 = 0x02;
 
 /// The programs of the target with two instances, 1 and 2, of the same key.
 pub(super) struct Fixture {
@@ -138,7 +138,7 @@ fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
         let syn = marked_syn(client, 1, ISN);
         fixture.expect(what, &syn, TCX_NEXT, Some(Learned));
         fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
-        let data = Packet { flags: 0x19, payload: vec![0; 100], options: vec![1; 12], ..syn.clone() };
+        let data = Packet { flags: ACK | PSH | FIN, payload: vec![0; 100], options: vec![1; 12], ..syn.clone() };
         fixture.expect(what, &data, TCX_NEXT, None);
         let session = fixture.entries().into_iter().find(|(flow, _)| *flow == syn.flow());
         let (_, session) = session.expect("the session is there");
@@ -203,8 +203,8 @@ fn what_bears_no_mark_passes() {
         ("length zero", Packet { options: vec![253, 0, b't', b'c'], ..syn.clone() }),
         ("forty times nothing", Packet { options: vec![1; 40], ..syn.clone() }),
         ("mark behind the end of options", Packet { options: [&[0; 6], &syn.options[6..]].concat(), ..syn.clone() }),
-        ("mark in a SYN+ACK", Packet { flags: 0x12, ..syn.clone() }),
-        ("mark in data", Packet { flags: 0x18, payload: vec![1; 10], ..syn.clone() }),
+        ("mark in a SYN+ACK", Packet { flags: SYN | ACK, ..syn.clone() }),
+        ("mark in data", Packet { flags: ACK | PSH, payload: vec![1; 10], ..syn.clone() }),
     ];
     for (what, packet) in &table {
         fixture.expect(what, packet, TCX_NEXT, None);
@@ -256,7 +256,7 @@ fn coalesced_segments_are_counted_as_they_were_on_the_wire() {
     let mut fixture = Fixture::new(16, 1 << 16);
     let syn = marked_syn("192.0.2.7:40000", 1, ISN);
     fixture.expect("marked", &syn, TCX_NEXT, Some(Learned));
-    let data = Packet { flags: 0x18, options: vec![], payload: vec![7; 900], ..syn }.bytes();
+    let data = Packet { flags: ACK | PSH, options: vec![], payload: vec![7; 900], ..syn }.bytes();
     let mut context = [0; CONTEXT.0];
     context[CONTEXT.1..][..4].copy_from_slice(&45u32.to_ne_bytes());
     let learn = fixture.interceptor.object().program::<SchedClassifier>("learn").unwrap();

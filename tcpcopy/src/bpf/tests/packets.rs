@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use tcpcopy_common::flow::Flow;
+use tcpcopy_common::{
+    flow::Flow,
+    tcp_flags::{ACK, PSH, TcpFlags},
+};
 
 /// A TCP segment with its headers. Every field can be set to something that no stack would send.
 #[derive(Clone, Debug)]
@@ -21,7 +24,7 @@ pub(super) struct Packet {
     pub(super) seq: u32,
     pub(super) ack: u32,
     pub(super) window: u16,
-    pub(super) flags: u8,
+    pub(super) flags: TcpFlags,
     /// In words, instead of what fits.
     pub(super) data_offset: Option<u8>,
     pub(super) options: Vec<u8>,
@@ -46,7 +49,7 @@ pub(super) fn packet(source: &str, destination: &str) -> Packet {
         seq: 0x0102_0304,
         ack: 0x0506_0708,
         window: 0x090a,
-        flags: 0x18,
+        flags: ACK | PSH,
         data_offset: None,
         options: Vec::new(),
         payload: b"GET / HTTP/1.1\r\n\r\n".to_vec(),
@@ -122,7 +125,7 @@ impl Packet {
         tcp.extend(self.destination.port().to_be_bytes());
         tcp.extend(self.seq.to_be_bytes());
         tcp.extend(self.ack.to_be_bytes());
-        tcp.extend([data_offset << 4, self.flags]);
+        tcp.extend([data_offset << 4, self.flags.octet()]);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);
         tcp.extend(&self.options);

@@ -1,7 +1,11 @@
 //! Responses that become their own acknowledgement.
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use tcpcopy_common::{counters::TargetCounter::*, response::option};
+use tcpcopy_common::{
+    counters::TargetCounter::*,
+    response::option,
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+};
 
 use super::{
     TC_ACT_REDIRECT, TC_ACT_STOLEN, TCX_NEXT,
@@ -15,7 +19,6 @@ const CLIENT4: &str = "192.0.2.7:40000";
 const CLIENT6: &str = "[2001:db8::7]:40000";
 const ISS: u32 = u32::MAX - 1000;
 const TIMESTAMPS: [u8; 12] = [1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
-const ACK: u8 = 0x10;
 
 fn server(client: &str) -> &'static str {
     if client.starts_with('[') { "[2001:db8::3]:80" } else { "10.0.0.3:80" }
@@ -33,7 +36,7 @@ fn fixture(attach: TcAttach, program: &'static str) -> Fixture {
     let mut fixture = Fixture::with_setup(&setup);
     for client in [CLIENT4, CLIENT6] {
         assert_eq!(fixture.run("learn", &marked_syn(client, 1, 7)), TCX_NEXT);
-        let syn_ack = Packet { seq: ISS, flags: 0x12, payload: vec![], ..packet(server(client), client) };
+        let syn_ack = Packet { seq: ISS, flags: SYN | ACK, payload: vec![], ..packet(server(client), client) };
         let (verdict, after) = run(&mut fixture, program, &syn_ack.bytes());
         assert_ne!(verdict, TCX_NEXT);
         assert_eq!(after, syn_ack.bytes());
@@ -141,15 +144,15 @@ fn what_the_source_can_acknowledge_as_well_or_must_is_left_to_it() {
     let swallowed = |verdict| verdict == TC_ACT_REDIRECT || verdict == TC_ACT_STOLEN;
     for (attach, program) in [(TcAttach::Tcx, "swallow_tcx"), (TcAttach::Clsact, "swallow_clsact")] {
         let mut fixture = fixture(attach, program);
-        let small = Packet { flags: 0x18, ..piece(CLIENT4, 0, 500) };
+        let small = Packet { flags: ACK | PSH, ..piece(CLIENT4, 0, 500) };
         let table = [
             ("a small answer", small.clone(), option::IN_ORDER),
             ("the same again", small, option::IN_ORDER),
             ("a pure ACK", piece(CLIENT4, 500, 0), 0),
             ("behind a gap", piece(CLIENT4, 600, 500), 0),
             ("other options", Packet { options: vec![1; 4], ..piece(CLIENT4, 500, 500) }, option::IN_ORDER),
-            ("FIN alone", Packet { flags: 0x11, ..piece(CLIENT4, 1000, 0) }, 0),
-            ("RST", Packet { flags: 0x04, ..piece(CLIENT4, 1000, 10) }, 0),
+            ("FIN alone", Packet { flags: FIN | ACK, ..piece(CLIENT4, 1000, 0) }, 0),
+            ("RST", Packet { flags: RST, ..piece(CLIENT4, 1000, 10) }, 0),
         ];
         for (what, packet, options) in table {
             let before = packet.bytes();
@@ -160,12 +163,12 @@ fn what_the_source_can_acknowledge_as_well_or_must_is_left_to_it() {
         }
         assert_eq!(fixture.count(Reflected), 0);
         // The payload before a FIN is acknowledged, the FIN is not.
-        let long = Packet { flags: 0x11, ..piece(CLIENT4, 1000, 900) };
+        let long = Packet { flags: FIN | ACK, ..piece(CLIENT4, 1000, 900) };
         let (_, out) = run(&mut fixture, program, &long.bytes());
         let number = ISS.wrapping_add(1 + 1000 + 900).to_be_bytes();
         assert_eq!(
             (out.len(), &out[14 + 20 + 8..14 + 20 + 14]),
-            (14 + 20 + 20, &[&number[..], &[0x50, ACK]].concat()[..])
+            (14 + 20 + 20, &[&number[..], &[0x50, ACK.octet()]].concat()[..])
         );
     }
 }

@@ -1,6 +1,7 @@
 use tcpcopy_common::{
     counters::TargetCounter::*,
     response::{NO_WINDOW_SCALE, ResponseHeader, WireStats, kind, option},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN},
 };
 
 use super::{
@@ -45,10 +46,10 @@ fn responses_to_sessions_are_reported_and_swallowed() {
         ("data", response(CLIENT4)),
         ("IPv6 data", response(CLIENT6)),
         ("timestamps", with(CLIENT4, &|p| p.options = timestamps.to_vec())),
-        ("SYN+ACK", with(CLIENT4, &|p| (p.flags, p.options, p.payload) = (0x12, syn_ack.to_vec(), vec![]))),
+        ("SYN+ACK", with(CLIENT4, &|p| (p.flags, p.options, p.payload) = (SYN | ACK, syn_ack.to_vec(), vec![]))),
         ("pure ACK", with(CLIENT4, &|p| p.payload = vec![])),
-        ("RST", with(CLIENT4, &|p| (p.flags, p.payload) = (0x04, vec![]))),
-        ("FIN", with(CLIENT6, &|p| (p.flags, p.payload) = (0x11, vec![]))),
+        ("RST", with(CLIENT4, &|p| (p.flags, p.payload) = (RST, vec![]))),
+        ("FIN", with(CLIENT6, &|p| (p.flags, p.payload) = (FIN | ACK, vec![]))),
         ("on a VLAN", with(CLIENT4, &|p| p.vlan_ethertypes = vec![0x8100])),
         ("with extension header", with(CLIENT6, &|p| p.extensions = vec![(0, vec![0, 0, 1, 4, 0, 0, 0, 0])])),
         ("broken options", with(CLIENT4, &|p| p.options = vec![8, 60, 1, 1])),
@@ -161,7 +162,7 @@ fn all_fragments_of_a_response_are_swallowed_and_reported_as_segments() {
     let fragment = |flags_offset, len| Packet {
         fragment_flags_offset: flags_offset,
         fragment_id: 99,
-        flags: 0x19,
+        flags: ACK | PSH | FIN,
         seq: 1000,
         payload: vec![0; len],
         ..response(CLIENT4)
@@ -177,7 +178,11 @@ fn all_fragments_of_a_response_are_swallowed_and_reported_as_segments() {
         .collect();
     assert_eq!(
         reports,
-        [(1000, 44, 0x10, 1, kind::SEGMENT), (1044, 64, 0x10, 1, kind::SEGMENT), (1108, 30, 0x19, 1, kind::SEGMENT)]
+        [
+            (1000, 44, ACK, 1, kind::SEGMENT),
+            (1044, 64, ACK, 1, kind::SEGMENT),
+            (1108, 30, ACK | PSH | FIN, 1, kind::SEGMENT)
+        ]
     );
     assert_eq!((fixture.count(Swallowed), fixture.count(SwallowedFragments)), (1, 2));
     let other = Packet { fragment_id: 98, ..fragment(16, 10) };
