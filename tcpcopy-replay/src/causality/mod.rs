@@ -3,3 +3,4 @@
 
 pub(crate) mod answers;
 pub(crate) mod gate;
+pub(crate) mod greeting;

@@ -6,14 +6,14 @@ use tcpcopy_common::flow::Flow;
 
 use crate::{
     config::TargetId,
-    engine::{Connection, Engine, Flag, Replay, manners},
+    engine::{Connection, Engine, Flag, Replay},
     identity,
     stats::Reason,
     store::{id::Id, moment::Moment, timers::Timer},
     tcp::{
         isn,
         round_trip::Distance,
-        session::{Context, Farewell, Last, Origin, Outcome, Session},
+        session::{Final, FinalSegment, Origin, Outcome, Owed, Session},
     },
     time::Nanos,
 };
@@ -59,8 +59,7 @@ impl Engine {
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
-        let mut session = Session::new(now, target, flow, opening, origin);
-        session.ports_tried = attempt;
+        let session = Session::new(now, target, flow, attempt, opening, origin);
         self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;
@@ -74,17 +73,11 @@ impl Engine {
 
     /// Carries out what a session asked for.
     pub(crate) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
-        if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get(id) {
-            if session.leaves_unanswered(outcome, stream) {
-                self.stats.requests_unanswered += 1;
-            } else {
-                self.stats.requests_unclear += session.leaves_unclear(outcome, stream);
-            }
-        }
         match outcome {
             Outcome::Continue => {}
-            Outcome::Finished(farewell) => {
-                if self.detach(id, farewell, Reason::LiveReset).is_some() {
+            Outcome::Finished(kind, owed) => {
+                self.count_owed(owed);
+                if self.detach(id, kind, Reason::LiveReset).is_some() {
                     self.stats.sessions.finished += 1;
                 }
                 let reset = self.connections.get(id).is_some_and(|c| c.stream.reset().is_some());
@@ -92,20 +85,21 @@ impl Engine {
                 self.forget(id, if reset { Reason::LiveReset } else { Reason::TargetClosed });
                 return;
             }
-            Outcome::Aborted(reason, farewell) => {
-                self.abandon_in_vain(now, id, reason, farewell);
+            Outcome::Aborted(reason, kind) => {
+                self.abandon_in_vain(now, id, reason, kind);
                 return;
             }
-            Outcome::Reconnect(from, farewell) => {
-                self.bid_farewell(id, farewell);
+            Outcome::Reconnect(from, kind, owed) => {
+                self.count_owed(owed);
+                self.queue_final_segment(id, kind);
                 self.stats.reconnects += 1;
                 if let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) {
-                    let opening = isn::opening(self.secret, now, &session.flow, Some(session.used()));
+                    let opening = isn::opening(self.secret, now, session.flow(), Some(session.used()));
                     session.reconnect(now, opening, from, stream);
                 }
             }
-            Outcome::Rest(farewell) => {
-                self.bid_farewell(id, farewell);
+            Outcome::Rest(kind) => {
+                self.queue_final_segment(id, kind);
                 if let Some(session) = self.session_mut(id) {
                     session.rest();
                 }
@@ -113,20 +107,28 @@ impl Engine {
             Outcome::Collided => {
                 self.stats.collisions += 1;
                 if !self.remap(now, id) {
-                    self.abandon_in_vain(now, id, Reason::Collision, Farewell::Nothing);
+                    self.abandon_in_vain(now, id, Reason::Collision, Final::Nothing);
                     return;
                 }
             }
             Outcome::HalfOpen(seq) => {
                 if let Some(session) = self.session_mut(id) {
-                    let reset = Last::reset(session.target, session.flow, seq);
-                    self.farewells.push_back(reset);
+                    let reset = FinalSegment::reset(session.target(), *session.flow(), seq);
+                    self.final_segments.push_back(reset);
                 }
             }
         }
         self.release(id);
         self.enqueue(id);
         self.arm(id);
+    }
+
+    /// Counts the requests that a target connection has left without an answer.
+    const fn count_owed(&mut self, owed: Owed) {
+        match owed {
+            Owed::Answer => self.stats.requests_unanswered += 1,
+            Owed::Perhaps(requests) => self.stats.requests_unclear += requests,
+        }
     }
 
     fn session_mut(&mut self, id: Id) -> Option<&mut Session> {
@@ -141,43 +143,42 @@ impl Engine {
         let Some(connection) = self.connections.get(id) else { return false };
         let (live, rule) = (connection.live, connection.rule);
         let Replay::Active(session) = &connection.replay else { return false };
-        let (old, next) = (session.flow, session.ports_tried.saturating_add(1));
+        let (old, next) = (*session.flow(), session.ports_tried().saturating_add(1));
         let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
         let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
         self.by_target.remove(&old, id);
         self.by_target.insert(&flow, id);
         let opening = isn::opening(self.secret, now, &flow, None);
         if let Some(session) = self.session_mut(id) {
-            session.remap(now, flow, opening);
-            session.ports_tried = attempt;
+            session.remap(now, flow, attempt, opening);
         }
         true
     }
 
-    /// Queues the last segment of a session's present target connection.
-    fn bid_farewell(&mut self, id: Id, farewell: Farewell) {
-        let last = self.session_mut(id).and_then(|session| session.last(farewell));
-        self.farewells.extend(last);
+    /// Queues the final segment of a session's present target connection.
+    fn queue_final_segment(&mut self, id: Id, kind: Final) {
+        let segment = self.session_mut(id).and_then(|session| session.final_segment(kind));
+        self.final_segments.extend(segment);
     }
 
     /// Takes a connection's session away, and forgets what that had sent.
-    fn detach(&mut self, id: Id, farewell: Farewell, reason: Reason) -> Option<()> {
-        self.bid_farewell(id, farewell);
+    fn detach(&mut self, id: Id, kind: Final, reason: Reason) -> Option<()> {
+        self.queue_final_segment(id, kind);
         let connection = self.connections.get_mut(id)?;
         let Replay::Active(session) = &connection.replay else { return None };
         connection.stream.release(&mut self.pool, session.sent());
         if session.fin_sent() {
             connection.fin = Flag::Settled;
         }
-        self.by_target.remove(&session.flow, id);
+        self.by_target.remove(session.flow(), id);
         connection.replay = Replay::Parked(reason, Some(session.used()));
         self.stats.sessions.active -= 1;
         Some(())
     }
 
     /// Ends a session early; its connection is parked. Octets that were not sent stay for [`seek`](Self::seek).
-    pub(crate) fn abandon(&mut self, id: Id, reason: Reason, farewell: Farewell) {
-        if self.detach(id, farewell, reason).is_some() {
+    pub(crate) fn abandon(&mut self, id: Id, reason: Reason, kind: Final) {
+        if self.detach(id, kind, reason).is_some() {
             self.stats.sessions.aborted.add(reason, 1);
         }
         if let Some(connection) = self.connections.get_mut(id)
@@ -191,11 +192,11 @@ impl Engine {
     /// [`abandon`](Self::abandon), then [`seek`](Self::seek); but a request that a session began with and never got to send is
     /// given up with it, as the next session would fare no better: it would be refused for ever, as fast as the target can.
     /// So is all that waits behind it when the target said nothing: each request would be held for another minute.
-    fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, farewell: Farewell) {
+    fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, kind: Final) {
         // With these two the next one has another port, or another `intercept`.
         let hopeless = !matches!(reason, Reason::Reclaimed | Reason::ChannelLost);
         let vain = hopeless && self.session_mut(id).is_some_and(|session| session.has_sent_nothing());
-        self.abandon(id, reason, farewell);
+        self.abandon(id, reason, kind);
         let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
         let first = match reason {
             Reason::TargetSilent if vain => stream.end(),
@@ -306,7 +307,7 @@ impl Engine {
         let [soon, loss] = match &connection.replay {
             Replay::Parked(..) => [Moment::NEVER; 2],
             Replay::Active(session) => {
-                let channel_up = self.credentials(session.target).is_some();
+                let channel_up = self.credentials(session.target()).is_some();
                 let loss = session.retransmit_at(channel_up);
                 late = late.min(session.state_deadline(channel_up));
                 if session.is_open() {
@@ -330,14 +331,14 @@ impl Engine {
 
     fn idle_deadline(&self, connection: &Connection) -> Nanos {
         let Replay::Active(session) = &connection.replay else {
-            return connection.heard.after(self.config.session_timeout);
+            return connection.last_activity.after(self.config.session_timeout);
         };
         let stream = &connection.stream;
         let open = stream.fin().is_none() && stream.reset().is_none();
         // A session that has not sent a request yet is not one between two requests.
         let keepalive = open && session.sent() > 0 && session.sent() == stream.end();
         let timeout = if keepalive { self.config.keepalive_timeout } else { self.config.session_timeout };
-        connection.heard.max(session.progress()).after(timeout)
+        connection.last_activity.max(session.last_progress()).after(timeout)
     }
 
     /// A timer of the connection has fired; perhaps its deadline has moved since that was armed.
@@ -364,41 +365,24 @@ impl Engine {
         if idle {
             if let Some(connection) = self.connections.get_mut(id) {
                 // Parked for as long again, so that the next request can be told from the middle of one.
-                connection.heard = now;
+                connection.last_activity = now;
                 if connection.is_in_handshake() {
                     connection.end_handshake(Distance::Near);
                 }
             }
-            self.abandon_in_vain(now, id, Reason::IdleTimeout, Farewell::Reset);
+            self.abandon_in_vain(now, id, Reason::IdleTimeout, Final::Reset);
             return;
         }
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        let distance = connection.distance(self.config.round_trip);
-        let outcome = match &mut connection.replay {
-            Replay::Parked(..) => {
-                self.arm(id);
-                return;
-            }
-            Replay::Active(session) => {
-                let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
-                let mut cx = Context {
-                    now,
-                    config: &self.config,
-                    stats: &mut self.stats,
-                    manners: manners(&mut self.manners, connection.rule),
-                    distance,
-                    credentials,
-                };
-                session.handle_timeout(&connection.stream, &mut cx)
-            }
-        };
-        self.conclude(now, id, outcome);
+        match self.with_session(now, id, Session::handle_timeout) {
+            Some(outcome) => self.conclude(now, id, outcome),
+            None => self.arm(id),
+        }
     }
 
     /// Octets that were never captured will not come any more: rule S5 forbids to go on with what follows.
     fn give_up_hole(&mut self, now: Nanos, id: Id) {
         let reason = Reason::CaptureGap;
-        self.abandon(id, reason, Farewell::Reset);
+        self.abandon(id, reason, Final::Reset);
         let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
         // Those behind it are as old as it is: see `Stream::skip_hole`.
         while stream.hole_since().is_some() {

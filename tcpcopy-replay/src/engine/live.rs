@@ -4,14 +4,14 @@ use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
 use crate::{
     engine::{Connection, Engine, Flag, Handshake, Replay},
-    input::stream::{Facts, Stream},
+    input::stream::{Close, Facts, Stream},
     segment::LiveSegment,
     stats::Reason,
     store::id::Id,
     tcp::{
         round_trip::Distance,
         seq::{LiveAck, LiveSeq},
-        session::{Farewell, Origin, Outcome},
+        session::{Final, Origin, Outcome},
     },
     time::Nanos,
 };
@@ -39,7 +39,7 @@ impl Engine {
                 && connection.is_in_handshake()
             {
                 // What is measured from here is never too long (Karn's rule asks for no more).
-                connection.heard = segment.time;
+                connection.last_activity = segment.time;
             }
             return;
         }
@@ -110,7 +110,7 @@ impl Engine {
             stream: Stream::new(isn.map(|isn| isn.plus(1))),
             handshake: isn.map(|isn| Handshake { isn, distance: Distance::of_new(self.config.round_trip) }),
             // What the handshake takes is measured from here.
-            heard: if isn.is_some() { segment.time } else { now },
+            last_activity: if isn.is_some() { segment.time } else { now },
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
             replay: Replay::Parked(Reason::BeforeJoin, None),
@@ -133,11 +133,11 @@ impl Engine {
         if !segment.flags.contains(SYN) {
             ends_handshake = connection.is_in_handshake();
             if ends_handshake {
-                let distance = Distance::measured(segment.time.since(connection.heard));
+                let distance = Distance::measured(segment.time.since(connection.last_activity));
                 connection.end_handshake(distance);
                 self.stats.distant_clients += u64::from(distance != Distance::Near);
             }
-            connection.heard = now;
+            connection.last_activity = now;
         }
         let ack = segment.flags.contains(ACK).then_some(LiveAck::new(segment.ack));
         if segment.flags.contains(RST) {
@@ -195,7 +195,7 @@ impl Engine {
 
     /// There is no room for what a connection sends: its session ends, and everything that it held goes.
     fn overflow(&mut self, now: Nanos, id: Id, reason: Reason) {
-        self.abandon(id, reason, Farewell::Reset);
+        self.abandon(id, reason, Final::Reset);
         let Some(connection) = self.connections.get_mut(id) else { return };
         let held = connection.stream.held_from(connection.stream.start());
         self.stats.bytes.discard(reason, held);
@@ -209,12 +209,12 @@ impl Engine {
     fn feed_fin(&mut self, id: Id, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match connection.stream.close(seq, time, ack) {
-            Some(true) => {
+            Close::New => {
                 connection.fin = Flag::Pending;
                 self.stats.fins.capture(1);
             }
-            Some(false) => {}
-            None => self.stats.fins.refuse(Reason::Nonsense, 1),
+            Close::Repeated => {}
+            Close::Contradictory => self.stats.fins.refuse(Reason::Nonsense, 1),
         }
     }
 

@@ -55,7 +55,7 @@ impl Engine {
     pub(crate) fn id_at_target(&self, flow: &Flow) -> Option<Id> {
         let is = |id| {
             let replay = self.connections.get(id).map(|Connection { replay, .. }| replay);
-            matches!(replay, Some(Replay::Active(session)) if session.flow == *flow)
+            matches!(replay, Some(Replay::Active(session)) if session.flow() == flow)
         };
         self.by_target.find(self.by_target.tag(flow), is)
     }

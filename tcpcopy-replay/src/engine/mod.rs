@@ -11,7 +11,10 @@ pub(crate) mod tests;
 
 use std::collections::VecDeque;
 
-use tcpcopy_common::{flow::Flow, tcp_flags::RST};
+use tcpcopy_common::{
+    flow::Flow,
+    tcp_flags::{RST, SYN},
+};
 
 use self::orphan_table::Orphans;
 use crate::{
@@ -31,7 +34,8 @@ use crate::{
         isn::Opening,
         round_trip::Distance,
         seq::LiveSeq,
-        session::{Context, Farewell, Last, Manners, Outcome, Plan, Poll, Session},
+        server_profile::ServerProfile,
+        session::{Context, Final, FinalSegment, Outcome, Plan, Poll, Session},
     },
     time::Nanos,
 };
@@ -58,14 +62,14 @@ pub struct Engine {
     timers: Timers,
     /// Connections that may have something to send.
     ready: VecDeque<Id>,
-    /// Segments of sessions that are gone.
-    farewells: VecDeque<Last>,
+    /// Final segments of target connections that sessions have left.
+    final_segments: VecDeque<FinalSegment>,
     /// By [`TargetId`]; `None` while the channel is down.
     channels: Vec<Option<Credentials>>,
-    /// As many.
+    /// One entry per channel.
     orphans: Vec<Orphans>,
     /// By rule.
-    manners: Vec<Manners>,
+    profiles: Vec<ServerProfile>,
     pool: Pool,
     stats: Stats,
     /// Timers that are due; kept for its memory.
@@ -82,8 +86,8 @@ struct Connection {
     stream: Stream,
     /// Unless it was open when the capture began.
     handshake: Option<Handshake>,
-    /// When its last segment was captured.
-    heard: Nanos,
+    /// When its last segment was captured: the last activity of the live client.
+    last_activity: Nanos,
     syn: Flag,
     fin: Flag,
     replay: Replay,
@@ -93,8 +97,8 @@ struct Connection {
 #[derive(Clone, Copy, Debug)]
 struct Handshake {
     isn: LiveSeq,
-    /// What it says about the client.
-    distance: Distance,
+    /// `None` until its end has shown it.
+    distance: Option<Distance>,
 }
 
 /// What became of a captured SYN or FIN.
@@ -117,20 +121,20 @@ enum Replay {
 }
 
 impl Connection {
-    /// How far away the client is to seem.
-    fn distance(&self, wanted: RoundTrip) -> Distance {
-        self.handshake.map_or_else(|| Distance::of_joined(wanted), |handshake| handshake.distance)
+    /// How far away the client is to seem; `None` while its handshake is to show it.
+    fn distance(&self, wanted: RoundTrip) -> Option<Distance> {
+        self.handshake.map_or_else(|| Some(Distance::of_joined(wanted)), |handshake| handshake.distance)
     }
 
     /// Whether the segment that ends the client's handshake is still to come.
     fn is_in_handshake(&self) -> bool {
-        self.handshake.is_some_and(|handshake| handshake.distance == Distance::Awaited)
+        self.handshake.is_some_and(|handshake| handshake.distance.is_none())
     }
 
     /// The client's handshake has ended, and this is how far away it is.
     fn end_handshake(&mut self, distance: Distance) {
         if let Some(handshake) = &mut self.handshake {
-            handshake.distance = distance;
+            handshake.distance = Some(distance);
         }
         if let Replay::Active(session) = &mut self.replay {
             session.learn_distance(distance);
@@ -150,10 +154,10 @@ impl Engine {
             by_target: FlowTable::new(seed ^ 1),
             timers: Timers::new(),
             ready: VecDeque::new(),
-            farewells: VecDeque::new(),
+            final_segments: VecDeque::new(),
             channels: Vec::new(),
             orphans: Vec::new(),
-            manners: vec![Manners::default(); config.rules.len()],
+            profiles: vec![ServerProfile::default(); config.rules.len()],
             pool: Pool::new(config.max_memory),
             stats: Stats::default(),
             due: Vec::new(),
@@ -184,9 +188,9 @@ impl Engine {
                 continue;
             };
             if session.instance().is_some_and(|known| known != credentials.instance) {
-                let flow = session.flow;
+                let flow = *session.flow();
                 self.leave_orphan(now, target, flow);
-                self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Farewell::Nothing));
+                self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Final::Nothing));
             } else {
                 session.handle_channel_up(now);
                 self.enqueue(id);
@@ -199,11 +203,11 @@ impl Engine {
         if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
             *channel = None;
         }
-        for last in std::mem::take(&mut self.farewells) {
-            if last.target == target {
-                self.leave_unsaid(now, &last);
+        for segment in std::mem::take(&mut self.final_segments) {
+            if segment.target == target {
+                self.leave_orphan(now, segment.target, segment.flow);
             } else {
-                self.farewells.push_back(last);
+                self.final_segments.push_back(segment);
             }
         }
         // Their deadlines differ while the channel is down.
@@ -241,7 +245,7 @@ impl Engine {
     /// Resets every open replayed connection, and counts it as aborted by the shutdown.
     pub fn handle_shutdown(&mut self, _now: Nanos) {
         for id in self.connections.ids() {
-            self.abandon(id, Reason::Shutdown, Farewell::Reset);
+            self.abandon(id, Reason::Shutdown, Final::Reset);
             self.forget(id, Reason::Shutdown);
         }
     }
@@ -256,12 +260,12 @@ impl Engine {
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit<'_>> {
         let (id, plan) = loop {
             // First of all, because a RST makes room for the SYN of the connection that follows.
-            if let Some(last) = self.farewells.pop_front() {
-                if self.credentials(last.target).is_some() {
-                    self.stats.resets_sent += u64::from(last.flags.contains(RST));
-                    return Some(last.transmit());
+            if let Some(segment) = self.final_segments.pop_front() {
+                if self.credentials(segment.target).is_some() {
+                    self.stats.resets_sent += u64::from(segment.flags.contains(RST));
+                    return Some(segment.transmit());
                 }
-                self.leave_unsaid(now, &last);
+                self.leave_orphan(now, segment.target, segment.flow);
                 continue;
             }
             if let Some(syn) = self.poll_orphans(now) {
@@ -277,7 +281,7 @@ impl Engine {
         let connection = self.connections.get(id)?;
         let Replay::Active(session) = &connection.replay else { return None };
         Some(Transmit {
-            flow: session.flow,
+            flow: *session.flow(),
             seq: plan.seq,
             ack: plan.ack,
             window: plan.window,
@@ -290,28 +294,10 @@ impl Engine {
 
     fn poll_connection(&mut self, now: Nanos, id: Id) -> Option<Plan> {
         self.connections.set_queued(id, false);
-        let connection = self.connections.get_mut(id)?;
-        let distance = connection.distance(self.config.round_trip);
-        let Replay::Active(session) = &mut connection.replay else { return None };
-        let credentials = self.channels.get(usize::from(session.target.0)).copied().flatten();
-        let poll = if credentials.is_some() {
-            let mut cx = Context {
-                now,
-                config: &self.config,
-                stats: &mut self.stats,
-                manners: manners(&mut self.manners, connection.rule),
-                distance,
-                credentials,
-            };
-            session.poll(&connection.stream, &mut cx)
-        } else {
-            Poll::Idle
-        };
-        match poll {
+        match self.with_session(now, id, Session::poll)? {
             Poll::Transmit(plan) => {
-                if connection.syn == Flag::Pending && session.is_visible() {
-                    connection.syn = Flag::Settled;
-                    self.stats.syns.send(1);
+                if plan.flags.contains(SYN) {
+                    self.settle_syn(id);
                 }
                 Some(plan)
             }
@@ -326,6 +312,37 @@ impl Engine {
         }
     }
 
+    /// Accounts for the live client's SYN, which is replayed just now or was before.
+    fn settle_syn(&mut self, id: Id) {
+        if let Some(connection) = self.connections.get_mut(id)
+            && connection.syn == Flag::Pending
+        {
+            connection.syn = Flag::Settled;
+            self.stats.syns.send(1);
+        }
+    }
+
+    /// Calls a session with its stream and what it borrows of the engine; `None` when the connection has no session.
+    fn with_session<T>(
+        &mut self,
+        now: Nanos,
+        id: Id,
+        call: impl FnOnce(&mut Session, &Stream, &mut Context<'_>) -> T,
+    ) -> Option<T> {
+        let connection = self.connections.get_mut(id)?;
+        let distance = connection.distance(self.config.round_trip);
+        let Replay::Active(session) = &mut connection.replay else { return None };
+        let mut cx = Context {
+            now,
+            config: &self.config,
+            stats: &mut self.stats,
+            profile: profile(&mut self.profiles, connection.rule),
+            distance,
+            credentials: self.channels.get(usize::from(session.target().0)).copied().flatten(),
+        };
+        Some(call(session, &connection.stream, &mut cx))
+    }
+
     fn credentials(&self, target: TargetId) -> Option<Credentials> {
         self.channels.get(usize::from(target.0)).copied().flatten()
     }
@@ -337,14 +354,14 @@ impl Engine {
     }
 }
 
-fn manners(of: &mut Vec<Manners>, rule: u16) -> &mut Manners {
+fn profile(of: &mut Vec<ServerProfile>, rule: u16) -> &mut ServerProfile {
     let index = usize::from(rule);
     if of.len() <= index {
-        of.resize(index + 1, Manners::default());
+        of.resize(index + 1, ServerProfile::default());
     }
     &mut of[index]
 }
 
-// A million of them should fit where that counts: what a session seldom needs is in a box of its own.
+// Memory is sized for a million connections: what a session seldom needs is in a box of its own.
 #[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<Connection>() <= 448);

@@ -13,7 +13,7 @@ use crate::{
     config::TargetId,
     engine::{Connection, Engine, Replay, orphan_table::Orphans},
     segment::Transmit,
-    tcp::{isn, receiver::WINDOW, session::Last},
+    tcp::{isn, receiver::WINDOW},
     time::Nanos,
 };
 
@@ -24,11 +24,6 @@ impl Engine {
         if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
             self.stats.orphans += u64::from(orphans.add(flow, opening));
         }
-    }
-
-    /// A farewell that cannot be said, because the channel is down.
-    pub(crate) fn leave_unsaid(&mut self, now: Nanos, last: &Last) {
-        self.leave_orphan(now, last.target, last.flow);
     }
 
     /// Asks for everything that is left at a target whose channel has come up.

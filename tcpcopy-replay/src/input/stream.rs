@@ -46,6 +46,17 @@ pub(crate) struct Inserted {
     pub too_far: u64,
 }
 
+/// What a FIN says about a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// It ends there.
+    New,
+    /// It was known to end there.
+    Repeated,
+    /// It would end before octets that were captured, or elsewhere than another FIN has said. Nothing was noted.
+    Contradictory,
+}
+
 /// One live client's octets.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -268,22 +279,22 @@ impl Stream {
         self.end = end;
     }
 
-    /// Notes a FIN, which follows the octet before `seq`; whether it was new. `None`: it contradicts what is known.
-    pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Option<bool> {
+    /// Notes a FIN, which follows the octet before `seq`.
+    pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Close {
         let offset = self.offset_of(seq);
         if let Some(fin) = self.rare().fin {
-            return (fin.offset as i64 == offset).then_some(false);
+            return if fin.offset as i64 == offset { Close::Repeated } else { Close::Contradictory };
         }
         let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
         if offset < known as i64 {
-            return None;
+            return Close::Contradictory;
         }
         let offset = offset as u64;
         self.rare_mut().fin = Some(Ending { offset, ack });
         if offset > self.end {
             self.open_hole(time);
         }
-        Some(true)
+        Close::New
     }
 
     /// Notes a reset; it takes effect after what is there in order.

@@ -7,6 +7,7 @@ pub(crate) mod receiver;
 pub(crate) mod recovery;
 pub(crate) mod round_trip;
 pub(crate) mod seq;
+pub(crate) mod server_profile;
 pub(crate) mod session;
 
 pub use self::round_trip::RoundTrip;

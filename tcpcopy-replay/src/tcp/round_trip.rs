@@ -17,11 +17,9 @@ pub enum RoundTrip {
     Live,
 }
 
-/// What is known of one client's distance.
+/// The emulated distance of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Distance {
-    /// Nothing yet: its live handshake is under way.
-    Awaited,
     /// So near that it makes no difference, or not to be found out.
     Near,
     Far(Ticks),
@@ -50,12 +48,12 @@ impl Ticks {
 }
 
 impl Distance {
-    /// Of a client whose SYN was captured just now.
-    pub fn of_new(wanted: RoundTrip) -> Self {
-        if wanted == RoundTrip::Live { Self::Awaited } else { Self::of_joined(wanted) }
+    /// The distance of a client whose SYN was captured just now; `None` until its live handshake has ended.
+    pub fn of_new(wanted: RoundTrip) -> Option<Self> {
+        (wanted != RoundTrip::Live).then(|| Self::of_joined(wanted))
     }
 
-    /// Of a client whose handshake was not captured.
+    /// The distance of a client whose handshake was not captured.
     pub fn of_joined(wanted: RoundTrip) -> Self {
         match wanted {
             RoundTrip::Same(time) if !time.is_zero() => Self::Far(Ticks::new(time)),
@@ -63,7 +61,7 @@ impl Distance {
         }
     }
 
-    /// Of a client whose first segment after the last of its SYNs came so long after that.
+    /// The distance of a client whose first segment after the last of its SYNs came `time` after that.
     pub fn measured(time: Duration) -> Self {
         if (FAR..AMBIGUOUS).contains(&time) { Self::Far(Ticks::new(time)) } else { Self::Near }
     }
@@ -85,7 +83,7 @@ mod tests {
     fn every_round_trip_that_can_be_asked_for_is_kept_to_a_tick() {
         for micros in [1_000, 1_234, 29_999, 999_999, 10_000_000] {
             let time = Duration::from_micros(micros);
-            let Distance::Far(ticks) = Distance::of_new(RoundTrip::Same(time)) else { panic!("{micros} µs") };
+            let Some(Distance::Far(ticks)) = Distance::of_new(RoundTrip::Same(time)) else { panic!("{micros} µs") };
             assert!(ticks.time().abs_diff(time) <= Ticks::TICK / 2, "{micros} µs: {:?}", ticks.time());
         }
     }
@@ -93,9 +91,9 @@ mod tests {
     #[test]
     fn only_a_handshake_that_is_seen_is_waited_for() {
         let of = |wanted| (Distance::of_new(wanted), Distance::of_joined(wanted));
-        assert_eq!(of(RoundTrip::Live), (Distance::Awaited, Distance::Near));
+        assert_eq!(of(RoundTrip::Live), (None, Distance::Near));
         for wanted in [RoundTrip::Near, RoundTrip::Same(Duration::ZERO)] {
-            assert_eq!(of(wanted), (Distance::Near, Distance::Near), "{wanted:?}");
+            assert_eq!(of(wanted), (Some(Distance::Near), Distance::Near), "{wanted:?}");
         }
     }
 }

@@ -105,12 +105,12 @@ fn only_payload_tells_whether_a_server_waits_for_acknowledgements() {
         lab.run_ms(5);
         // The answer was acknowledged at once, to see whether more comes.
         assert_eq!(lab.engine.stats().pure_acks, 1);
-        let known = lab.engine.manners[0].nagle;
+        let known = lab.engine.profiles[0].nagle;
         let mut bare = lab.bare_ack();
         bare.ack = lab.sent[0].seq.wrapping_add(1 + 2).to_be_bytes();
         bare.flags = flags;
         lab.hear(&bare);
-        assert_eq!(lab.engine.manners[0].nagle, known);
+        assert_eq!(lab.engine.profiles[0].nagle, known);
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     harness::{Client, Lab, Weather, config},
     target::{Act, App, Conn, lines, lines_then_close, silent},
 };
-use crate::{causality::gate::FirstWord, config::Config};
+use crate::{causality::greeting::FirstSpeaker, config::Config};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -120,7 +120,7 @@ proptest! {
         memory in prop_oneof![Just(1usize << 20), Just(6000usize)],
     ) {
         let mut lab = Lab::with(Config { max_session_memory: memory, ..config() });
-        lab.set_first_word(FirstWord::Unknown);
+        lab.set_first_speaker(FirstSpeaker::Unknown);
         lab.seed(seed);
         lab.weather = Weather { lose, duplicate: lose, delay: lose };
         lab.target.window = window;

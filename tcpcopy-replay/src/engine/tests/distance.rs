@@ -6,7 +6,7 @@ use super::{
     harness::{Client, Lab, MS, config},
     target::{Act, App, lines_then_reset},
 };
-use crate::{causality::gate::FirstWord, config::Config, tcp::round_trip::RoundTrip, time::Nanos};
+use crate::{causality::greeting::FirstSpeaker, config::Config, tcp::round_trip::RoundTrip, time::Nanos};
 
 /// The way to the target and back, and a little more.
 const SOON: u64 = 1;
@@ -226,7 +226,7 @@ fn a_handshake_that_a_reset_ends_leaves_nothing_behind() {
 #[test]
 fn a_greeting_is_acknowledged_late_and_waited_for() {
     let mut lab = live();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     lab.target.new_app = Box::new(|_| {
         Box::new(|input| match input {
             None => vec![Act::Write(20 * MS, 50)],
@@ -250,7 +250,7 @@ fn a_greeting_is_acknowledged_late_and_waited_for() {
 #[test]
 fn a_client_that_has_read_nothing_is_not_suspected_of_having_been_greeted() {
     let mut lab = live();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     let mut client = open(&mut lab, 40_000, 30);
     client.send(&mut lab, 0, b"line\n");
     lab.run_ms(SOON);

@@ -4,7 +4,7 @@ use super::{
     harness::{Client, Lab, config},
     target::{Act, lines, lines_then_close, silent},
 };
-use crate::{causality::gate::FirstWord, config::Config, stats::Reason};
+use crate::{causality::greeting::FirstSpeaker, config::Config, stats::Reason};
 
 /// A client whose first line was answered; then the target has closed.
 fn closed_by_the_target(mut lab: Lab) -> (Lab, Client) {
@@ -105,7 +105,7 @@ fn a_greeting_that_is_all_the_server_has_to_say_owes_nothing() {
 #[test]
 fn a_target_that_resets_instead_of_greeting_is_not_tried_for_ever() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     lab.target.new_app = Box::new(|_| {
         Box::new(|input| match input {
             None => vec![Act::Reset(0)],

@@ -8,7 +8,7 @@ use super::{
     harness::{Client, Lab, MS, config},
     target::{Act, App, lines, silent},
 };
-use crate::{causality::gate::FirstWord, config::Config};
+use crate::{causality::greeting::FirstSpeaker, config::Config};
 
 /// Answers each line after a while.
 fn slow(ms: u64, answer: u32) -> App {
@@ -167,7 +167,7 @@ fn greeting() -> App {
 #[test]
 fn where_the_server_speaks_first_the_client_waits_for_its_greeting() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     lab.target.new_app = Box::new(|_| greeting());
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
@@ -176,13 +176,13 @@ fn where_the_server_speaks_first_the_client_waits_for_its_greeting() {
     assert_eq!(lab.only().received, b"");
     lab.run_ms(5);
     assert_eq!(lab.only().received, b"helo\n");
-    assert_eq!(lab.engine.manners[0].first_word, FirstWord::Server);
+    assert_eq!(lab.engine.profiles[0].first_speaker, FirstSpeaker::Server);
 }
 
 #[test]
 fn a_greeting_seen_before_the_client_spoke_is_learned_for_the_next_connection() {
     let mut lab = Lab::new();
-    assert_eq!(lab.engine.manners[0].first_word, FirstWord::Client);
+    assert_eq!(lab.engine.profiles[0].first_speaker, FirstSpeaker::Client);
     lab.target.new_app = Box::new(|_| greeting());
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
@@ -201,7 +201,7 @@ fn a_greeting_seen_before_the_client_spoke_is_learned_for_the_next_connection() 
 #[test]
 fn a_rule_without_greetings_is_not_held_up_for_ever() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     for (port, ms) in [(40_000, 2010), (40_001, 2)] {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -214,7 +214,7 @@ fn a_rule_without_greetings_is_not_held_up_for_ever() {
 #[test]
 fn where_the_client_speaks_first_only_the_first_connection_waits() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     for (port, ms) in [(40_000, 55), (40_001, 2)] {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -229,7 +229,7 @@ fn where_the_client_speaks_first_only_the_first_connection_waits() {
 #[test]
 fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wait() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     for port in 40_000..40_004 {
         let mut client = Client::new(port);
         client.syn(&mut lab);
@@ -248,7 +248,7 @@ fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wai
 #[test]
 fn a_captured_handshake_ack_tells_who_speaks_first() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     client.send(&mut lab, 0, b"");
@@ -352,7 +352,7 @@ fn requests_let_through_without_an_answer_are_repeated_together() {
 #[test]
 fn a_greeting_that_is_known_to_come_is_waited_for_like_any_answer() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     lab.target.new_app =
         Box::new(|_| Box::new(|input| if input.is_none() { vec![Act::Write(200 * MS, 30)] } else { Vec::new() }));
     let mut client = Client::new(40_000);
@@ -366,9 +366,9 @@ fn a_greeting_that_is_known_to_come_is_waited_for_like_any_answer() {
 
 #[test]
 fn what_comes_after_a_second_is_no_greeting() {
-    for (early, word) in [(1, FirstWord::Server), (0, FirstWord::Unknown)] {
+    for (early, word) in [(1, FirstSpeaker::Server), (0, FirstSpeaker::Unknown)] {
         let mut lab = Lab::new();
-        lab.set_first_word(FirstWord::Unknown);
+        lab.set_first_speaker(FirstSpeaker::Unknown);
         lab.target.new_app = Box::new(|_| super::target::silent());
         Client::new(40_000).syn(&mut lab);
         let open = lab.now.0 + 2 * lab.delay;
@@ -376,7 +376,7 @@ fn what_comes_after_a_second_is_no_greeting() {
         let mut complaint = lab.bare_ack();
         complaint.payload_len = 30;
         lab.hear(&complaint);
-        assert_eq!(lab.engine.manners[0].first_word, word);
+        assert_eq!(lab.engine.profiles[0].first_speaker, word);
     }
 }
 
@@ -416,13 +416,13 @@ fn a_request_counts_as_late_when_its_answer_was_for_more_than_five_milliseconds(
 fn what_the_servers_of_one_rule_are_like_says_nothing_of_another_s() {
     let rules = [config().rules, config().rules].concat();
     let mut lab = Lab::with(Config { rules, ..config() });
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     lab.target.new_app = Box::new(|n| if n == 0 { greeting() } else { super::target::silent() });
     for (port, rule) in [(40_000, 1), (40_001, 0), (40_002, 1)] {
         let syn = Client::new(port).segment(&lab, tcpcopy_common::tcp_flags::SYN, &[]);
         lab.live(&crate::segment::LiveSegment { rule, ..syn });
         lab.run_ms(20);
     }
-    let words: Vec<_> = lab.engine.manners.iter().map(|manners| manners.first_word).collect();
-    assert_eq!(words, [FirstWord::Unknown, FirstWord::Server]);
+    let words: Vec<_> = lab.engine.profiles.iter().map(|profile| profile.first_speaker).collect();
+    assert_eq!(words, [FirstSpeaker::Unknown, FirstSpeaker::Server]);
 }

@@ -10,7 +10,7 @@ use tcpcopy_common::{
 
 use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
 use crate::{
-    causality::gate::FirstWord,
+    causality::greeting::FirstSpeaker,
     config::{Config, Credentials, RuleTarget, TargetId},
     engine::{Connection, Engine, Flag, Replay},
     segment::{LiveSegment, Transmit},
@@ -87,14 +87,14 @@ impl Lab {
         };
         lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
         // Most tests are about protocols where the client speaks first, and need not wait to find out.
-        lab.set_first_word(FirstWord::Client);
+        lab.set_first_speaker(FirstSpeaker::Client);
         lab
     }
 
     /// What is known of who speaks first.
-    pub fn set_first_word(&mut self, word: FirstWord) {
-        for manners in &mut self.engine.manners {
-            manners.first_word = word;
+    pub fn set_first_speaker(&mut self, word: FirstSpeaker) {
+        for profile in &mut self.engine.profiles {
+            profile.first_speaker = word;
         }
     }
 

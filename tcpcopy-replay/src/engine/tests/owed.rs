@@ -4,7 +4,7 @@ use super::{
     harness::{Client, Lab, MS},
     target::{Act, App, lines},
 };
-use crate::causality::gate::FirstWord;
+use crate::causality::greeting::FirstSpeaker;
 
 /// Answers line by line as told: acts for each, and none to the lines after.
 fn script(mut answers: Vec<Vec<Act>>) -> App {
@@ -34,7 +34,7 @@ fn greet_then_close(most: usize) -> App {
 #[test]
 fn the_greeting_after_a_reconnection_is_not_an_answer() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Unknown);
+    lab.set_first_speaker(FirstSpeaker::Unknown);
     lab.target.new_app = Box::new(|_| greet_then_close(2));
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
@@ -60,7 +60,7 @@ fn the_greeting_after_a_reconnection_is_not_an_answer() {
 #[test]
 fn a_request_sent_again_waits_for_the_greeting_too() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     // The first connection is reset over its second line.
     lab.target.new_app = Box::new(|n| {
         if n > 0 {
@@ -94,7 +94,7 @@ fn a_request_sent_again_waits_for_the_greeting_too() {
 #[test]
 fn a_session_that_joins_in_the_middle_waits_for_the_greeting() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     lab.target.new_app = Box::new(|_| greet_then_close(99));
     let mut client = Client::new(40_000);
     client.send(&mut lab, 0, b"before\n");
@@ -211,7 +211,7 @@ fn an_answer_that_the_replayed_fin_cuts_off_is_counted() {
 #[test]
 fn slightly_shorter_answers_after_a_greeting_do_not_add_up() {
     let mut lab = Lab::new();
-    lab.set_first_word(FirstWord::Server);
+    lab.set_first_speaker(FirstSpeaker::Server);
     lab.target.new_app = Box::new(|_| {
         let mut lines = super::target::lines_then_close(9, 15);
         Box::new(move |input| if input.is_none() { vec![Act::Write(0, 30)] } else { lines(input) })

@@ -8,7 +8,7 @@ use tcpcopy_common::{
 use super::harness::{CREDENTIALS, Client, Lab, TARGET};
 use crate::{
     config::TargetId,
-    tcp::{seq::ReplaySeq, session::Last},
+    tcp::{seq::ReplaySeq, session::FinalSegment},
 };
 
 /// A report about the connection whose SYN was sent first.
@@ -107,8 +107,8 @@ fn a_session_whose_syn_was_never_sent_is_not_reset() {
 
 #[test]
 fn the_last_acknowledgement_keeps_the_window_open() {
-    let reset = Last::reset(TARGET, Client::new(1).flow, ReplaySeq::new(1));
-    assert_eq!((reset.transmit().window, Last { flags: ACK, ..reset }.transmit().window), (0, u16::MAX));
+    let reset = FinalSegment::reset(TARGET, Client::new(1).flow, ReplaySeq::new(1));
+    assert_eq!((reset.transmit().window, FinalSegment { flags: ACK, ..reset }.transmit().window), (0, u16::MAX));
 }
 
 #[test]

@@ -56,9 +56,9 @@ fn the_first_copy_of_an_octet_is_kept() {
 #[test]
 fn octets_after_the_fin_are_refused_and_counted() {
     let mut rig = Rig::new(7);
-    assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Some(true));
-    assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Some(false));
-    assert_eq!(rig.stream.close(rig.isn.plus(3), Nanos(0), None), None);
+    assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Close::New);
+    assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Close::Repeated);
+    assert_eq!(rig.stream.close(rig.isn.plus(3), Nanos(0), None), Close::Contradictory);
     assert!(rig.stream.fin().is_none() && rig.stream.hole_since().is_some());
     assert_eq!(rig.put(2, b"cdef"), Inserted { unique: 2, nonsense: 2, ..Inserted::default() });
     rig.put(0, b"ab");
@@ -217,7 +217,7 @@ fn a_refused_segment_leaves_no_empty_store() {
 #[test]
 fn a_fin_ahead_stays_a_hole_until_everything_before_it_is_there() {
     let mut rig = Rig::new(7);
-    assert_eq!(rig.stream.close(rig.isn.plus(6), Nanos(5), None), Some(true));
+    assert_eq!(rig.stream.close(rig.isn.plus(6), Nanos(5), None), Close::New);
     rig.put(0, b"ab");
     assert_eq!(rig.stream.hole_since(), Some(Nanos(5)));
     assert_eq!(rig.stream.skip_hole(&mut rig.pool), 4, "octets that are missing before the FIN");

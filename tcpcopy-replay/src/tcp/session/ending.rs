@@ -1,85 +1,85 @@
-//! What becomes of a session whose target connection ends before the live one: what goes to another connection, and which requests
-//! stay without an answer.
+//! What an early end at the target means: what goes to another connection, and which requests stay without an answer.
 
-use super::{Farewell, Outcome, Session, State};
+use super::{Final, Outcome, Owed, Session, Shared, State};
 use crate::{config::Config, input::stream::Stream, stats::Reason};
 
-/// Target connections in a row that ended without an answer, until the session is given up.
-const MOST_FRUITLESS: u8 = 2;
+/// Maximum target connections in a row that end without an answer; then the session is given up.
+const MAX_FRUITLESS: u8 = 2;
 
 impl Session {
-    /// The live client said more, while the target may have closed already.
+    /// Decides anew after the live client sent more: the target may have closed already.
     pub(crate) fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
         match &self.state {
-            State::Connecting { .. } => Outcome::Continue,
-            State::Open(open) => match open.rare().closed {
-                Some((_, acked)) => self.after_fin(acked, stream, config),
+            State::Connecting(_) => Outcome::Continue,
+            State::Open(open) => match open.acknowledged_at_close() {
+                Some(acked) => self.shared.after_fin(acked, stream, config),
                 None => Outcome::Continue,
             },
-            State::Resting => {
-                if let Some(from) = self.carry_on_at(stream, config) {
-                    Outcome::Reconnect(from, Farewell::Nothing)
-                } else if stream.end() > self.sent {
-                    Outcome::Aborted(Reason::TargetClosed, Farewell::Nothing)
-                } else if stream.fin().is_some() || stream.reset().is_some() {
-                    Outcome::Finished(Farewell::Nothing)
-                } else {
-                    Outcome::Continue
-                }
-            }
+            State::Resting => self.shared.leave_rest(stream, config),
+        }
+    }
+}
+
+impl Shared {
+    /// Decides what the live client's last segment means to a session that rests.
+    fn leave_rest(&self, stream: &Stream, config: &Config) -> Outcome {
+        if let Some(from) = self.carry_on_at(stream, config) {
+            Outcome::Reconnect(from, Final::Nothing, self.owed_on_reconnect(from, None, stream))
+        } else if stream.end() > self.sent {
+            Outcome::Aborted(Reason::TargetClosed, Final::Nothing)
+        } else if stream.fin().is_some() || stream.reset().is_some() {
+            Outcome::Finished(Final::Nothing, self.owed_at_end(Final::Nothing, None, stream))
+        } else {
+            Outcome::Continue
         }
     }
 
-    /// The target closed its direction, having acknowledged what lies before `acked`. It may still read, so only what it
-    /// cannot answer any more is moved to another connection.
+    /// Handles that the target has closed its direction, having acknowledged what lies before `acked`. It may still read, so
+    /// only what it cannot answer any more is moved to another connection.
     ///
     /// A request that the target acknowledged before it closed may have reached an application that had closed already,
     /// or its answer may be the close (`quit`). What the live server did decides.
-    pub(crate) fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
+    pub(super) fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
         let read_to_the_end = self.fin_sent && stream.fin().is_some_and(|fin| acked > fin.offset);
         if read_to_the_end {
             return Outcome::Continue;
         }
         let crossed = if acked < self.sent { self.repeat_from(stream, config) } else { None };
         match crossed.or_else(|| self.carry_on_at(stream, config)) {
-            Some(from) => Outcome::Reconnect(from, Farewell::Reset),
+            Some(from) => Outcome::Reconnect(from, Final::Reset, self.owed_on_reconnect(from, Some(acked), stream)),
             None => Outcome::Continue,
         }
     }
 
-    /// The target connection is gone.
-    pub(crate) fn after_reset(&self, stream: &Stream, config: &Config) -> Outcome {
-        let unanswered = !self.answered && self.request < self.sent;
-        if unanswered {
-            return match self.repeat_from(stream, config) {
-                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
-                None => Outcome::Aborted(Reason::TargetReset, Farewell::Nothing),
-            };
-        }
-        if stream.end() > self.sent {
-            return match self.resume_at(stream, config) {
-                Some(from) => Outcome::Reconnect(from, Farewell::Nothing),
-                None => Outcome::Aborted(Reason::TargetReset, Farewell::Nothing),
-            };
-        }
-        if stream.hole_since().is_none() && stream.is_over() {
-            return Outcome::Finished(Farewell::Nothing);
-        }
-        if config.rejoin {
-            Outcome::Rest(Farewell::Nothing)
+    /// Handles that the target connection is gone. `closed`: what the target's FIN had acknowledged, if there was one.
+    pub(super) fn after_reset(&self, closed: Option<u64>, stream: &Stream, config: &Config) -> Outcome {
+        let next = if self.is_unanswered() {
+            self.repeat_from(stream, config)
+        } else if stream.end() > self.sent {
+            self.resume_at(stream, config)
+        } else if stream.hole_since().is_none() && stream.is_over() {
+            return Outcome::Finished(Final::Nothing, self.owed_at_end(Final::Nothing, closed, stream));
+        } else if config.rejoin {
+            return Outcome::Rest(Final::Nothing);
         } else {
-            Outcome::Aborted(Reason::TargetReset, Farewell::Nothing)
+            None
+        };
+        match next {
+            Some(from) => Outcome::Reconnect(from, Final::Nothing, self.owed_on_reconnect(from, closed, stream)),
+            None => Outcome::Aborted(Reason::TargetReset, Final::Nothing),
         }
+    }
+
+    /// Whether the newest request was sent, in part at least, and the target has not answered it.
+    const fn is_unanswered(&self) -> bool {
+        !self.answered && self.request < self.sent
     }
 
     /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go to a
     /// second connection).
     fn repeat_from(&self, stream: &Stream, config: &Config) -> Option<u64> {
-        let possible = config.rejoin
-            && !self.answered
-            && self.request < self.sent
-            && stream.start() <= self.request
-            && self.fruitless < MOST_FRUITLESS;
+        let possible =
+            config.rejoin && self.is_unanswered() && stream.start() <= self.request && self.fruitless < MAX_FRUITLESS;
         possible.then_some(self.request)
     }
 
@@ -87,7 +87,7 @@ impl Session {
     fn resume_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
         let begins = stream.mark(self.next_mark).is_some_and(|m| m.offset == self.sent)
             && (stream.begins_request(self.next_mark) || self.sent == 0);
-        (config.rejoin && begins && self.fruitless < MOST_FRUITLESS).then_some(self.sent)
+        (config.rejoin && begins && self.fruitless < MAX_FRUITLESS).then_some(self.sent)
     }
 
     /// Where another connection carries on, if the live client's behaviour asks for one: at the newest request, which the
@@ -106,37 +106,36 @@ impl Session {
         next.is_some_and(|ack| ack.is_after(read)) || end.is_some_and(|ack| ack.is_after(read.plus(1)))
     }
 
-    /// Whether a request of the present target connection stays without an answer for good, if this becomes of the
-    /// session. An aborted one is counted as that.
-    pub(crate) fn leaves_unanswered(&self, outcome: Outcome, stream: &Stream) -> bool {
-        let silent = !self.answered && self.request < self.sent;
-        let closed = if let State::Open(open) = &self.state { open.rare().closed } else { None };
-        let crossed = closed.is_some_and(|(_, acked)| acked < self.sent);
-        match outcome {
-            Outcome::Reconnect(from, _) => from > self.request && (silent || crossed),
-            Outcome::Finished(_) => silent && self.is_answered_live(stream),
-            _ => false,
+    /// What the present target connection still owes when another carries on at `from`. `closed`: what the target's FIN had
+    /// acknowledged, if there was one.
+    fn owed_on_reconnect(&self, from: u64, closed: Option<u64>, stream: &Stream) -> Owed {
+        let crossed = closed.is_some_and(|acked| acked < self.sent);
+        if from > self.request && (self.is_unanswered() || crossed) {
+            Owed::Answer
+        } else {
+            Owed::Perhaps(self.unclear(closed, stream))
         }
     }
 
-    /// How many requests may have stayed without an answer on the present target connection, which nobody can tell for
-    /// certain, if this becomes of the session.
-    pub(crate) fn leaves_unclear(&self, outcome: Outcome, stream: &Stream) -> u64 {
-        let closed_first = match &self.state {
-            State::Connecting { .. } => false,
-            State::Open(open) => {
-                open.rare().closed.is_none_or(|(_, acked)| stream.fin().is_none_or(|fin| acked <= fin.offset))
-            }
-            State::Resting => true,
-        };
-        let ended = match outcome {
-            Outcome::Reconnect(..) => true,
+    /// What the present target connection still owes when the session ends as the live connection does, with a segment of
+    /// this kind. A session that is aborted is counted as that.
+    pub(super) fn owed_at_end(&self, kind: Final, closed: Option<u64>, stream: &Stream) -> Owed {
+        let answered_live = self.is_answered_live(stream);
+        if self.is_unanswered() && answered_live {
+            Owed::Answer
+        } else if kind == Final::Reset || !answered_live {
             // With a RST it is the live client that ends.
-            Outcome::Finished(farewell) => farewell != Farewell::Reset && self.is_answered_live(stream),
-            _ => false,
-        };
+            Owed::Perhaps(0)
+        } else {
+            Owed::Perhaps(self.unclear(closed, stream))
+        }
+    }
+
+    /// How many requests may have stayed without an answer on the present target connection, which cannot be told for certain.
+    fn unclear(&self, closed: Option<u64>, stream: &Stream) -> u64 {
+        let closed_first = closed.is_none_or(|acked| stream.fin().is_none_or(|fin| acked <= fin.offset));
         // Where the gate has been given up, the two servers do not speak in step, and the target had its reason to end.
-        if !ended || !closed_first && self.gate.is_off() {
+        if !closed_first && self.gate.is_off() {
             return 0;
         }
         let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);

@@ -1,0 +1,221 @@
+//! An established target connection: its state, its timers, and its options.
+
+use std::{num::NonZeroU64, time::Duration};
+
+use tcpcopy_common::response::{NO_WINDOW_SCALE, ResponseHeader, option};
+
+use super::{Context, Final, Outcome, Shared};
+use crate::{
+    input::stream::Stream,
+    stats::Reason,
+    store::moment::Moment,
+    tcp::{
+        delayed_ack::Acknowledger,
+        receiver::Receiver,
+        recovery::Congestion,
+        round_trip::Distance,
+        seq::{ReplaySeq, TargetSeq},
+    },
+    time::Nanos,
+};
+
+/// Maximum consecutive retransmissions of data or FIN: about a hundred seconds at the minimum RTO.
+const MAX_RETRIES: u8 = 8;
+/// How long the target's FIN is waited with: well before the target forgets its half of the connection (60 s,
+/// `tcp_fin_timeout`) and would answer our FIN with a RST that nobody there recognises as ours.
+const CLOSE_WAIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Assumed when the SYN-ACK has no MSS option (RFC 9293, section 3.7.1; RFC 8200 for IPv6).
+const DEFAULT_MSS_V4: u16 = 536;
+const DEFAULT_MSS_V6: u16 = 1220;
+/// RFC 7323, section 2.3.
+const MAX_WINDOW_SCALE: u8 = 14;
+/// Octets that the timestamps option takes in each segment, with its padding.
+const TIMESTAMPS: u16 = 12;
+
+/// ESTABLISHED and all that follows.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub receiver: Receiver,
+    /// Octets (and the FIN, the offset after the last octet) before this are acknowledged: SND.UNA.
+    pub una: u64,
+    /// What to send next: SND.NXT; goes back to `una` when the timer expires.
+    pub nxt: u64,
+    /// The highest `nxt` so far.
+    pub high: u64,
+    /// The target's window ends here; it never shrinks (RFC 9293, section 3.8.6).
+    pub window_end: u64,
+    /// Shift count of the target's window field.
+    pub scale: u8,
+    /// The target's newest TSval (RFC 7323, section 4.3), if it agreed to timestamps.
+    pub echo: Option<u32>,
+    pub segment_size: u16,
+    pub congestion: Congestion,
+    pub duplicates: u8,
+    /// The segment at `una` is to be sent again.
+    pub resend: bool,
+    pub acknowledger: Acknowledger,
+    pub probe: bool,
+    /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
+    pub timed: Option<(NonZeroU64, Nanos)>,
+    pub since: Nanos,
+    rare: Option<Box<Rare>>,
+}
+
+/// What a target connection has only after a loss or near its end: most are idle most of the time, and are to be small then.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rare {
+    /// In fast recovery until this is acknowledged (RFC 6582).
+    pub recover: Option<NonZeroU64>,
+    /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
+    pub guard: u64,
+    /// When the target's FIN came, and what it acknowledged.
+    pub closed: Option<(Nanos, u64)>,
+}
+
+impl Open {
+    /// Begins with a SYN-ACK, which came `handshake` after the SYN.
+    pub fn new(shared: &Shared, r: &ResponseHeader, handshake: Duration, cx: &Context<'_>) -> Self {
+        let timestamps = r.options & option::TIMESTAMPS != 0;
+        let (ours, default) = if shared.flow.server.is_v4() {
+            (cx.config.mss_v4, DEFAULT_MSS_V4)
+        } else {
+            (cx.config.mss_v6, DEFAULT_MSS_V6)
+        };
+        let announced = match u16::from_be_bytes(r.mss) {
+            0 => default,
+            mss => mss,
+        };
+        let taken = if timestamps { TIMESTAMPS } else { 0 };
+        let segment_size = announced.min(ours).saturating_sub(taken).max(1);
+        let receiver = Receiver::new(TargetSeq::from_be(r.seq));
+        Self {
+            acknowledger: Acknowledger::new(cx.now, cx.distance, handshake, &receiver),
+            receiver,
+            una: shared.origin,
+            nxt: shared.origin,
+            high: shared.origin,
+            // The window of a SYN-ACK is never scaled (RFC 7323, section 2.2).
+            window_end: shared.origin + u64::from(u16::from_be_bytes(r.window)),
+            scale: if r.window_scale == NO_WINDOW_SCALE { 0 } else { r.window_scale.min(MAX_WINDOW_SCALE) },
+            echo: timestamps.then(|| u32::from_be_bytes(r.tsval)),
+            segment_size,
+            congestion: Congestion::new(segment_size),
+            duplicates: 0,
+            resend: false,
+            probe: false,
+            timed: None,
+            since: cx.now,
+            rare: None,
+        }
+    }
+
+    pub fn rare(&self) -> Rare {
+        self.rare.as_deref().copied().unwrap_or_default()
+    }
+
+    pub fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// What the target's FIN acknowledged, if it has closed.
+    pub fn acknowledged_at_close(&self) -> Option<u64> {
+        self.rare().closed.map(|(_, acked)| acked)
+    }
+
+    /// Octets before this are acknowledged.
+    pub const fn acknowledged_until(&self) -> u64 {
+        self.una
+    }
+
+    /// The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when nothing was lost
+    /// on the way, that is the highest sent.
+    pub fn reset_seq(&self, shared: &Shared) -> ReplaySeq {
+        shared.seq_of(self.high)
+    }
+
+    /// Acknowledgement number and timestamps of a final ACK.
+    pub fn final_ack(&self, shared: &Shared) -> (TargetSeq, Option<(u32, u32)>) {
+        (self.receiver.next(), self.timestamps(shared))
+    }
+
+    /// The timestamps of a segment, if the target agreed to them.
+    pub fn timestamps(&self, shared: &Shared) -> Option<(u32, u32)> {
+        self.echo.map(|echo| (shared.opening.tsval, echo))
+    }
+
+    pub fn learn_distance(&mut self, distance: Distance) {
+        self.acknowledger.learn(distance);
+    }
+
+    /// When the live client must have closed too.
+    pub fn close_wait_deadline(&self) -> Moment {
+        self.rare().closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)).into()
+    }
+
+    /// When an acknowledgement is due.
+    pub fn ack_deadline(&self) -> Moment {
+        self.acknowledger.deadline()
+    }
+
+    /// How much is under way.
+    pub const fn flight(&self) -> u32 {
+        self.nxt.saturating_sub(self.una) as u32
+    }
+
+    /// Fires expired timers; `expired`: the retransmission timer, or the persist timer, is one of them.
+    pub fn handle_timeout(
+        &mut self,
+        shared: &mut Shared,
+        expired: bool,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Outcome {
+        // Also while the channel is down: a deadline that has passed must go.
+        self.release_acks(cx);
+        if expired {
+            let probing = self.una == self.high;
+            // A target whose window stays closed may answer probes for ever; the session timeout is for that.
+            let silent = !probing || cx.now.since(shared.last_heard) >= shared.rto.current();
+            if shared.rto.expirations() >= MAX_RETRIES && silent {
+                return Outcome::Aborted(Reason::TargetSilent, Final::Reset);
+            }
+            shared.rto.expire();
+            shared.retransmit_at = Moment::NEVER;
+            if probing {
+                self.probe = true;
+            } else {
+                self.handle_retransmission_timeout();
+                cx.stats.timeouts += 1;
+            }
+        }
+        if self.close_wait_deadline().is_due(cx.now) {
+            return if shared.sent == stream.end() && !stream.is_over() && cx.config.rejoin {
+                Outcome::Rest(Final::Reset)
+            } else {
+                Outcome::Aborted(Reason::TargetClosed, Final::Reset)
+            };
+        }
+        Outcome::Continue
+    }
+
+    /// Lets acknowledgements out that are due.
+    pub fn release_acks(&mut self, cx: &mut Context<'_>) {
+        let awaited = self.acknowledger.is_awaited();
+        self.acknowledger.handle_timeout(cx.now);
+        cx.stats.handshakes_unseen += u64::from(awaited && !self.acknowledger.is_awaited());
+    }
+
+    /// Everything unacknowledged is sent again, slowly (RFC 5681, section 3.1).
+    fn handle_retransmission_timeout(&mut self) {
+        self.congestion.collapse(self.high.saturating_sub(self.una) as u32, self.segment_size);
+        self.nxt = self.una;
+        let guard = self.high;
+        let rare = self.rare_mut();
+        rare.guard = guard;
+        rare.recover = None;
+        self.duplicates = 0;
+        self.resend = false;
+        self.timed = None;
+    }
+}
