@@ -9,9 +9,10 @@ use clap::Parser as _;
 use tcpcopy::{
     bpf::Network,
     cli::{
-        rules::{Rule, parse_rules},
-        tcpcopy::{Cli, Command, Settings},
+        rules::parse_rules,
+        tcpcopy::{Cli, Command},
     },
+    source::{Rule, Settings},
 };
 use tcpcopy_common::flow::IpAddress;
 

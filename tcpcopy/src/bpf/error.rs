@@ -42,15 +42,15 @@ pub enum BpfError {
         max: u32,
     },
     /// XDP sees Ethernet frames only.
-    #[error("`{interface}` has no Ethernet header, which XDP needs: use `--hook tc`")]
+    #[error("`{interface}` has no Ethernet header, which XDP needs: capture at TC ingress")]
     XdpNotEthernet {
         /// Its name.
         interface: String,
     },
     /// The driver has no native XDP, or not in its present configuration.
     #[error(
-        "the driver of `{interface}` refused XDP in {mode} mode ({source}): use `--hook tc`, or try without LRO and with \
-         fewer or more queues (`ethtool -K`, `ethtool -L`)"
+        "the driver of `{interface}` refused XDP in {mode} mode ({source}): capture at TC ingress, or try without LRO \
+         and with fewer or more queues (`ethtool -K`, `ethtool -L`)"
     )]
     XdpRefused {
         /// Its name.
@@ -62,28 +62,25 @@ pub enum BpfError {
     },
     /// The MTU is too large for native XDP.
     #[error(
-        "the MTU of `{interface}` is too large for XDP in its driver: lower it (`ip link set mtu`) or use `--hook tc`"
+        "the MTU of `{interface}` is too large for XDP in its driver: lower it (`ip link set mtu`) or capture at TC \
+         ingress"
     )]
     XdpMtu {
         /// Its name.
         interface: String,
     },
     /// There is an XDP program already.
-    #[error("`{interface}` has another XDP program (`bpftool net` shows it): use `--hook tc`, which runs beside it")]
+    #[error(
+        "`{interface}` has another XDP program (`bpftool net` shows it): capture at TC ingress, which \
+         disturbs no other program"
+    )]
     XdpBusy {
         /// Its name.
         interface: String,
     },
     /// The kernel lacks a feature.
-    #[error("this kernel lacks {feature}, which came with Linux {since}: {remedy}")]
-    Kernel {
-        /// What is missing.
-        feature: &'static str,
-        /// The version that brought it.
-        since: &'static str,
-        /// What to do.
-        remedy: &'static str,
-    },
+    #[error("this kernel lacks {}, which came with Linux {}: {}", .0.name(), .0.since(), .0.remedy())]
+    Kernel(KernelFeature),
     /// The object could not be loaded.
     #[error("loading the eBPF object failed: it needs Linux 5.10 or later with CONFIG_BPF_SYSCALL")]
     Object(#[source] Box<EbpfError>),
@@ -156,6 +153,42 @@ pub enum BpfError {
     /// The kernel could not be asked about its interfaces.
     #[error(transparent)]
     Net(#[from] NetError),
+}
+
+/// A feature that not every supported kernel has, and that can be done without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelFeature {
+    /// XDP programs that see packets in several buffers.
+    XdpFragments,
+    /// Links of TC programs.
+    Tcx,
+}
+
+impl KernelFeature {
+    /// Returns its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpFragments => "XDP with fragments",
+            Self::Tcx => "TCX",
+        }
+    }
+
+    /// Returns the version of Linux that brought it.
+    const fn since(self) -> &'static str {
+        match self {
+            Self::XdpFragments => "5.18",
+            Self::Tcx => "6.6",
+        }
+    }
+
+    /// Returns what does without it.
+    const fn remedy(self) -> &'static str {
+        match self {
+            Self::XdpFragments => "capture at TC ingress",
+            Self::Tcx => "attach with clsact",
+        }
+    }
 }
 
 impl BpfError {

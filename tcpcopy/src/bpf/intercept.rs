@@ -15,7 +15,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    BpfError, CounterValues, ProgramLogger, RingReader, Sessions,
+    BpfError, CounterValues, KernelFeature, ProgramLogger, RingReader, Sessions,
     object::{Object, map},
     ring::{SignalPage, ring_size},
     sys, tc,
@@ -277,7 +277,7 @@ impl TcAttach {
         match self {
             Self::Auto => Ok(has_tcx),
             Self::Tcx if has_tcx => Ok(true),
-            Self::Tcx => Err(BpfError::Kernel { feature: "TCX", since: "6.6", remedy: "attach with clsact instead" }),
+            Self::Tcx => Err(BpfError::Kernel(KernelFeature::Tcx)),
             Self::Clsact => Ok(false),
         }
     }

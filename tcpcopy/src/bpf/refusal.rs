@@ -5,7 +5,7 @@ use std::{fs, io};
 use aya::programs::ProgramError;
 use rustix::io::Errno;
 
-use super::{BpfError, error::with_causes};
+use super::{BpfError, KernelFeature, error::with_causes};
 
 /// Capabilities by their bit in a mask (linux/capability.h). The second contains the first.
 const CAP_PERFMON: u32 = 38;
@@ -31,9 +31,7 @@ fn judge(program: &'static str, answer: &io::Error, log: &str) -> BpfError {
     let errno = Errno::from_io_error(answer);
     match last_lines(log, LOG_LINES) {
         // The verifier has not even begun: the kernel does not know the flag.
-        None if program == FRAGMENTS && errno == Some(Errno::INVAL) => {
-            BpfError::Kernel { feature: "XDP with fragments", since: "5.18", remedy: "use --hook tc" }
-        }
+        None if program == FRAGMENTS && errno == Some(Errno::INVAL) => BpfError::Kernel(KernelFeature::XdpFragments),
         None => BpfError::Load { program, kernel: release(), reason: answer.to_string() },
         Some(_) if errno == Some(Errno::ACCESS) && lacks_perfmon() => BpfError::Perfmon { program },
         Some(end) => BpfError::Verifier { program, kernel: release(), log: end },
@@ -97,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_flag_that_the_kernel_does_not_know_is_told_from_a_program_that_it_refuses() {
-        assert!(text(FRAGMENTS, Errno::INVAL, "").contains("came with Linux 5.18: use --hook tc"));
+        assert!(text(FRAGMENTS, Errno::INVAL, "").contains("came with Linux 5.18: capture at TC ingress"));
         for other in [
             text("capture_tc", Errno::INVAL, ""),
             text(FRAGMENTS, Errno::INVAL, "R1 type=ctx expected=fp"),

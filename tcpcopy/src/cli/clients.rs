@@ -5,8 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use clap::Args;
 use tcpcopy_replay::{AddressPool, Slot};
 
-use super::UsageError;
-use crate::bpf::Network;
+use crate::{bpf::Network, source::Clients};
 
 /// The arguments, as typed. The letters are those of tcpcopy 1.0.
 #[derive(Debug, Args)]
@@ -25,15 +24,45 @@ pub struct ClientArgs {
     port_region: Option<u16>,
 }
 
-/// The arguments, validated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clients {
-    /// How often each connection is replayed to each of its targets.
-    pub copies: u32,
-    /// Addresses in place of the clients' own.
-    pub addresses: Option<AddressPool>,
-    /// Where the search for a free port begins.
-    pub region: Option<u16>,
+/// Client addresses or copies that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientsError {
+    /// Each engine takes a slot of the ports of a client.
+    #[error("-n {copies}: {engines} workers and copies are more than there are ports for ({max} at most)", max = Slot::MAX)]
+    TooManyEngines {
+        /// As typed.
+        copies: u32,
+        /// Workers, for each copy and target.
+        engines: u32,
+    },
+    /// Addresses that no client can have.
+    #[error("-c {network}: {reason}")]
+    Unusable {
+        /// As typed.
+        network: Network,
+        /// Why.
+        reason: Unusable,
+    },
+    /// A target among the clients.
+    #[error("-c: {0} is a target's own address, and a host drops packets that seem to come from itself")]
+    OwnAddress(IpAddr),
+    /// A target without a client.
+    #[error("-c: there is no address of the IP version of the target {0}")]
+    NoneOfVersion(SocketAddr),
+}
+
+/// Why clients cannot have an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// 127.0.0.0/8 or `::1`.
+    #[error("a target drops packets from loopback addresses")]
+    Loopback,
+    /// Multicast or broadcast.
+    #[error("these are not addresses of single hosts")]
+    Many,
+    /// 0.0.0.0 or `::`.
+    #[error("this is not the address of a host")]
+    Unspecified,
 }
 
 impl ClientArgs {
@@ -48,30 +77,21 @@ impl ClientArgs {
     }
 
     /// `engines` is how many workers there are for how many copies, `targets` what the rules name.
-    pub(super) fn validate(&self, engines: u32, targets: &[SocketAddr]) -> Result<Clients, UsageError> {
+    pub(super) fn validate(&self, engines: u32, targets: &[SocketAddr]) -> Result<Clients, ClientsError> {
         if engines > u32::from(Slot::MAX) {
-            return Err(UsageError::Other(format!(
-                "-n {}: {engines} workers and copies are more than there are ports for ({} at most)",
-                self.copies,
-                Slot::MAX
-            )));
+            return Err(ClientsError::TooManyEngines { copies: self.copies, engines });
         }
         let mut pool = AddressPool::default();
-        for network in &self.client_addresses {
-            add(&mut pool, network).map_err(|reason| UsageError::Other(format!("-c {network}: {reason}")))?;
+        for &network in &self.client_addresses {
+            add(&mut pool, &network).map_err(|reason| ClientsError::Unusable { network, reason })?;
         }
         let addresses = (!self.client_addresses.is_empty()).then_some(pool);
         if let Some(pool) = &addresses {
             if let Some(target) = targets.iter().find(|target| pool.contains(target.ip())) {
-                return Err(UsageError::Other(format!(
-                    "-c: {} is a target's own address, and a host drops packets that seem to come from itself",
-                    target.ip()
-                )));
+                return Err(ClientsError::OwnAddress(target.ip()));
             }
             if let Some(target) = targets.iter().find(|target| !pool.has(target.is_ipv4())) {
-                return Err(UsageError::Other(format!(
-                    "-c: there is no address of the IP version of the target {target}"
-                )));
+                return Err(ClientsError::NoneOfVersion(*target));
             }
         }
         Ok(Clients { copies: self.copies, addresses, region: self.port_region })
@@ -79,19 +99,19 @@ impl ClientArgs {
 }
 
 /// Adds the addresses of a network that a host can have.
-fn add(pool: &mut AddressPool, network: &Network) -> Result<(), &'static str> {
+fn add(pool: &mut AddressPool, network: &Network) -> Result<(), Unusable> {
     let first = network.address();
     let bits = if first.is_ipv4() { 32 } else { 128 };
     let count = 1u128.checked_shl(bits - u32::from(network.prefix())).unwrap_or(u128::MAX);
     let covers = |address: &str| address.parse().is_ok_and(|address: IpAddr| network.contains(address));
     if first.is_loopback() || covers("127.0.0.1") || covers("::1") {
-        return Err("a target drops packets from loopback addresses");
+        return Err(Unusable::Loopback);
     }
     if first.is_multicast() || covers("224.0.0.1") || covers("ff02::1") || covers("255.255.255.255") {
-        return Err("these are not addresses of single hosts");
+        return Err(Unusable::Many);
     }
     if first.is_unspecified() && count == 1 {
-        return Err("this is not the address of a host");
+        return Err(Unusable::Unspecified);
     }
     match first {
         // Without the address of the network itself and that of broadcasts, unless it is a point-to-point link (RFC 3021).

@@ -5,9 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use clap::{Parser, ValueEnum};
 
 use super::{
-    AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, cpus::CpuList, rules::parse_address, size::parse_ring_size,
+    AFTER_HELP, ProcessArgs, SecurityArgs, UsageError, address::parse_address, named_once, size::parse_ring_size,
 };
-use crate::{bpf::TcAttach, control::DEFAULT_PORT, process::descriptors};
+use crate::{
+    affinity::{CpuList, CpuListError},
+    bpf::TcAttach,
+    control::DEFAULT_PORT,
+    intercept::{Ack, Settings},
+};
 
 /// Runs on the test host: swallows the responses of replayed connections and reports them to tcpcopy.
 #[derive(Debug, Parser)]
@@ -26,8 +31,8 @@ pub struct Cli {
     #[arg(long, value_enum, default_value_t = AttachArg::Auto)]
     attach: AttachArg,
     /// Who acknowledges answers of more than a few segments, on behalf of the replayed clients
-    #[arg(long, value_enum, default_value_t = Ack::Relay)]
-    ack: Ack,
+    #[arg(long, value_enum, default_value_t = AckArg::Relay)]
+    ack: AckArg,
     /// The most replayed connections known at a time
     #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     max_sessions: u32,
@@ -58,38 +63,11 @@ enum AttachArg {
 
 /// `--ack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Ack {
+enum AckArg {
     /// This program, on the spot: large answers cost the source no packets, and come as fast as the target can send
     Reflect,
     /// tcpcopy: the target sees the network between the two, or with `tcpcopy -R` clients far away
     Relay,
-}
-
-/// The arguments of `intercept`, validated.
-#[derive(Debug)]
-pub struct Settings {
-    /// Where marked SYNs are learned.
-    pub interfaces: Vec<String>,
-    /// Where the control channel listens.
-    pub listen: Vec<SocketAddr>,
-    /// TCX or clsact.
-    pub attach: TcAttach,
-    /// Who acknowledges.
-    pub ack: Ack,
-    /// Capacity of the session map.
-    pub max_sessions: u32,
-    /// The processor of the thread that reports.
-    pub pin: Option<CpuList>,
-    /// Octets of the report ring.
-    pub ring_bytes: u32,
-}
-
-impl Settings {
-    /// The descriptors that a start takes at the least: what it always opens, and two links for each interface.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        descriptors::BASE + self.listen.len() + 2 * self.interfaces.len()
-    }
 }
 
 impl Cli {
@@ -98,11 +76,7 @@ impl Cli {
     /// # Errors
     /// [`UsageError`] names the option and what is wrong with it.
     pub fn validate(&self) -> Result<Settings, UsageError> {
-        for (i, name) in self.interfaces.iter().enumerate() {
-            if name.is_empty() || self.interfaces[..i].contains(name) {
-                return Err(UsageError::Other(format!("-i {name:?}: the interface is empty or there twice")));
-            }
-        }
+        named_once(&self.interfaces)?;
         let listen = if self.bind.is_empty() {
             let any: [IpAddr; 2] = [std::net::Ipv4Addr::UNSPECIFIED.into(), std::net::Ipv6Addr::UNSPECIFIED.into()];
             any.map(|address| SocketAddr::new(address, self.port)).to_vec()
@@ -113,7 +87,7 @@ impl Cli {
                     let address: IpAddr = text
                         .parse()
                         .or_else(|_| parse_address(text))
-                        .map_err(|reason| UsageError::Other(format!("-b {text:?}: {reason}")))?;
+                        .map_err(|fault| UsageError::Bind { text: text.clone(), fault })?;
                     Ok(SocketAddr::new(address, self.port))
                 })
                 .collect::<Result<_, UsageError>>()?
@@ -126,7 +100,10 @@ impl Cli {
                 AttachArg::Tcx => TcAttach::Tcx,
                 AttachArg::Clsact => TcAttach::Clsact,
             },
-            ack: self.ack,
+            ack: match self.ack {
+                AckArg::Reflect => Ack::Reflect,
+                AckArg::Relay => Ack::Relay,
+            },
             max_sessions: self.max_sessions,
             pin: self.pin.clone(),
             ring_bytes: self.ring_size,
@@ -134,11 +111,20 @@ impl Cli {
     }
 }
 
+/// A text that is not one processor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum CpuError {
+    #[error(transparent)]
+    List(#[from] CpuListError),
+    #[error("one processor is enough: there is one thread that reports")]
+    Several,
+}
+
 /// Parses one processor.
-fn parse_cpu(text: &str) -> Result<CpuList, String> {
+fn parse_cpu(text: &str) -> Result<CpuList, CpuError> {
     match text.parse::<CpuList>()? {
         one if one.count() == 1 => Ok(one),
-        _ => Err("one processor is enough: there is one thread that reports".into()),
+        _ => Err(CpuError::Several),
     }
 }
 

@@ -1,12 +1,15 @@
 //! Command lines of both programs: arguments as typed, and arguments as validated.
 //!
 //! [`tcpcopy`] and [`intercept`] hold the arguments as clap reads them and turn them into the settings that the
-//! programs run with; everything a program needs to know is in the settings, already checked.
+//! programs run with ([`source::Settings`](crate::source::Settings), [`intercept::Settings`](crate::intercept::Settings));
+//! everything a program needs to know is in the settings, already checked. Nothing below knows options: an error from there
+//! says in its own terms what is wrong, and `remedy` adds which option changes that.
 
+mod address;
 pub mod clients;
-pub mod cpus;
 pub mod intercept;
 pub mod program;
+mod remedy;
 pub mod replay;
 pub mod retired;
 pub mod rules;
@@ -14,19 +17,14 @@ pub mod selection;
 mod size;
 pub mod tcpcopy;
 
-use std::{
-    io::{self, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{io::Write as _, net::IpAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
-use rustix::io::Errno;
 
 use crate::{
+    affinity::CpuList,
+    bpf::Network,
     control::{Psk, PskError, Security},
-    process::descriptors,
 };
 
 /// Where the pre-shared key is looked for when `--psk-file` is absent.
@@ -39,19 +37,19 @@ pub enum UsageError {
     #[error(transparent)]
     Rule(#[from] rules::RuleError),
     /// An entry of `-s`.
-    #[error("-s {entry:?}: {reason}")]
+    #[error("-s {entry:?}: {fault}")]
     Server {
         /// The entry as typed.
         entry: String,
         /// What is wrong with it.
-        reason: String,
+        fault: tcpcopy::ServerFault,
     },
     /// No server of `-s` can vouch for a target of `-x`.
     #[error(
         "-x names the target {0}, but none of the several addresses in -s is that host's, so it is unclear which intercept \
          swallows its responses; give -s the same addresses as -x"
     )]
-    NoServerFor(std::net::IpAddr),
+    NoServerFor(IpAddr),
     /// A letter of tcpcopy 1.0 that means nothing here.
     #[error("-{letter} of tcpcopy 1.0: {reason}")]
     Retired {
@@ -60,9 +58,82 @@ pub enum UsageError {
         /// Why, and what to use instead.
         reason: &'static str,
     },
-    /// Any other contradiction.
-    #[error("{0}")]
-    Other(String),
+    /// A name of `-i`.
+    #[error("-i {0:?}: the interface is empty or there twice")]
+    Interface(String),
+    /// An address of `-b`.
+    #[error("-b {text:?}: {fault}")]
+    Bind {
+        /// As typed.
+        text: String,
+        /// What is wrong with it.
+        fault: address::AddressError,
+    },
+    /// The address of `-H`.
+    #[error("-H {text}: {fault}")]
+    StandIn {
+        /// As typed.
+        text: String,
+        /// What is wrong with it.
+        fault: tcpcopy::StandInError,
+    },
+    /// Loopback clients, with their own addresses.
+    #[error(
+        "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for them with \
+         -H ADDRESS, or those for all clients with -c"
+    )]
+    LoopbackWithoutStandIn,
+    /// `-H` and `-c`.
+    #[error("-H with -c: the addresses of -c stand in for loopback clients too; leave -H away")]
+    TwoStandIns,
+    /// `-c`, `-n` and `-f`.
+    #[error(transparent)]
+    Clients(#[from] clients::ClientsError),
+    /// Not one processor for each worker.
+    #[error(
+        "--pin {pin}: that is {} for {} (-w); name one for each",
+        counted(pin.count(), "processor"), counted(*workers as usize, "worker")
+    )]
+    Pin {
+        /// As typed.
+        pin: CpuList,
+        /// Of `-w`.
+        workers: u32,
+    },
+    /// `--bypass-qdisc` and `--inject raw`.
+    #[error("--bypass-qdisc: raw sockets always go through the queueing discipline; leave --inject raw away")]
+    BypassOfRaw,
+    /// Less memory than the workers take empty.
+    #[error(
+        "-m {megabytes}: each of the {workers} workers{} needs a megabyte at least; give more, or fewer workers with -w",
+        if *copies > 1 { format!(" for each of {copies} copies") } else { String::new() }
+    )]
+    Memory {
+        /// As typed.
+        megabytes: u32,
+        /// Of `-w`.
+        workers: u32,
+        /// How often each connection is replayed.
+        copies: u32,
+    },
+    /// A network that is wanted and not wanted.
+    #[error("{0} is both in --clients and in --exclude")]
+    SelectedAndExcluded(Network),
+}
+
+/// A number with its noun.
+fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Checks that each interface has a name, and is named once.
+fn named_once(interfaces: &[String]) -> Result<(), UsageError> {
+    for (i, name) in interfaces.iter().enumerate() {
+        if name.is_empty() || interfaces[..i].contains(name) {
+            return Err(UsageError::Interface(name.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// How the peers of the control channel prove who they are.
@@ -135,13 +206,9 @@ pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT 
                               where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.\n\
                               RUST_LOG sets the log level (error, warn, info, debug, trace).";
 
-/// Prints `error` with its causes, and the remedy where the limit on open files is one, to stderr and yields the exit code that fits it.
+/// Prints `error` with its causes, and the option that removes them, to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let mut message = format!("{error:#}");
-    if message.contains(&io::Error::from(Errno::MFILE).to_string()) {
-        message = format!("{message}; {}", descriptors::REMEDY);
-    }
     // A terminal that is gone is no reason for another exit code.
-    let _ = writeln!(io::stderr(), "error: {message}");
+    let _ = writeln!(std::io::stderr(), "error: {}", remedy::worded(error));
     if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
 }

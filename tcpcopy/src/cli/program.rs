@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::{ProcessArgs, exit, report};
+use super::{ProcessArgs, exit, remedy, report};
 use crate::{
     process::{
         Output, Process,
@@ -50,7 +50,7 @@ fn child<F: Future<Output = anyhow::Result<Report>>>(
     let summary = runtime.block_on(async { work(process)?.await }).inspect_err(|e| {
         // The terminal may be gone; the log is not.
         if args.log_file.is_some() {
-            log::error!("{e:#}");
+            log::error!("{}", remedy::worded(e));
         }
     })?;
     if let Some(path) = &args.summary_json {

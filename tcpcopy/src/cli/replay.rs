@@ -6,6 +6,7 @@ use clap::Args;
 use tcpcopy_replay::RoundTrip;
 
 use super::UsageError;
+use crate::source::Replay;
 
 /// As in tcpcopy 1.0: by how much the time-out of idle sessions exceeds that of others, s.
 const KEEPALIVE_GRACE: u64 = 120;
@@ -50,40 +51,11 @@ pub struct ReplayArgs {
     lonely: bool,
 }
 
-/// The arguments of the replay, validated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replay {
-    /// Whether only connections are replayed that were captured from their SYN on.
-    pub complete_only: bool,
-    /// Whether a request waits until the target has answered the one before.
-    pub wait: bool,
-    /// How far away from the target clients seem to be.
-    pub round_trip: RoundTrip,
-    /// When an unused session is given up.
-    pub session_timeout: Duration,
-    /// When an unused session is given up that has sent all and whose client is still there.
-    pub keepalive_timeout: Duration,
-    /// Octets that everything that waits to be replayed may take.
-    pub memory: usize,
-    /// The largest IP packet, if it is not what the route carries.
-    pub mtu: Option<u16>,
-    /// The largest payload of a segment, if it is not what fits the MTU.
-    pub mss: Option<u16>,
-}
-
 impl ReplayArgs {
     /// `copies` is how often each connection is replayed, at most.
     pub(super) fn validate(&self, workers: u32, copies: u32) -> Result<Replay, UsageError> {
         if self.max_memory < workers * copies {
-            let each = if copies > 1 {
-                format!("{workers} workers for each of {copies} copies")
-            } else {
-                format!("{workers} workers")
-            };
-            return Err(UsageError::Other(format!(
-                "-m {}: each of the {each} needs a megabyte at least; give more, or fewer workers with -w",
-                self.max_memory
-            )));
+            return Err(UsageError::Memory { megabytes: self.max_memory, workers, copies });
         }
         let keepalive = self.keepalive_timeout.unwrap_or(self.session_timeout + KEEPALIVE_GRACE);
         Ok(Replay {
@@ -99,11 +71,16 @@ impl ReplayArgs {
     }
 }
 
-fn parse_round_trip(text: &str) -> Result<RoundTrip, String> {
+/// A text that is no round-trip time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("neither live nor a number of milliseconds from 0 to {LONGEST_ROUND_TRIP}")]
+struct RoundTripError;
+
+fn parse_round_trip(text: &str) -> Result<RoundTrip, RoundTripError> {
     match text.parse() {
         _ if text == "live" => Ok(RoundTrip::Live),
         Ok(0) => Ok(RoundTrip::Near),
         Ok(ms @ 1..=LONGEST_ROUND_TRIP) => Ok(RoundTrip::Same(Duration::from_millis(ms))),
-        _ => Err(format!("neither live nor a number of milliseconds from 0 to {LONGEST_ROUND_TRIP}")),
+        _ => Err(RoundTripError),
     }
 }

@@ -1,27 +1,54 @@
 //! `-x`: which live service is copied to which targets.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    str::FromStr,
-};
+use std::net::{IpAddr, SocketAddr};
 
-/// One entry of `-x`: `[SRCIP:]PORT-TARGETIP:PORT`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// The live service's address; any address of the target's family when absent.
-    pub address: Option<IpAddr>,
-    /// The live service's port.
-    pub port: u16,
-    /// The service under test.
-    pub target: SocketAddr,
-}
+use super::address::{AddressError, PortError, parse_address, parse_port};
+use crate::source::Rule;
 
 /// A rule that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("-x {entry:?}: {reason} (the form is [SRCIP:]PORT-TARGETIP:PORT, IPv6 addresses in brackets)")]
+#[error("-x {entry:?}: {fault} (the form is [SRCIP:]PORT-TARGETIP:PORT, IPv6 addresses in brackets)")]
 pub struct RuleError {
     entry: String,
-    reason: String,
+    fault: RuleFault,
+}
+
+/// What is wrong with a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleFault {
+    /// There is only one side.
+    #[error("a '-' between service and target is missing")]
+    NoDash,
+    /// The target is an address only.
+    #[error("the target's port is missing")]
+    NoTargetPort,
+    /// One of the addresses.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// One of the ports.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Nobody has the target's address.
+    #[error("the target is not the address of a host")]
+    NotAHost,
+    /// The target's address means this host, on every host.
+    #[error("the target is a loopback address, which no other host has")]
+    Loopback,
+    /// The target's address means another host on each link.
+    #[error("the target is a link-local address, which does not tell the link")]
+    LinkLocal,
+    /// One side is IPv4, the other IPv6.
+    #[error("service and target must be of one IP version, because the target sees the client's own address")]
+    MixedVersions,
+    /// The replay would meet the live service.
+    #[error("service and target are the same")]
+    Same,
+    /// The list has it already.
+    #[error("the rule is there twice; -n replays connections several times to one target")]
+    Twice,
+    /// Another rule copies what this one sends.
+    #[error("the target {0} is itself captured, so the replay would be copied again")]
+    Captured(SocketAddr),
 }
 
 /// Parses a comma-separated list of rules.
@@ -31,92 +58,51 @@ pub struct RuleError {
 pub fn parse_rules(list: &str) -> Result<Vec<Rule>, RuleError> {
     let mut rules: Vec<Rule> = Vec::new();
     for entry in list.split(',') {
-        let rule: Rule = entry.parse()?;
+        let fail = |fault| RuleError { entry: entry.to_owned(), fault };
+        let rule = parse_rule(entry).map_err(fail)?;
         if rules.contains(&rule) {
-            let reason = "the rule is there twice; -n replays connections several times to one target".to_owned();
-            return Err(RuleError { entry: entry.to_owned(), reason });
+            return Err(fail(RuleFault::Twice));
         }
         rules.push(rule);
     }
-    if let Some(rule) = rules.iter().find(|r| rules.iter().any(|s| s.captures(r.target))) {
-        return Err(RuleError {
-            entry: list.to_owned(),
-            reason: format!("the target {} is itself captured, so the replay would be copied again", rule.target),
-        });
+    if let Some(rule) = rules.iter().find(|r| rules.iter().any(|s| captures(s, r.target))) {
+        return Err(RuleError { entry: list.to_owned(), fault: RuleFault::Captured(rule.target) });
     }
     Ok(rules)
 }
 
-impl Rule {
-    /// Whether a connection to `server` falls under this rule, but for the exclusion of targets.
-    fn captures(&self, server: SocketAddr) -> bool {
-        self.address == Some(server.ip()) && self.port == server.port()
-    }
+/// Whether a connection to `server` falls under the rule, but for the exclusion of targets.
+fn captures(rule: &Rule, server: SocketAddr) -> bool {
+    rule.address == Some(server.ip()) && rule.port == server.port()
 }
 
-impl FromStr for Rule {
-    type Err = RuleError;
-
-    fn from_str(entry: &str) -> Result<Self, RuleError> {
-        let fail = |reason: &str| RuleError { entry: entry.to_owned(), reason: reason.to_owned() };
-        let (source, target) =
-            entry.split_once('-').ok_or_else(|| fail("a '-' between service and target is missing"))?;
-        let (address, port) = match source.rsplit_once(':') {
-            None => (None, source),
-            Some((address, port)) => (Some(parse_address(address).map_err(|e| fail(&e))?), port),
-        };
-        let port = parse_port(port).map_err(|e| fail(&e))?;
-        let (target_address, target_port) =
-            target.rsplit_once(':').ok_or_else(|| fail("the target's port is missing"))?;
-        let target_address = parse_address(target_address).map_err(|e| fail(&e))?;
-        let target = SocketAddr::new(target_address, parse_port(target_port).map_err(|e| fail(&e))?);
-        if target_address.is_unspecified() || target_address.is_multicast() {
-            return Err(fail("the target is not the address of a host"));
-        }
-        if target_address.is_loopback() {
-            return Err(fail("the target is a loopback address, which no other host has"));
-        }
-        if matches!(target_address, IpAddr::V6(a) if a.is_unicast_link_local()) {
-            return Err(fail("the target is a link-local address, which does not tell the link"));
-        }
-        if address.is_some_and(|a| a.is_ipv4() != target_address.is_ipv4()) {
-            return Err(fail(
-                "service and target must be of one IP version, because the target sees the client's own address",
-            ));
-        }
-        if address == Some(target.ip()) && port == target.port() {
-            return Err(fail("service and target are the same"));
-        }
-        Ok(Self { address, port, target })
+/// Parses `[SRCIP:]PORT-TARGETIP:PORT`.
+fn parse_rule(entry: &str) -> Result<Rule, RuleFault> {
+    let (service, target) = entry.split_once('-').ok_or(RuleFault::NoDash)?;
+    let (address, port) = match service.rsplit_once(':') {
+        None => (None, service),
+        Some((address, port)) => (Some(parse_address(address)?), port),
+    };
+    let port = parse_port(port)?;
+    let (target_address, target_port) = target.rsplit_once(':').ok_or(RuleFault::NoTargetPort)?;
+    let target_address = parse_address(target_address)?;
+    let target = SocketAddr::new(target_address, parse_port(target_port)?);
+    if target_address.is_unspecified() || target_address.is_multicast() {
+        return Err(RuleFault::NotAHost);
     }
-}
-
-/// Parses an address; an IPv6 address must stand in brackets.
-pub(super) fn parse_address(text: &str) -> Result<IpAddr, String> {
-    match text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
-        Some(v6) => match v6.parse::<Ipv6Addr>() {
-            Ok(address) if address.to_ipv4_mapped().is_some() => {
-                Err(format!("{v6:?} is an IPv4 address in IPv6 form, which no packet carries: write it as IPv4"))
-            }
-            Ok(address) => Ok(IpAddr::V6(address)),
-            Err(_) => Err(format!("{v6:?} is not an IPv6 address")),
-        },
-        None if text.contains(':') => Err(format!("IPv6 address {text:?} needs brackets: [{text}]")),
-        None if text.is_empty() => Err("an address is missing".into()),
-        None => text.parse().map(IpAddr::V4).map_err(|_| {
-            format!(
-                "{text:?} is not an IP address (host names are not looked up: the address that is meant matters here)"
-            )
-        }),
+    if target_address.is_loopback() {
+        return Err(RuleFault::Loopback);
     }
-}
-
-/// Parses a port, 1 to 65535.
-pub(super) fn parse_port(text: &str) -> Result<u16, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err(format!("{text:?} is not a port (1 to 65535)")),
-        Ok(port) => Ok(port),
+    if matches!(target_address, IpAddr::V6(a) if a.is_unicast_link_local()) {
+        return Err(RuleFault::LinkLocal);
     }
+    if address.is_some_and(|a| a.is_ipv4() != target_address.is_ipv4()) {
+        return Err(RuleFault::MixedVersions);
+    }
+    if address == Some(target.ip()) && port == target.port() {
+        return Err(RuleFault::Same);
+    }
+    Ok(Rule { address, port, target })
 }
 
 #[cfg(test)]

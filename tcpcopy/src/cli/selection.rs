@@ -5,7 +5,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::UsageError;
-use crate::bpf::{ClientFilter, Network};
+use crate::{
+    bpf::{ClientFilter, Network},
+    source::Selection,
+};
 
 /// The arguments of the selection, as typed.
 #[derive(Debug, Args)]
@@ -26,21 +29,9 @@ pub struct SelectionArgs {
     exclude: Vec<Network>,
 }
 
-/// The arguments of the selection, validated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Selection {
-    /// 1 to 100.
-    pub percentage: u8,
-    /// How long the percentage grows to that; from the start that if `None`.
-    pub ramp: Option<Duration>,
-    /// Which clients; all of them when `None`.
-    pub clients: Option<ClientFilter>,
-}
-
 impl SelectionArgs {
     pub(super) fn validate(&self) -> Result<Selection, UsageError> {
-        let clients = ClientFilter::new(&self.clients, &self.exclude)
-            .map_err(|network| UsageError::Other(format!("{network} is both in --clients and in --exclude")))?;
+        let clients = ClientFilter::new(&self.clients, &self.exclude).map_err(UsageError::SelectedAndExcluded)?;
         Ok(Selection { percentage: self.percentage, ramp: self.ramp.map(Duration::from_secs), clients })
     }
 }

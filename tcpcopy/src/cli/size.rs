@@ -5,8 +5,13 @@ const MIN_RING: u32 = 256 << 10;
 /// The largest ring the kernel makes: 512 MiB keeps sizes and offsets well inside 32 bits.
 const MAX_RING: u32 = 512 << 20;
 
+/// A size that no ring can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a ring has 256K to 512M octets")]
+pub(super) struct RingSizeError;
+
 /// Parses a size with an optional binary suffix, within the bounds of a ring.
-pub(super) fn parse_ring_size(text: &str) -> Result<u32, String> {
+pub(super) fn parse_ring_size(text: &str) -> Result<u32, RingSizeError> {
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
         Some((at, 'm' | 'M')) => (&text[..at], 20),
@@ -16,7 +21,7 @@ pub(super) fn parse_ring_size(text: &str) -> Result<u32, String> {
     let size = digits.parse::<u32>().ok().and_then(|n| n.checked_mul(1 << shift));
     match size {
         Some(size) if (MIN_RING..=MAX_RING).contains(&size) => Ok(size.next_power_of_two()),
-        _ => Err("a ring has 256K to 512M octets".into()),
+        _ => Err(RingSizeError),
     }
 }
 

@@ -10,15 +10,22 @@ use tcpcopy_common::capture::MAX_WORKERS;
 
 use super::{
     AFTER_HELP, DEFAULT_PSK_FILE, ProcessArgs, SecurityArgs, UsageError,
-    clients::{ClientArgs, Clients},
-    cpus::CpuList,
-    replay::{Replay, ReplayArgs},
+    address::{AddressError, PortError, parse_address, parse_port},
+    clients::ClientArgs,
+    named_once,
+    replay::ReplayArgs,
     retired::RetiredArgs,
-    rules::{Rule, parse_address, parse_port, parse_rules},
-    selection::{Selection, SelectionArgs},
+    rules::parse_rules,
+    selection::SelectionArgs,
     size::parse_ring_size,
 };
-use crate::{bpf::Hook, control::DEFAULT_PORT, inject::Backend, process::descriptors};
+use crate::{
+    affinity::CpuList,
+    bpf::Hook,
+    control::DEFAULT_PORT,
+    inject::Backend,
+    source::{Rule, Settings, most_targets},
+};
 
 /// Copies the requests of live clients, as packets, and replays them to a test host in real time.
 #[derive(Debug, Parser)]
@@ -140,48 +147,6 @@ enum InjectArg {
     Raw,
 }
 
-/// The arguments of copying, validated.
-#[derive(Debug)]
-pub struct Settings {
-    /// What is copied where.
-    pub rules: Vec<Rule>,
-    /// The control channels, and for each rule the index of the one that vouches for its target.
-    pub intercepts: Vec<SocketAddr>,
-    /// For each rule, its control channel: an index into [`intercepts`](Self::intercepts).
-    pub intercept_of: Vec<usize>,
-    /// Interfaces as named; empty to find them from the routes.
-    pub interfaces: Vec<String>,
-    /// Capture hook.
-    pub hook: Hook,
-    /// Injection backend.
-    pub inject: Backend,
-    /// Whether packet sockets bypass the queueing discipline.
-    pub bypass_qdisc: bool,
-    /// Stands in for a loopback client address.
-    pub loopback_client: Option<IpAddr>,
-    /// 1 to [`MAX_WORKERS`].
-    pub workers: u32,
-    /// A processor for each worker.
-    pub pin: Option<CpuList>,
-    /// Octets of one worker's ring.
-    pub ring_bytes: u32,
-    /// Which connections are copied.
-    pub selection: Selection,
-    /// How often, and as whom, the target sees their clients.
-    pub clients: Clients,
-    /// How they are replayed.
-    pub replay: Replay,
-}
-
-impl Settings {
-    /// The descriptors that a start takes at the least: what it always opens, and what each worker does.
-    #[must_use]
-    pub fn descriptors(&self) -> usize {
-        let channels = self.intercepts.len() * (self.clients.copies * most_targets(&self.rules)) as usize;
-        descriptors::BASE + self.workers as usize * (descriptors::WORKER + channels) + self.interfaces.len()
-    }
-}
-
 impl CopyArgs {
     /// Checks everything that can be checked without touching the system.
     ///
@@ -201,56 +166,23 @@ impl CopyArgs {
                     .ok_or(UsageError::NoServerFor(rule.target.ip()))
             })
             .collect::<Result<_, _>>()?;
-        let loopback_client = match &self.loopback_client {
-            None => None,
-            Some(text) => {
-                // IPv6 with brackets or without.
-                let bracketed = text.parse::<Ipv6Addr>().map_or_else(|_| text.clone(), |v6| format!("[{v6}]"));
-                let address =
-                    parse_address(&bracketed).map_err(|reason| UsageError::Other(format!("-H {text:?}: {reason}")))?;
-                if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
-                    return Err(UsageError::Other(format!(
-                        "-H {text}: the target would drop packets from this address; name one that it can route to"
-                    )));
-                }
-                if !rules.iter().any(|r| r.target.is_ipv4() == address.is_ipv4()) {
-                    return Err(UsageError::Other(format!("-H {text}: no target of -x is of this IP version")));
-                }
-                Some(address)
-            }
-        };
-        for (i, name) in self.interfaces.iter().enumerate() {
-            if name.is_empty() || self.interfaces[..i].contains(name) {
-                return Err(UsageError::Other(format!("-i {name:?}: the interface is empty or there twice")));
-            }
-        }
+        let loopback_client = self.loopback_client.as_deref().map(|text| stand_in(text, &rules)).transpose()?;
+        named_once(&self.interfaces)?;
         let rewritten = loopback_client.is_some() || self.clients.rewrites();
         if self.interfaces.iter().any(|i| i == "lo") && !rewritten {
-            return Err(UsageError::Other(
-                "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for \
-                 them with -H ADDRESS, or those for all clients with -c"
-                    .into(),
-            ));
+            return Err(UsageError::LoopbackWithoutStandIn);
         }
         if let Some(pin) = self.pin.as_ref().filter(|pin| pin.count() != self.workers as usize) {
-            return Err(UsageError::Other(format!(
-                "--pin {pin}: that is {} for {} (-w); name one for each",
-                counted(pin.count(), "processor"),
-                counted(self.workers as usize, "worker"),
-            )));
+            return Err(UsageError::Pin { pin: pin.clone(), workers: self.workers });
         }
         if self.bypass_qdisc && self.inject == InjectArg::Raw {
-            return Err(UsageError::Other(
-                "--bypass-qdisc: raw sockets always go through the queueing discipline; leave --inject raw away".into(),
-            ));
+            return Err(UsageError::BypassOfRaw);
         }
         let targets: Vec<SocketAddr> = rules.iter().map(|rule| rule.target).collect();
         let copies = self.clients.copies() * most_targets(&rules);
         let clients = self.clients.validate(self.workers * copies, &targets)?;
         if clients.addresses.is_some() && loopback_client.is_some() {
-            return Err(UsageError::Other(
-                "-H with -c: the addresses of -c stand in for loopback clients too; leave -H away".into(),
-            ));
+            return Err(UsageError::TwoStandIns);
         }
         Ok(Settings {
             rules,
@@ -280,48 +212,82 @@ impl CopyArgs {
     }
 }
 
-/// A number with its noun.
-fn counted(n: usize, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+/// A loopback client's stand-in that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StandInError {
+    /// No address at all.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Not an address that a packet may come from.
+    #[error("the target would drop packets from this address; name one that it can route to")]
+    NotAHost,
+    /// Nothing is replayed with this IP version.
+    #[error("no target of -x is of this IP version")]
+    NoTarget,
 }
 
-/// How many targets of one IP version a service has, at most.
-fn most_targets(rules: &[Rule]) -> u32 {
-    let of_service = |rule: &Rule| {
-        let same =
-            |r: &&Rule| r.port == rule.port && r.address == rule.address && r.target.is_ipv4() == rule.target.is_ipv4();
-        rules.iter().filter(same).count() as u32
-    };
-    rules.iter().map(of_service).max().unwrap_or(0)
+/// Parses the address of `-H`: IPv6 with brackets or without.
+fn stand_in(text: &str, rules: &[Rule]) -> Result<IpAddr, UsageError> {
+    let fail = |fault| UsageError::StandIn { text: text.to_owned(), fault };
+    let bracketed = text.parse::<Ipv6Addr>().map_or_else(|_| text.to_owned(), |v6| format!("[{v6}]"));
+    let address = parse_address(&bracketed).map_err(|fault| fail(fault.into()))?;
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(fail(StandInError::NotAHost));
+    }
+    if !rules.iter().any(|r| r.target.is_ipv4() == address.is_ipv4()) {
+        return Err(fail(StandInError::NoTarget));
+    }
+    Ok(address)
+}
+
+/// An entry of `-s` that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ServerFault {
+    /// Its address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// Its port.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// The list has it already.
+    #[error("the server is there twice")]
+    Twice,
 }
 
 /// Parses `ADDRESS[:PORT][,…]`.
 fn parse_servers(list: &str, default_port: u16) -> Result<Vec<SocketAddr>, UsageError> {
     let mut servers = Vec::new();
     for entry in list.split(',') {
-        let fail = |reason: String| UsageError::Server { entry: entry.to_owned(), reason };
-        let server = if entry.starts_with('[') && entry.ends_with(']') || !entry.contains(':') {
-            SocketAddr::new(parse_address(entry).map_err(fail)?, default_port)
-        } else if entry.parse::<std::net::Ipv6Addr>().is_ok() {
-            return Err(fail(format!("an IPv6 address needs brackets: [{entry}]")));
-        } else {
-            let (address, port) = entry.rsplit_once(':').unwrap_or((entry, ""));
-            SocketAddr::new(parse_address(address).map_err(fail)?, parse_port(port).map_err(fail)?)
-        };
+        let fail = |fault| UsageError::Server { entry: entry.to_owned(), fault };
+        let server = parse_server(entry, default_port).map_err(fail)?;
         if servers.contains(&server) {
-            return Err(fail("the server is there twice".into()));
+            return Err(fail(ServerFault::Twice));
         }
         servers.push(server);
     }
     Ok(servers)
 }
 
+/// Parses `ADDRESS[:PORT]`.
+fn parse_server(entry: &str, default_port: u16) -> Result<SocketAddr, ServerFault> {
+    if entry.starts_with('[') && entry.ends_with(']') || !entry.contains(':') {
+        return Ok(SocketAddr::new(parse_address(entry)?, default_port));
+    }
+    if entry.parse::<Ipv6Addr>().is_ok() {
+        return Err(AddressError::NoBrackets(entry.to_owned()).into());
+    }
+    let (address, port) = entry.rsplit_once(':').unwrap_or((entry, ""));
+    Ok(SocketAddr::new(parse_address(address)?, parse_port(port)?))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
     use tcpcopy_replay::RoundTrip;
 
     use super::*;
+    use crate::source::Replay;
 
     fn settings(args: &str) -> Result<Settings, String> {
         let cli = Cli::try_parse_from(std::iter::once("tcpcopy").chain(args.split(' '))).map_err(|e| e.to_string())?;

@@ -31,7 +31,7 @@ pub struct Established {
 pub enum ConnectError {
     /// The TCP connection was not made.
     #[error(
-        "cannot reach intercept at {address}: {cause}; does intercept run there, is its port right (-p), and does a \
+        "cannot reach intercept at {address}: {cause}; does intercept run there, is its port right, and does a \
          firewall let it through?"
     )]
     Dial {
@@ -42,7 +42,7 @@ pub enum ConnectError {
     },
     /// Not finished in [`HANDSHAKE_DEADLINE`].
     #[error(
-        "intercept at {address} did not answer within {} s: does it run there, is its port right (-p), and does a \
+        "intercept at {address} did not answer within {} s: does it run there, is its port right, and does a \
          firewall let it through?",
         HANDSHAKE_DEADLINE.as_secs()
     )]

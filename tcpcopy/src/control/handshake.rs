@@ -35,9 +35,7 @@ const MAX_OPENING_BODY: usize = MAX_OPENING_FRAME + TAG;
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The peer does not speak this protocol.
-    #[error(
-        "the other side does not speak tcpcopy's control protocol: is the port right (-p), and nothing else on it?"
-    )]
+    #[error("the other side does not speak tcpcopy's control protocol: is the port right, and nothing else on it?")]
     NotTcpcopy,
     /// The peer speaks another version of it.
     #[error(
@@ -48,14 +46,13 @@ pub enum HandshakeError {
         /// The peer's.
         theirs: u16,
     },
-    /// One side has a key, the other runs with `--insecure`.
+    /// One side has a key, the other runs without.
     #[error(
-        "the other side {}: give both sides the same --psk-file, or both --insecure",
-        if *theirs_is_insecure { "runs with --insecure, this side wants a key" }
-        else { "wants a key, this side runs with --insecure" }
+        "the other side {}: give both sides the same key file, or run both without",
+        if *theirs_is_insecure { "has no key, this side wants one" } else { "wants a key, this side has none" }
     )]
     SecurityMismatch {
-        /// Whether it is the peer that runs with `--insecure`.
+        /// Whether it is the peer that runs without a key.
         theirs_is_insecure: bool,
     },
     /// The peer's key is another one.
@@ -372,7 +369,7 @@ mod tests {
                 let Err(error) = error else { panic!("connected") };
                 let HandshakeError::SecurityMismatch { theirs_is_insecure } = error else { panic!("{error}") };
                 assert_eq!(theirs_is_insecure, expected);
-                assert!(error.to_string().contains("both --insecure"), "{error}");
+                assert!(error.to_string().contains("the same key file"), "{error}");
             }
         }
     }

@@ -28,8 +28,7 @@ pub struct Psk(Zeroizing<[u8; LENGTH]>);
 pub enum PskError {
     /// There is no such file.
     #[error(
-        "there is no key file {path:?}: make one with `tcpcopy keygen` and copy it to the other host, \
-         or name another with --psk-file"
+        "there is no key file {path:?}: make one with `tcpcopy keygen` and copy it to the other host, or name another"
     )]
     Missing {
         /// The file.
@@ -48,7 +47,7 @@ pub enum PskError {
         mode: u32,
     },
     /// A directory, device or pipe.
-    #[error("{path:?} is not a regular file: --psk-file wants a file made by `tcpcopy keygen`")]
+    #[error("{path:?} is not a regular file: name one made by `tcpcopy keygen`")]
     NotAFile {
         /// The path.
         path: PathBuf,

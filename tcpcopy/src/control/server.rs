@@ -76,7 +76,7 @@ pub enum ServerError {
     /// The port is taken.
     #[error(
         "port {} of {} is in use, perhaps by another intercept (`ss -ltnp 'sport = :{}'` shows by whom): stop that, or \
-         choose another port with -p on both sides",
+         choose another port on both sides",
         address.port(), address.ip(), address.port()
     )]
     PortInUse {
@@ -84,19 +84,19 @@ pub enum ServerError {
         address: SocketAddr,
     },
     /// The address is not of this host.
-    #[error("this host has no address {}: -b must name one of its own (see `ip address`)", address.ip())]
+    #[error("this host has no address {}: listen on one of its own (see `ip address`)", address.ip())]
     NoSuchAddress {
         /// Where.
         address: SocketAddr,
     },
     /// A port below 1024 without the privilege.
-    #[error("not permitted to listen on {address}: run as root, or choose a port from 1024 on with -p on both sides")]
+    #[error("not permitted to listen on {address}: run as root, or choose a port from 1024 on, on both sides")]
     NotPermitted {
         /// Where.
         address: SocketAddr,
     },
     /// Anything else.
-    #[error("cannot listen on {address}: {cause}; check -b and -p")]
+    #[error("cannot listen on {address}: {cause}")]
     Io {
         /// Where.
         address: SocketAddr,
@@ -104,7 +104,7 @@ pub enum ServerError {
         cause: io::Error,
     },
     /// No address was given, or none of them exists on this kernel.
-    #[error("no address to listen on: give one with -b")]
+    #[error("no address to listen on: name one of this host")]
     NoAddress,
 }
 

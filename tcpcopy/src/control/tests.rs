@@ -260,7 +260,7 @@ async fn a_port_where_nobody_or_somebody_else_listens_is_explained() {
     drop(other);
     let error = connect(address, &security, &hello).await.unwrap_err();
     assert!(matches!(error, ConnectError::Dial { .. }) && !error.is_permanent(), "{error}");
-    assert!(error.to_string().contains("-p"), "{error}");
+    assert!(error.to_string().contains("is its port right"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,7 +280,7 @@ async fn a_port_in_use_and_an_address_of_another_host_are_explained() {
     let taken = first.local_addresses().unwrap()[0];
     let error = Listener::bind(&[taken], security.clone()).unwrap_err();
     assert!(matches!(error, ServerError::PortInUse { address } if address == taken), "{error}");
-    assert!(error.to_string().contains("-p"), "{error}");
+    assert!(error.to_string().contains("another port on both sides"), "{error}");
     let error = Listener::bind(&["192.0.2.1:0".parse().unwrap()], security.clone()).unwrap_err();
     assert!(matches!(error, ServerError::NoSuchAddress { .. }), "{error}");
     assert!(matches!(Listener::bind(&[], security), Err(ServerError::NoAddress)));

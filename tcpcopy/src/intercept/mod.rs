@@ -4,6 +4,7 @@ mod reaper;
 mod refused;
 mod registry;
 mod reporter;
+mod settings;
 mod summary;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 use anyhow::Context as _;
 use tokio::io::unix::AsyncFd;
 
+pub use self::settings::{Ack, Settings};
 use self::{
     reaper::Reaper,
     registry::{Instances, lock},
@@ -24,7 +26,6 @@ use self::{
 use crate::{
     affinity,
     bpf::{BpfError, InterceptSetup, Interceptor},
-    cli::intercept::{Ack, Settings},
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
     net::{

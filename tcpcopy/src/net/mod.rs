@@ -48,7 +48,7 @@ pub enum NetError {
     },
     /// No interface stands out.
     #[error(
-        "cannot tell which interface to use: there is no default route, and {}; name one with -i",
+        "cannot tell which interface to use: there is no default route, and {}; name one",
         candidates(.found)
     )]
     NoDefaultInterface {

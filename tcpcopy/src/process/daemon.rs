@@ -1,4 +1,4 @@
-//! `-d`: running in the background.
+//! Running in the background.
 //!
 //! The process forks before it starts any thread. The parent waits until the child is ready, or has failed, and exits
 //! with the child's verdict: whoever started the daemon sees why it did not start.
@@ -55,10 +55,10 @@ pub fn detach(daemon: bool) -> anyhow::Result<Role> {
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     // SAFETY: no other thread exists yet, so the child may do whatever the parent might.
     match unsafe { libc::fork() } {
-        -1 => Err(std::io::Error::last_os_error()).context("cannot fork (-d)"),
+        -1 => Err(std::io::Error::last_os_error()).context("cannot fork into the background"),
         0 => {
             drop(read);
-            rustix::process::setsid().context("cannot start a session of its own (-d)")?;
+            rustix::process::setsid().context("cannot start a session of its own in the background")?;
             Ok(Role::Child(Readiness(Some(write.into()))))
         }
         pid => {

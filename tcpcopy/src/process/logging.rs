@@ -1,4 +1,4 @@
-//! The log: stderr, or the file of `-l`.
+//! The log: stderr, or a file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,14 +7,20 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::Context as _;
+/// The log file cannot be opened for appending.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the log file {}: {cause}", path.display())]
+pub struct LogFileError {
+    path: PathBuf,
+    cause: io::Error,
+}
 
 /// Starts logging at the level of `RUST_LOG`, `info` without it, to stderr, or to the file at `path`, which is returned. Colour only
 /// on a terminal.
 ///
 /// # Errors
 /// When the log file cannot be opened for appending.
-pub fn init(path: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
+pub fn init(path: Option<&Path>) -> Result<Option<LogFile>, LogFileError> {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,aya=warn"));
     builder.format_timestamp_millis().format_target(false);
     let file = path.map(LogFile::open).transpose()?;
@@ -25,7 +31,7 @@ pub fn init(path: Option<&Path>) -> anyhow::Result<Option<LogFile>> {
     Ok(file)
 }
 
-/// The file of `-l`, to which every line is appended: the present one at its path can be opened in the place of a renamed one.
+/// The log file, to which every line is appended: the present one at its path can be opened in the place of a renamed one.
 #[derive(Clone, Debug)]
 pub struct LogFile(Arc<Opened>);
 
@@ -40,7 +46,7 @@ impl LogFile {
     ///
     /// # Errors
     /// When it cannot be opened for appending.
-    fn open(path: &Path) -> anyhow::Result<Self> {
+    fn open(path: &Path) -> Result<Self, LogFileError> {
         Ok(Self(Arc::new(Opened { path: path.to_owned(), file: Mutex::new(append(path)?) })))
     }
 
@@ -48,7 +54,7 @@ impl LogFile {
     ///
     /// # Errors
     /// When it cannot be opened for appending: then the file that is open stays.
-    pub fn reopen(&self) -> anyhow::Result<()> {
+    pub fn reopen(&self) -> Result<(), LogFileError> {
         let file = append(&self.0.path)?;
         *self.file() = file;
         Ok(())
@@ -70,12 +76,12 @@ impl Write for LogFile {
     }
 }
 
-fn append(path: &Path) -> anyhow::Result<File> {
+fn append(path: &Path) -> Result<File, LogFileError> {
     OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
-        .with_context(|| format!("cannot write the log file {} (-l)", path.display()))
+        .map_err(|cause| LogFileError { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]
@@ -105,7 +111,7 @@ mod tests {
         // A path at which there can be no file any more: what is open stays open.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
-        assert!(format!("{:#}", log.reopen().unwrap_err()).contains("(-l)"));
+        assert!(log.reopen().unwrap_err().to_string().contains("cannot write the log file"));
         writeln!(logger, "five").unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The process id file of `-P`.
+//! The process id file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,10 +21,10 @@ pub struct PidFile {
 #[derive(Debug, thiserror::Error)]
 pub enum PidFileError {
     /// Another process holds the lock.
-    #[error("{} is locked by a running process (-P): stop it first, or name another file", .0.display())]
+    #[error("{} is locked by a running process: stop it first, or name another file", .0.display())]
     Running(PathBuf),
     /// It cannot be written.
-    #[error("cannot write the process id file {} (-P)", .path.display())]
+    #[error("cannot write the process id file {}", .path.display())]
     Io {
         /// Which file.
         path: PathBuf,

@@ -75,7 +75,7 @@ impl Signals {
                     None => return Request::Stop("SIGHUP"),
                     Some(log) => match log.reopen() {
                         Ok(()) => log::info!("opened the log file again at SIGHUP"),
-                        Err(e) => log::warn!("the log stays in the file that is open: {e:#}"),
+                        Err(e) => log::warn!("the log stays in the file that is open: {e}"),
                     },
                 },
                 _ = self.user1.recv() => return Request::Report,

@@ -3,6 +3,7 @@
 mod channels;
 mod plan;
 mod ramp;
+mod settings;
 mod summary;
 mod worker;
 
@@ -17,6 +18,7 @@ use anyhow::Context as _;
 use tcpcopy_replay::{Config, Engine, Identity, RoundTrip};
 use tokio::sync::mpsc::unbounded_channel;
 
+pub use self::settings::{Clients, Replay, Rule, Selection, Settings, most_targets};
 use self::{
     channels::Channels,
     plan::Plan,
@@ -27,7 +29,6 @@ use self::{
 use crate::{
     affinity,
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
-    cli::{replay::Replay, tcpcopy::Settings},
     control::{Security, random_bytes},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},

@@ -9,8 +9,8 @@
 use std::net::SocketAddr;
 use tcpcopy_replay::{Ports, RuleTarget, Slot, TargetId};
 
-use super::worker::RuleTable;
-use crate::{bpf::CaptureRule, cli::tcpcopy::Settings, net};
+use super::{settings::Settings, worker::RuleTable};
+use crate::{bpf::CaptureRule, net};
 
 /// See the [module](self).
 pub(super) struct Plan {
@@ -124,22 +124,14 @@ fn services(settings: &Settings) -> (Vec<CaptureRule>, Vec<[Vec<usize>; 2]>) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser as _;
-
     use super::*;
-    use crate::cli::tcpcopy::{Cli, Command};
-
-    fn plan(args: &str) -> (Settings, Plan) {
-        let line = format!("tcpcopy -i eth0 {args}");
-        let Command::Copy(copy) = Cli::try_parse_from(line.split(' ')).unwrap().command() else { panic!("not a copy") };
-        let settings = copy.validate().unwrap();
-        let plan = Plan::new(&settings).unwrap();
-        (settings, plan)
-    }
+    use crate::source::settings::testing::{rule, settings};
 
     #[test]
     fn one_target_is_one_copy_with_the_clients_ports() {
-        let (settings, plan) = plan("-x 80-10.0.0.3:80,80-[fd00::3]:80,81-10.0.0.3:81 -s 10.0.0.3");
+        let rules = vec![rule(80, "10.0.0.3:80"), rule(80, "[fd00::3]:80"), rule(81, "10.0.0.3:81")];
+        let settings = settings(rules, &["10.0.0.3:36524"], &[0, 0, 0]);
+        let plan = Plan::new(&settings).unwrap();
         assert_eq!((plan.capture.len(), plan.copies.len(), plan.channels.len()), (2, 1, 1));
         assert_eq!(plan.copies[0].table, [[Some(0), Some(1)], [Some(2), None]]);
         assert_eq!(plan.ports(&settings, 0, 0), Ports::Own);
@@ -147,8 +139,10 @@ mod tests {
 
     #[test]
     fn each_target_of_a_service_has_a_copy_and_each_copy_its_channels() {
-        let (settings, plan) =
-            plan("-x 80-10.0.0.3:80,80-10.0.0.4:80 -x 81-10.0.0.4:81 -s 10.0.0.3,10.0.0.4 -n 2 -w 3");
+        let rules = vec![rule(80, "10.0.0.3:80"), rule(80, "10.0.0.4:80"), rule(81, "10.0.0.4:81")];
+        let mut settings = settings(rules, &["10.0.0.3:36524", "10.0.0.4:36524"], &[0, 1, 1]);
+        (settings.clients.copies, settings.workers) = (2, 3);
+        let plan = Plan::new(&settings).unwrap();
         assert_eq!((plan.capture.len(), plan.copies.len()), (2, 4));
         let targets = |copy: usize| {
             let addresses = plan.copies[copy].rules.iter().map(|rule| rule.address.to_string());

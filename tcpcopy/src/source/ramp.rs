@@ -8,7 +8,8 @@ use std::{future::pending, time::Duration};
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
-use crate::{bpf::Share, cli::selection::Selection};
+use super::settings::Selection;
+use crate::bpf::Share;
 
 /// How often the share grows: often enough that the steps of a ramp of a few seconds do not show.
 const STEP: Duration = Duration::from_millis(50);

@@ -80,7 +80,7 @@ fn load(object: &mut Object, program: &'static str) -> Outcome {
     match loaded.map(verified) {
         Ok(verified) => Outcome::Loads(verified),
         Err(error) => match BpfError::load(program, &error) {
-            BpfError::Kernel { feature, .. } => Outcome::Lacks(feature),
+            BpfError::Kernel(feature) => Outcome::Lacks(feature.name()),
             error => Outcome::Refused(error.to_string()),
         },
     }
