@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
     sync::{
@@ -412,19 +413,28 @@ impl Load {
 }
 
 async fn connect(server: SocketAddr, bind: Option<SocketAddr>) -> anyhow::Result<TcpStream> {
-    let socket = match server.ip() {
-        IpAddr::V4(_) => TcpSocket::new_v4()?,
-        IpAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    if let Some(address) = bind {
-        socket.set_reuseaddr(true)?;
-        if address.port() == 0 {
-            // The port is chosen when it is known to whom it connects; so several connections can share one.
-            leave_the_port_open(&socket)?;
+    let stream = loop {
+        let socket = match server.ip() {
+            IpAddr::V4(_) => TcpSocket::new_v4()?,
+            IpAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if let Some(address) = bind {
+            socket.set_reuseaddr(true)?;
+            if address.port() == 0 {
+                // The port is chosen when it is known to whom it connects; so several connections can share one.
+                leave_the_port_open(&socket)?;
+            }
+            socket.bind(address).with_context(|| format!("cannot bind to {address}"))?;
         }
-        socket.bind(address).with_context(|| format!("cannot bind to {address}"))?;
-    }
-    let stream = socket.connect(server).await.with_context(|| format!("cannot connect to {server}"))?;
+        match socket.connect(server).await {
+            // The last acknowledgement of the connection before, from the same port, is still on its way. Who waits for the
+            // answer has a time-out.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable && bind.is_some_and(|a| a.port() != 0) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            connected => break connected.with_context(|| format!("cannot connect to {server}"))?,
+        }
+    };
     stream.set_nodelay(true)?;
     Ok(stream)
 }
