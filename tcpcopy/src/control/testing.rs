@@ -60,6 +60,6 @@ pub(super) fn wait_writable(socket: &impl AsFd) {
 }
 
 fn wait(socket: &impl AsFd, flags: PollFlags) {
-    let timeout = Timespec { tv_sec: 10, tv_nsec: 0 };
+    let timeout = Timespec { tv_sec: 60, tv_nsec: 0 };
     assert_eq!(poll(&mut [PollFd::new(socket, flags)], Some(&timeout)).unwrap(), 1, "nothing happens");
 }

@@ -73,7 +73,7 @@ impl Server {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), reached).await.unwrap_or_else(|_| panic!("{:?}", self.counters));
+        tokio::time::timeout(Duration::from_secs(60), reached).await.unwrap_or_else(|_| panic!("{:?}", self.counters));
     }
 }
 

@@ -50,7 +50,7 @@ impl Tap {
         let bound =
             unsafe { libc::bind(socket.as_raw_fd(), (&raw const only).cast(), size_of_val(&only) as libc::socklen_t) };
         assert_eq!(bound, 0);
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Self(socket)
     }
 
@@ -272,7 +272,7 @@ fn a_listener_accepts_the_bytes_of_an_injected_connection() {
             });
             let (mut connection, from) = accepted.unwrap();
             connection.set_nonblocking(false).unwrap();
-            connection.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             assert_eq!(from.ip(), addr(CLIENT[usize::from(addr(target).is_ipv6())]));
             let mut received = vec![0; payload.len()];
             connection.read_exact(&mut received).unwrap();

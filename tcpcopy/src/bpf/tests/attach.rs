@@ -29,7 +29,7 @@ use crate::{
     net::NetError,
 };
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `test` in a thread with a network namespace of its own, in which loopback is up.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
@@ -80,7 +80,7 @@ fn read_until(reader: &mut RingReader, mut f: impl FnMut(&[u8]) -> bool) {
         let records = reader.drain(64, |record| done |= f(record));
         if records == 0 && reader.prepare_sleep() {
             // Longer than a worker would: a wake-up that gets lost is to be seen.
-            let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let timeout = Timespec { tv_sec: 60, tv_nsec: 0 };
             let woken = poll(&mut [PollFd::new(&reader.as_fd(), PollFlags::IN)], Some(&timeout)).unwrap();
             reader.awake();
             assert_eq!(woken, 1, "the reader was not woken");
@@ -221,7 +221,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             assert!(interceptor.counters().unwrap().get(TargetCounter::Swallowed) >= 2);
             let mut logger = interceptor.logger().expect("debug is on");
             assert!(interceptor.logger().is_none());
-            let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+            let timeout = Timespec { tv_sec: 60, tv_nsec: 0 };
             let lines = poll(&mut [PollFd::new(&logger, PollFlags::IN)], Some(&timeout)).unwrap();
             assert_eq!(lines, 1, "the program has said that it swallowed the SYN+ACK");
             logger.flush();
