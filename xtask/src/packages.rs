@@ -15,9 +15,18 @@ pub enum Purpose {
     Test,
     /// A compiler for libFuzzer, and nothing else.
     Fuzz,
+    /// An emulator, and what makes a guest for it; namespaces too, as they are made in the guest.
+    Kernels,
 }
 
-/// A program, the package that has it, and what for; what the demo needs, tests need too.
+impl Purpose {
+    /// Whether what is needed for `other` is needed for this.
+    fn includes(self, other: Self) -> bool {
+        self == other || (other == Self::Demo && matches!(self, Self::Test | Self::Kernels))
+    }
+}
+
+/// A program, the package that has it, and what for.
 const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("ip", "iproute2", Purpose::Demo),
     ("tc", "iproute2", Purpose::Demo),
@@ -33,16 +42,20 @@ const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("websocketd", "websocketd", Purpose::Test),
     ("pgbench", "postgresql", Purpose::Test),
     ("c++", "g++", Purpose::Fuzz),
+    ("qemu-system-x86_64", "qemu-system-x86", Purpose::Kernels),
+    ("busybox", "busybox-static", Purpose::Kernels),
+    ("cpio", "cpio", Purpose::Kernels),
+    ("depmod", "kmod", Purpose::Kernels),
+    ("xz", "xz-utils", Purpose::Kernels),
+    ("zstd", "zstd", Purpose::Kernels),
+    ("strip", "binutils", Purpose::Kernels),
 ];
 
 /// Installs the packages whose programs are missing.
 pub fn install(purpose: Purpose) -> anyhow::Result<()> {
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|(program, _, needed)| {
-            (purpose == *needed || (purpose, *needed) == (Purpose::Test, Purpose::Demo))
-                && shell::find(program).is_none()
-        })
+        .filter(|(program, _, needed)| purpose.includes(*needed) && shell::find(program).is_none())
         .map(|(_, package, _)| *package)
         .collect();
     missing.dedup();

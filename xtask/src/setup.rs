@@ -20,6 +20,7 @@ pub fn everything() -> anyhow::Result<()> {
     toolchain()?;
     packages::install(Purpose::Test)?;
     packages::install(Purpose::Fuzz)?;
+    packages::install(Purpose::Kernels)?;
     println!("set-up complete: `cargo xtask demo` shows tcpcopy at work, `cargo xtask test` tests it");
     Ok(())
 }

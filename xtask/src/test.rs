@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{build, fuzz, packages, setup, shell};
+use crate::{build, fuzz, kernels, packages, setup, shell};
 
 /// Which tests.
 #[derive(clap::Args)]
@@ -24,6 +24,10 @@ pub struct Arguments {
     /// For daily work, in less than three minutes once all is built: the unit tests, and of the end-to-end tests one for each promise.
     #[arg(long, conflicts_with_all = ["unit", "e2e", "fuzz", "filter"])]
     quick: bool,
+    /// Only whether the programs load and mirror on Debian's kernels of these series; without LIST 5.10,6.1,6.12,newest
+    #[arg(long, value_name = "LIST", num_args = 0..=1, default_missing_value = kernels::USUAL)]
+    #[arg(conflicts_with_all = ["unit", "e2e", "fuzz", "quick", "filter"])]
+    kernels: Option<kernels::Wanted>,
     /// How long each fuzz target is fuzzed.
     #[arg(long, default_value_t = 60, value_name = "S")]
     fuzz_seconds: u64,
@@ -66,14 +70,20 @@ struct Tally {
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     setup::toolchain()?;
     let mut tally = Tally::default();
+    if let Some(wanted) = &arguments.kernels {
+        tally.kernels(wanted, kernels::fetch(wanted)?);
+        return tally.report();
+    }
+    // A filter can mean neither a fuzz target nor a kernel.
+    let part = arguments.unit || arguments.e2e || arguments.fuzz || arguments.quick;
+    let everything = !part && arguments.filter.is_none();
     if !arguments.e2e && !arguments.fuzz {
         let mut command = shell::cargo();
         command.args(["test", "--workspace", "--exclude", "tcpcopy-ebpf", "--exclude", "lab", "--no-fail-fast"]);
         command.args(&arguments.filter);
         tally.run(&mut command)?;
     }
-    // Which have no names that a filter could mean.
-    if arguments.fuzz || !arguments.unit && !arguments.e2e && !arguments.quick && arguments.filter.is_none() {
+    if arguments.fuzz || everything {
         tally.fuzz(arguments.fuzz_seconds)?;
     }
     if !arguments.unit && !arguments.fuzz {
@@ -95,6 +105,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             command.env(runner, "sudo --preserve-env");
         }
         tally.run(&mut command)?;
+    }
+    if everything {
+        let wanted = kernels::Wanted::default();
+        match kernels::fetch(&wanted) {
+            Ok(kernels) => tally.kernels(&wanted, kernels),
+            Err(error) => tally.skip(&format!("programs on other kernels: {error:#}")),
+        }
     }
     tally.report()
 }
@@ -140,6 +157,36 @@ impl Tally {
                 self.broken.push(format!("cargo xtask fuzz {name} --seconds {seconds}{}", essence(why)));
             }
         })
+    }
+
+    /// Tries the programs on other kernels.
+    fn kernels(&mut self, wanted: &kernels::Wanted, kernels: Vec<kernels::Kernel>) {
+        let failed = self.failed;
+        let run = kernels::run(kernels, |kernels::Outcome { name, failure }| match failure {
+            None => {
+                self.passed += 1;
+                println!("test {name} ... ok");
+            }
+            Some(why) => {
+                self.failed += 1;
+                println!("test {name} ... FAILED\n{why}");
+                self.failures.push(name);
+            }
+        });
+        let command = format!("cargo xtask test --kernels {wanted}");
+        match run {
+            Ok(()) if self.failed == failed => {}
+            Ok(()) => self.broken.push(command),
+            Err(error) => self.broken.push(format!("{command}: {error:#}")),
+        }
+    }
+
+    /// Notes a test that could not run here, where everybody sees it.
+    fn skip(&mut self, what: &str) {
+        println!("\nSKIP {what}");
+        // Counted as one that passed, as the others are.
+        self.passed += 1;
+        self.skipped.push(what.to_owned());
     }
 
     /// Takes a line of libtest's, or of a test's that goes past its capturing.
