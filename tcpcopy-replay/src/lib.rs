@@ -36,6 +36,7 @@ mod tcp;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod time;
+pub mod worker;
 
 pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},

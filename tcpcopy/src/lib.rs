@@ -3,13 +3,14 @@
 //! Data flows one way through these modules, on each of two hosts:
 //!
 //! ```text
-//! SOURCE  bpf::capture ─ ring ─► source::worker ─► replay ─► inject ─► network
+//! SOURCE  bpf::capture ─ ring ─► replay::worker ─► inject ─► network
 //!                                      ▲
 //!                                      └── control::link ◄─ network      (responses, as headers)
 //! TARGET  bpf::intercept ─ ring ─► intercept ─► control::link ─► network
 //! ```
 //!
-//! The replay itself is the crate [`tcpcopy_replay`], which has no IO. Everything here is the IO around it.
+//! The replay itself, the loop of its workers included, is the crate [`tcpcopy_replay`], which has no IO; packets are built
+//! by [`tcpcopy_wire`]. Everything here is the IO around them.
 
 pub mod affinity;
 pub mod bpf;
@@ -20,8 +21,8 @@ pub mod inject;
 pub mod intercept;
 pub mod mailbox;
 pub mod memory;
-pub mod nap;
 pub mod net;
+pub mod poll;
 pub mod process;
 pub mod source;
 pub mod summary;

@@ -1,29 +1,23 @@
-//! Orders for a thread that sleeps in poll(2).
+//! Orders for a thread that sleeps in poll(2): see [`crate::poll`].
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         mpsc::{Receiver, Sender, TryRecvError, channel},
     },
-    time::Duration,
 };
 
-use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    io::Errno,
-};
+use rustix::event::{EventfdFlags, eventfd};
 
-use crate::{bpf::RingReader, control::Link};
-
-/// The sending end: wakes the thread.
+/// The sending end, which wakes the thread.
 #[derive(Debug)]
 pub struct Mailbox<T> {
     orders: Sender<T>,
     wake: Arc<OwnedFd>,
 }
 
-/// The thread's end; its file descriptor is readable after an order was sent.
+/// The receiving end, which the thread owns.
 #[derive(Debug)]
 pub struct Inbox<T> {
     orders: Receiver<T>,
@@ -68,35 +62,13 @@ impl<T> Inbox<T> {
     }
 
     /// Makes the file descriptor unreadable again. Before [`next`](Self::next), or an order would wait for the one after it.
-    fn rearm(&self) {
+    pub(crate) fn rearm(&self) {
         // Fails only when nothing was sent.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
-}
 
-impl<T> AsFd for Inbox<T> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    /// Returns the descriptor that is readable after an order was sent, until [`rearm`](Self::rearm).
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
-    }
-}
-
-impl<T> Inbox<T> {
-    /// Sleeps until an order or something else comes: one of `links` can be read (or written, where it waits for that), or
-    /// `ring` has woken us; or until `timeout` is over, or a signal came. Makes the inbox unreadable again.
-    pub fn wait<'a>(&self, ring: Option<&RingReader>, links: impl Iterator<Item = &'a Link>, timeout: Duration) {
-        let mut fds = vec![PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN)];
-        fds.extend(ring.map(|ring| PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN)));
-        fds.extend(links.map(|link| {
-            let write = if link.wants_write() { PollFlags::OUT } else { PollFlags::empty() };
-            PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN | write)
-        }));
-        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => log::warn!("poll failed: {e}"),
-        }
-        if fds[0].revents().contains(PollFlags::IN) {
-            self.rearm();
-        }
     }
 }

@@ -116,7 +116,7 @@ impl<'a> Responses<'a> {
     }
 
     /// The records, in the order in which the target's programs saw them.
-    pub fn iter(&self) -> impl Iterator<Item = ResponseHeader> + use<'a> {
+    pub fn iter(&self) -> impl Iterator<Item = ResponseHeader> + Clone + use<'a> {
         let (records, octets): (&[ResponseHeader], &[u8]) = match self.0 {
             Batch::Records(records) => (records, &[]),
             Batch::Octets(octets) => (&[], octets),

@@ -15,6 +15,7 @@ use super::{
     frame::{Frame, FrameError},
     record::{Cipher, HEADER, MAX_BODY, OpenError},
 };
+use crate::poll::Interest;
 
 /// How many octets wait for a slow peer at most; what is sent beyond is dropped.
 pub const OUTPUT_LIMIT: usize = 1 << 20;
@@ -192,6 +193,14 @@ where
     #[must_use]
     pub const fn peer(&self) -> SocketAddr {
         self.peer
+    }
+}
+
+impl Link {
+    /// Returns what ends a sleep on this channel: input, and room for output while some waits.
+    #[must_use]
+    pub fn interest(&self) -> Interest<'_> {
+        if self.wants_write() { Interest::read_or_write(self.as_fd()) } else { Interest::read(self.as_fd()) }
     }
 }
 

@@ -15,7 +15,7 @@
 use std::{io, net::IpAddr, sync::Arc};
 
 use tcpcopy_common::flow::IpAddress;
-use tcpcopy_replay::Transmit;
+use tcpcopy_replay::{Transmit, worker::Sink};
 use tcpcopy_wire::{Form, Packets};
 
 use crate::net::NetError;
@@ -259,6 +259,28 @@ impl Injector {
             self.recent = self.current.iter().position(|path| path.target == *target)?;
         }
         self.current.get(self.recent)
+    }
+}
+
+impl Sink for Injector {
+    type Figures = InjectStats;
+
+    fn push(&mut self, transmit: &Transmit<'_>) {
+        Self::push(self, transmit);
+    }
+
+    fn flush(&mut self) {
+        // What waits for a path that has changed must not go there.
+        self.refresh();
+        Self::flush(self);
+    }
+
+    fn pending(&self) -> usize {
+        Self::pending(self)
+    }
+
+    fn figures(&self) -> InjectStats {
+        *self.stats()
     }
 }
 

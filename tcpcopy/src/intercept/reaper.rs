@@ -30,6 +30,7 @@ use crate::{
         neighbour::{self, Neighbour},
         sockdiag::{Connections, SockDiag, TcpSocket},
     },
+    poll,
 };
 
 /// How often the reaper looks whether something has happened: an owner has ended, a neighbour is missing.
@@ -108,7 +109,7 @@ impl Reaper {
             if let Err(e) = self.round(now()) {
                 log::warn!("cannot look after the replayed connections: {e}");
             }
-            self.inbox.wait(None, std::iter::empty(), INTERVAL);
+            poll::wait(&self.inbox, std::iter::empty(), INTERVAL);
             match self.inbox.next() {
                 Ok(None) => {}
                 Ok(Some(())) | Err(Closed) => return self.destroy_all(),

@@ -2,12 +2,16 @@
 
 use std::{
     collections::HashMap,
+    os::fd::AsFd as _,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
-use tcpcopy_replay::Nanos;
+use tcpcopy_replay::{
+    Nanos,
+    worker::nap::{Naps, Rest},
+};
 
 use super::registry::{Instances, lock};
 use crate::{
@@ -15,7 +19,7 @@ use crate::{
     clock::{nap, now},
     control::{Frame, HURRY, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
     mailbox::{Closed, Inbox},
-    nap::{Naps, Rest},
+    poll::{self, Interest},
 };
 
 /// Ring records handled before they are sent off.
@@ -234,7 +238,7 @@ impl Reporter {
         }
     }
 
-    /// Waits for more to do: see [`crate::nap`].
+    /// Waits for more to do: see [`nap`](tcpcopy_replay::worker::nap).
     fn rest(&mut self, now: Nanos, until_stats: Duration) {
         let timeout = until_stats.min(Duration::from_millis(u64::from(MAX_SLEEP_MS)));
         match self.naps.rest(now) {
@@ -242,7 +246,9 @@ impl Reporter {
             Rest::Nap(time) => nap(time.min(timeout)),
             Rest::Sleep if timeout.is_zero() || !self.ring.prepare_sleep() => {}
             Rest::Sleep => {
-                self.inbox.wait(Some(&self.ring), self.owners.values().map(|owner| &*owner.link), timeout);
+                let links = self.owners.values().map(|owner| owner.link.interest());
+                let interests = std::iter::once(Interest::read(self.ring.as_fd())).chain(links);
+                poll::wait(&self.inbox, interests, timeout);
                 self.ring.awake();
             }
         }

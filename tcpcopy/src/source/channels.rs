@@ -10,7 +10,7 @@ use std::{
 use tcpcopy_replay::{Credentials, RoundTrip, TargetId};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
-use super::worker::{Notice, Order};
+use super::host::{Notice, Order};
 use crate::{
     control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
     mailbox::Mailbox,
@@ -74,19 +74,19 @@ impl Channels {
     }
 
     /// Redials what breaks, for ever.
-    pub async fn keep_up(mut self, mut notices: UnboundedReceiver<Notice>) {
+    pub async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
         let mut dials = JoinSet::new();
         let mut reflecting = HashSet::new();
         loop {
             tokio::select! {
                 notice = notices.recv() => match notice {
                     None => return,
-                    Some(Notice::LinkDown { worker, target, error }) => {
+                    Some((worker, Notice::LinkDown { target, error })) => {
                         let address = self.intercepts[usize::from(target.0)];
                         log::warn!("worker {worker}: the channel to intercept {address} broke: {error}; nothing is replayed there until it is up again");
                         dials.spawn(self.redial(worker, target));
                     }
-                    Some(Notice::Reflects { target }) => {
+                    Some((_, Notice::Reflects { target })) => {
                         let address = self.intercepts[usize::from(target.0)];
                         if self.paced && reflecting.insert(address) {
                             log::warn!("intercept {address} acknowledges large answers itself, at once, so that -R has no effect on them: start it with --ack relay");

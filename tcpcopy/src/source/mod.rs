@@ -1,11 +1,13 @@
 //! The program `tcpcopy`: workers that capture, replay and inject.
 
+mod capture;
 mod channels;
+mod host;
 mod plan;
 mod ramp;
+mod reports;
 mod settings;
 mod summary;
-mod worker;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,20 +17,25 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tcpcopy_replay::{Config, Engine, Identity, RoundTrip};
+use tcpcopy_replay::{
+    Config, Engine, Identity, RoundTrip,
+    worker::{Replica, Worker},
+};
 use tokio::sync::mpsc::unbounded_channel;
 
 pub use self::settings::{Clients, Replay, Rule, Selection, Settings, most_targets};
 use self::{
     channels::Channels,
+    host::{Host, Notice, Order, Snapshot},
     plan::Plan,
     ramp::{Ramp, initial_share},
+    reports::Links,
     summary::Summary,
-    worker::{Copy, Notice, Order, Snapshot, Worker},
 };
 use crate::{
     affinity,
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
+    clock,
     control::{Security, random_bytes},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
@@ -153,7 +160,7 @@ impl Workers {
         settings: &Settings,
         plan: &Plan,
         rings: Vec<RingReader>,
-        notices: &tokio::sync::mpsc::UnboundedSender<Notice>,
+        notices: &tokio::sync::mpsc::UnboundedSender<(u32, Notice)>,
     ) -> anyhow::Result<Self> {
         let mut mailboxes = Vec::new();
         let mut threads = Vec::new();
@@ -163,30 +170,23 @@ impl Workers {
         for (index, ring) in rings.into_iter().enumerate() {
             let sending = Sending { batch: INJECT_BATCH, bypass_qdisc: settings.bypass_qdisc };
             let injector = Injector::open(Arc::clone(&paths), sending)?;
-            let mut copies = Vec::new();
+            let mut replicas = Vec::new();
             for (copy, planned) in plan.copies.iter().enumerate() {
                 let config = engine_config(settings, plan, index as u32, copy, &injector);
                 let engine = Engine::new(config, u64::from_ne_bytes(random_bytes()?));
-                copies.push(Copy::new(engine, planned.table.clone()));
+                replicas.push(Replica::new(engine, planned.table.clone()));
             }
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
             let snapshot = Arc::new(Mutex::new(Snapshot::default()));
-            let worker = Worker::new(
-                index as u32,
-                ring,
-                copies,
-                injector,
-                plan.channels.iter().map(|channel| channel.copy),
-                inbox,
-                notices.clone(),
-                Arc::clone(&snapshot),
-            );
+            let channels = plan.channels.iter().map(|channel| channel.copy);
+            let worker = Worker::new(clock::now(), ring, replicas, injector, Links::default(), channels);
+            let host = Host { index: index as u32, inbox, notices: notices.clone(), published: Arc::clone(&snapshot) };
             let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().nth(index));
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     cpu.into_iter().for_each(affinity::pin);
-                    worker.run();
+                    worker.run(host);
                 })
                 .context("cannot start a worker thread")?;
             mailboxes.push(mailbox);

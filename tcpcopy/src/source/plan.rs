@@ -7,9 +7,9 @@
 //! reaches another.
 
 use std::net::SocketAddr;
-use tcpcopy_replay::{Ports, RuleTarget, Slot, TargetId};
+use tcpcopy_replay::{Ports, RuleTarget, Slot, TargetId, worker::RuleTable};
 
-use super::{settings::Settings, worker::RuleTable};
+use super::settings::Settings;
 use crate::{bpf::CaptureRule, net};
 
 /// See the [module](self).

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use tcpcopy_common::counters::{CaptureCounter, CaptureCounter as C};
-use tcpcopy_replay::{ByReason, Histogram, Ledger, Stats};
+use tcpcopy_replay::{ByReason, Histogram, Ledger, Stats, worker::CopySnapshot};
 
-use super::worker::{CopySnapshot, Snapshot};
+use super::host::Snapshot;
 use crate::{
     bpf::CounterValues,
     control::Stats as TargetStats,
@@ -56,11 +56,11 @@ impl Summary {
             }
             sum.inject += worker.inject;
             sum.targets += worker.targets;
-            sum.bad_records += worker.bad_records;
-            sum.no_target += worker.no_target;
-            sum.no_target_bytes += worker.no_target_bytes;
-            sum.sleeps += worker.sleeps;
-            sum.naps += worker.naps;
+            sum.bad_records += worker.own.bad_records;
+            sum.no_target += worker.own.no_target;
+            sum.no_target_bytes += worker.own.no_target_bytes;
+            sum.sleeps += worker.own.sleeps;
+            sum.naps += worker.own.naps;
         }
         sum
     }

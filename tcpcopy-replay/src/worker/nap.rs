@@ -21,7 +21,7 @@
 
 use std::time::Duration;
 
-use tcpcopy_replay::Nanos;
+use crate::Nanos;
 
 /// A rate is measured over so many records, so that chance alone moves it by a sixteenth,
 const ENOUGH: u64 = 256;

@@ -1,0 +1,42 @@
+//! What a worker has counted, as it is handed to the main thread.
+
+use crate::Stats;
+
+/// What a worker has counted. `Packets` are the figures of its [`Sink`](super::Sink), `Seen` those of the targets.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot<Packets, Seen> {
+    /// The figures of each copy.
+    pub copies: Vec<CopySnapshot>,
+    /// The sink's figures.
+    pub inject: Packets,
+    /// What the targets saw of our sessions.
+    pub targets: Seen,
+    /// What the worker itself has counted.
+    pub own: Counts,
+}
+
+/// What a worker counts beside its engines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Captured records that contradict themselves.
+    pub bad_records: u64,
+    /// Segments of a flow for whose IP version no target is given.
+    pub no_target: u64,
+    /// Their payload octets.
+    pub no_target_bytes: u64,
+    /// Times the worker slept until it was woken.
+    pub sleeps: u64,
+    /// Times it napped, and could not be woken.
+    pub naps: u64,
+}
+
+/// What a worker has counted of one copy.
+#[derive(Clone, Debug, Default)]
+pub struct CopySnapshot {
+    /// The engine's figures.
+    pub engine: Stats,
+    /// Segments of a service that other copies have a target for, but not this one.
+    pub elsewhere: u64,
+    /// Their payload octets.
+    pub elsewhere_bytes: u64,
+}
