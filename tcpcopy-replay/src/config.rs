@@ -74,6 +74,9 @@ pub struct Config {
     pub mss_v4: u16,
     /// Likewise for IPv6.
     pub mss_v6: u16,
+    /// What tests of the adapter seam send in place of the live clients' octets.
+    #[cfg(test)]
+    pub(crate) script: Option<crate::input::adapter::script::Script>,
 }
 
 /// How often a session may run into [`Config::gate_limit`] until it is no longer gated.
@@ -100,6 +103,8 @@ impl Default for Config {
             max_sessions: 1 << 20,
             mss_v4: 1460,
             mss_v6: 1440,
+            #[cfg(test)]
+            script: None,
         }
     }
 }

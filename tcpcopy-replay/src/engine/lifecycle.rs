@@ -8,6 +8,7 @@ use crate::{
     config::TargetId,
     engine::{Connection, Engine, Flag, Replay},
     identity,
+    input::{adapter::Rewrite, offset::LiveOffset},
     stats::Reason,
     store::{id::Id, moment::Moment, timers::Timer},
     tcp::{
@@ -50,6 +51,15 @@ impl Engine {
             .find(|(flow, _)| self.id_at_target(flow).is_none())
     }
 
+    /// What the sessions to be opened send in place of what their live clients have sent.
+    fn rewrite(&self) -> Rewrite {
+        #[cfg(test)]
+        if let Some(script) = &self.config.script {
+            return Rewrite::Scripted(Box::new(script.clone()));
+        }
+        Rewrite::Identity
+    }
+
     /// Begins a session for a connection that has none.
     pub(crate) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
@@ -59,7 +69,7 @@ impl Engine {
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
-        let session = Session::new(now, target, flow, attempt, opening, origin);
+        let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite());
         self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;
@@ -200,7 +210,7 @@ impl Engine {
         let Some(Connection { stream, .. }) = self.connections.get(id) else { return };
         let first = match reason {
             Reason::TargetSilent if vain => stream.end(),
-            _ if vain => stream.start() + 1,
+            _ if vain => stream.start().plus(1),
             _ => stream.start(),
         };
         self.seek_from(now, id, first);
@@ -208,11 +218,11 @@ impl Engine {
 
     /// Discards what a parked connection holds up to the next request, and joins there.
     pub(crate) fn seek(&mut self, now: Nanos, id: Id) {
-        self.seek_from(now, id, 0);
+        self.seek_from(now, id, LiveOffset::START);
     }
 
     /// The same, but not at a request that begins before `first`.
-    fn seek_from(&mut self, now: Nanos, id: Id, first: u64) {
+    fn seek_from(&mut self, now: Nanos, id: Id, first: LiveOffset) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
             let Some(Connection { stream, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
@@ -232,7 +242,7 @@ impl Engine {
                 }
             };
             let keep = begin.map_or(stream.end(), |(offset, _)| offset);
-            self.stats.bytes.discard(reason, keep.saturating_sub(stream.start()));
+            self.stats.bytes.discard(reason, keep.since(stream.start()));
             let Some((offset, read)) = begin else {
                 let over = stream.fin().is_some() || stream.reset().is_some();
                 stream.release(&mut self.pool, keep);
@@ -257,11 +267,11 @@ impl Engine {
     }
 
     /// A request that could have been joined, but no session was to be had.
-    fn skip_request(&mut self, id: Id, number: u64, before: u64, begin: u64, reason: Reason) {
+    fn skip_request(&mut self, id: Id, number: u64, before: LiveOffset, begin: LiveOffset, reason: Reason) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let end = connection.stream.mark(number + 1).map_or(connection.stream.end(), |m| m.offset);
         debug_assert!(before <= begin && begin < end);
-        self.stats.bytes.discard(reason, end - begin);
+        self.stats.bytes.discard(reason, end.since(begin));
         connection.stream.release(&mut self.pool, end);
     }
 
@@ -336,7 +346,7 @@ impl Engine {
         let stream = &connection.stream;
         let open = stream.fin().is_none() && stream.reset().is_none();
         // A session that has not sent a request yet is not one between two requests.
-        let keepalive = open && session.sent() > 0 && session.sent() == stream.end();
+        let keepalive = open && session.sent() > LiveOffset::START && session.sent() == stream.end();
         let timeout = if keepalive { self.config.keepalive_timeout } else { self.config.session_timeout };
         connection.last_activity.max(session.last_progress()).after(timeout)
     }
@@ -386,7 +396,7 @@ impl Engine {
         let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
         // Those behind it are as old as it is: see `Stream::skip_hole`.
         while stream.hole_since().is_some() {
-            self.stats.bytes.discard(reason, stream.end() - stream.start());
+            self.stats.bytes.discard(reason, stream.end().since(stream.start()));
             self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
         }
         self.seek(now, id);

@@ -4,7 +4,10 @@ use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
 use crate::{
     engine::{Connection, Engine, Flag, Handshake, Replay},
-    input::stream::{Close, Facts, Stream},
+    input::{
+        offset::LiveOffset,
+        stream::{Close, Facts, Stream},
+    },
     segment::LiveSegment,
     stats::Reason,
     store::id::Id,
@@ -55,7 +58,7 @@ impl Engine {
         }
         self.stats.syns.capture(1);
         let id = self.insert(now, segment, Some(isn));
-        if let Err(reason) = self.open_session(now, id, Origin { offset: 0, mark: 0, read: None }) {
+        if let Err(reason) = self.open_session(now, id, Origin { offset: LiveOffset::START, mark: 0, read: None }) {
             self.forget(id, reason);
             self.stats.bytes.refuse(reason, segment.payload.len() as u64);
             return;

@@ -288,7 +288,7 @@ impl Engine {
             flags: plan.flags,
             options: plan.options,
             segment_size: plan.segment_size,
-            payload: connection.stream.slice(plan.offset, plan.len),
+            payload: session.slice(&connection.stream, plan.offset, plan.len),
         })
     }
 

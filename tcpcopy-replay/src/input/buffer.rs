@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use crate::{tcp::seq::LiveAck, time::Nanos};
+use crate::{input::offset::LiveOffset, tcp::seq::LiveAck, time::Nanos};
 
 /// Where a captured segment begins in its stream, and what is needed to replay it at the right moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// Stream offset of its first octet that was new.
-    pub offset: u64,
+    pub offset: LiveOffset,
     /// When it was captured.
     pub time: Nanos,
     /// How much of the live server's answers the live client had received when it sent this.

@@ -1,10 +1,13 @@
 //! What a live client sends, put in order: each octet once, whatever was reordered, repeated or cut differently.
 //!
-//! Octets are named by their *offset*, a 64-bit count from the start of the connection (or from where capture began), so that
-//! nothing but this module meets the live client's sequence numbers.
+//! Octets are named by their [`LiveOffset`], a 64-bit count from the start of the connection (or from where capture began), so
+//! that nothing but this module meets the live client's sequence numbers.
 
 use crate::{
-    input::buffer::{Exhausted, Mark, Pool, Store},
+    input::{
+        buffer::{Exhausted, Mark, Pool, Store},
+        offset::LiveOffset,
+    },
     stats::Reason,
     tcp::seq::{LiveAck, LiveSeq},
     time::Nanos,
@@ -20,7 +23,7 @@ const MANY_MARKS: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     /// The offset after the last octet.
-    pub offset: u64,
+    pub offset: LiveOffset,
     /// What the live client had received by then.
     pub ack: Option<LiveAck>,
 }
@@ -109,13 +112,13 @@ impl Stream {
     }
 
     /// Everything before this offset is there, unless released.
-    pub const fn end(&self) -> u64 {
-        self.end
+    pub const fn end(&self) -> LiveOffset {
+        LiveOffset::new(self.end)
     }
 
     /// Everything before this offset has been released.
-    pub const fn start(&self) -> u64 {
-        self.start
+    pub const fn start(&self) -> LiveOffset {
+        LiveOffset::new(self.start)
     }
 
     /// Since when a hole keeps later octets (or the FIN) from being in order.
@@ -125,7 +128,7 @@ impl Stream {
 
     /// The FIN, once everything before it is there.
     pub fn fin(&self) -> Option<Ending> {
-        self.rare().fin.filter(|fin| fin.offset == self.end)
+        self.rare().fin.filter(|fin| fin.offset == self.end())
     }
 
     /// The live client's reset.
@@ -159,7 +162,7 @@ impl Stream {
         let begin = self.offset_of(seq);
         let finish = begin + payload.len() as i64;
         let fin = self.rare().fin;
-        let last = fin.map_or(i64::MAX, |fin| fin.offset as i64);
+        let last = fin.map_or(i64::MAX, |fin| fin.offset.get() as i64);
         let nonsense = fin.map_or(0, |_| (finish - last.max(begin)).max(0));
         let finish = finish.min(last);
         let from = begin.max(self.end as i64);
@@ -206,7 +209,8 @@ impl Stream {
         }
         let len = store.head + (finish - self.start) as usize;
         pool.reserve(store, len).map_err(|Exhausted| Reason::TotalMemory)?;
-        let mark = |offset| Mark { offset, time: facts.time, ack: facts.ack, push: facts.push };
+        let mark =
+            |offset| Mark { offset: LiveOffset::new(offset), time: facts.time, ack: facts.ack, push: facts.push };
         if from == self.end && store.islands.is_empty() {
             store.bytes.extend_from_slice(octets);
             let many = store.marks.len() >= MANY_MARKS;
@@ -236,7 +240,7 @@ impl Stream {
                 unique += begin - at;
                 // Each piece has a mark, lest what follows it seems to follow what lies before it.
                 let mut new = Mark { push: facts.push && begin == finish, ..mark(at) };
-                let place = store.marks.partition_point(|m| m.offset < at);
+                let place = store.marks.partition_point(|m| m.offset.get() < at);
                 // A retransmission acknowledges more than the first copy did, which went before what follows it.
                 if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
                     && ack.is_after(after)
@@ -266,7 +270,7 @@ impl Stream {
     }
 
     fn note_hole(&mut self, islands: bool, time: Nanos) {
-        if islands || self.rare().fin.is_some_and(|fin| fin.offset > self.end) {
+        if islands || self.rare().fin.is_some_and(|fin| fin.offset > self.end()) {
             self.open_hole(time);
         } else {
             self.close_hole();
@@ -283,15 +287,15 @@ impl Stream {
     pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Close {
         let offset = self.offset_of(seq);
         if let Some(fin) = self.rare().fin {
-            return if fin.offset as i64 == offset { Close::Repeated } else { Close::Contradictory };
+            return if fin.offset.get() as i64 == offset { Close::Repeated } else { Close::Contradictory };
         }
         let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
         if offset < known as i64 {
             return Close::Contradictory;
         }
-        let offset = offset as u64;
+        let offset = LiveOffset::new(offset as u64);
         self.rare_mut().fin = Some(Ending { offset, ack });
-        if offset > self.end {
+        if offset > self.end() {
             self.open_hole(time);
         }
         Close::New
@@ -299,7 +303,7 @@ impl Stream {
 
     /// Notes a reset; it takes effect after what is there in order.
     pub fn abort(&mut self, ack: Option<LiveAck>) {
-        let offset = self.end;
+        let offset = self.end();
         let rare = self.rare_mut();
         if rare.reset.is_none() {
             rare.reset = Some(Ending { offset, ack });
@@ -308,9 +312,9 @@ impl Stream {
     }
 
     /// The octets from `offset` on, at most `len`, as far as they are there in order.
-    pub fn slice(&self, offset: u64, len: usize) -> &[u8] {
+    pub fn slice(&self, offset: LiveOffset, len: usize) -> &[u8] {
         let Some(store) = &self.store else { return &[] };
-        let from = offset.max(self.start);
+        let from = offset.get().max(self.start);
         let len = len.min(self.end.saturating_sub(from) as usize);
         let position = store.head + (from - self.start) as usize;
         store.bytes.get(position..position + len).unwrap_or(&[])
@@ -319,7 +323,7 @@ impl Stream {
     /// The mark with a number, if it is still there and its octets are in order.
     pub fn mark(&self, number: u64) -> Option<&Mark> {
         let index = number.checked_sub(self.first_mark)?;
-        self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end)
+        self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end())
     }
 
     /// The number of the first mark that has not been released.
@@ -338,22 +342,23 @@ impl Stream {
     }
 
     /// How many octets at and after `offset` are held, be they in order or not.
-    pub fn held_from(&self, offset: u64) -> u64 {
+    pub fn held_from(&self, offset: LiveOffset) -> u64 {
         let Some(store) = &self.store else { return 0 };
+        let offset = offset.get();
         let islands: u64 = store.islands.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
         self.end.saturating_sub(offset.max(self.start)) + islands
     }
 
     /// Forgets what is before `offset`.
-    pub fn release(&mut self, pool: &mut Pool, offset: u64) {
-        let offset = offset.min(self.end);
+    pub fn release(&mut self, pool: &mut Pool, offset: LiveOffset) {
+        let offset = offset.get().min(self.end);
         if offset <= self.start {
             return;
         }
         let Some(mut store) = self.store.take() else { return };
         store.head += (offset - self.start) as usize;
         self.start = offset;
-        while let Some(mark) = store.marks.front().filter(|m| m.offset < offset) {
+        while let Some(mark) = store.marks.front().filter(|m| m.offset.get() < offset) {
             self.before = Some((mark.ack, mark.push));
             self.first_mark += 1;
             store.marks.pop_front();
@@ -375,7 +380,7 @@ impl Stream {
     /// known to follow, the position becomes unknown.
     pub fn skip_hole(&mut self, pool: &mut Pool) -> u64 {
         let end = self.end;
-        self.release(pool, end);
+        self.release(pool, self.end());
         self.close_hole();
         self.before = None;
         if let Some(mut store) = self.store.take() {
@@ -392,9 +397,9 @@ impl Stream {
         }
         match self.rare().fin {
             Some(fin) => {
-                let missing = fin.offset - self.end;
-                self.advance_to(fin.offset);
-                self.start = fin.offset;
+                let missing = fin.offset.since(self.end());
+                self.advance_to(fin.offset.get());
+                self.start = self.end;
                 missing
             }
             None => {

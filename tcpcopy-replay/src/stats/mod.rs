@@ -64,6 +64,8 @@ reasons! {
     Collision = "collision",
     /// A client of the target's own opened a connection on the same four-tuple.
     Reclaimed = "reclaimed",
+    /// The session's adapter left the octets out of what it sent.
+    Filtered = "filtered",
     /// The live client reset its connection over octets that were still missing.
     LiveReset = "live_reset",
     /// The program was told to stop.

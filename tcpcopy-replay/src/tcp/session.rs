@@ -11,8 +11,8 @@
 //! | here | the states, and what they share |
 //!
 //! Each state owns its data, and its methods take what the states share ([`Shared`]) beside it: what holds only of an open
-//! connection cannot be asked of another. Everything is counted in offsets of the live client's [`Stream`]; sequence numbers
-//! appear only at the edge.
+//! connection cannot be asked of another. What the live client has sent is counted in [`LiveOffset`]s, what was sent to the
+//! target in [`SentOffset`]s; the session's [`Adapter`] converts. Sequence numbers appear only at the edge.
 
 mod connecting;
 mod ending;
@@ -31,7 +31,11 @@ use self::{connecting::Connecting, open::Open};
 use crate::{
     causality::{answers::Answers, gate::Gate},
     config::{Config, Credentials, TargetId},
-    input::stream::Stream,
+    input::{
+        adapter::{Adapter, Rewrite},
+        offset::{LiveOffset, SentOffset},
+        stream::Stream,
+    },
     segment::{Transmit, TransmitOptions},
     stats::{Reason, Stats},
     store::moment::Moment,
@@ -74,7 +78,7 @@ pub(crate) enum Outcome {
     /// It ended early.
     Aborted(Reason, Final),
     /// Another target connection is to carry it on, from this offset.
-    Reconnect(u64, Final, Owed),
+    Reconnect(LiveOffset, Final, Owed),
     /// The target closed and owes nothing; the next request needs another connection.
     Rest(Final),
     /// Its four-tuple is taken at the target.
@@ -135,8 +139,8 @@ impl FinalSegment {
 /// Where a session begins.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Origin {
-    /// Stream offset of the first octet.
-    pub offset: u64,
+    /// Of the first octet.
+    pub offset: LiveOffset,
     /// Number of the mark there.
     pub mark: u64,
     /// What the live client had read by then, if that is known.
@@ -172,19 +176,19 @@ struct Shared {
     /// Under which instance the SYN was sent.
     instance: u32,
     opening: Opening,
-    /// Stream offset of the first octet on this target connection.
-    origin: u64,
-    /// Octets before this have been sent, be it on an earlier target connection.
-    sent: u64,
-    /// Octets before this have been acknowledged, likewise.
-    accepted: u64,
+    /// Where this target connection begins in the live stream, and where the octets of each stream are in the other.
+    adapter: Adapter,
+    /// Live octets before this have been sent, be it on an earlier target connection.
+    sent: LiveOffset,
+    /// Live octets before this have been acknowledged, likewise.
+    accepted: LiveOffset,
     fin_sent: bool,
     /// The first mark whose octets have not been sent.
     next_mark: u64,
     /// What the live client had read when it sent the last octets that we sent.
     read: Option<LiveAck>,
     /// Where the newest request begins.
-    request: u64,
+    request: LiveOffset,
     /// Whether the target has sent payload since.
     answered: bool,
     /// Target connections in a row without an answer.
@@ -205,14 +209,22 @@ struct Shared {
 
 impl Session {
     /// A session whose SYN is to be sent. `ports_tried`: how many four-tuples were passed over before `flow`.
-    pub fn new(now: Nanos, target: TargetId, flow: Flow, ports_tried: u8, opening: Opening, origin: Origin) -> Self {
+    pub fn new(
+        now: Nanos,
+        target: TargetId,
+        flow: Flow,
+        ports_tried: u8,
+        opening: Opening,
+        origin: Origin,
+        rewrite: Rewrite,
+    ) -> Self {
         let shared = Shared {
             target,
             flow,
             ports_tried,
             instance: 0,
             opening,
-            origin: origin.offset,
+            adapter: Adapter::new(origin.offset, rewrite),
             sent: origin.offset,
             accepted: origin.offset,
             fin_sent: false,
@@ -222,7 +234,7 @@ impl Session {
             answered: false,
             fruitless: 0,
             answers: Answers::default(),
-            greeting_due: origin.offset > 0,
+            greeting_due: origin.offset > LiveOffset::START,
             gate: Gate::new(),
             gate_until: Moment::NEVER,
             rto: Rto::new(),
@@ -234,14 +246,14 @@ impl Session {
     }
 
     /// Begins another target connection that carries on at `from`.
-    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: u64, stream: &Stream) {
+    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: LiveOffset, stream: &Stream) {
         let shared = &mut self.shared;
         if let Some(mark) = stream.mark(shared.next_mark).filter(|m| m.offset == from) {
             // What it replies to was answered on the connection before: nothing to wait for.
             shared.note_read(mark.ack);
         }
         shared.opening = opening;
-        shared.origin = from;
+        shared.adapter.restart(from);
         shared.request = from;
         shared.answered = false;
         shared.fruitless = shared.fruitless.saturating_add(1);
@@ -288,14 +300,14 @@ impl Session {
         self.shared.ports_tried
     }
 
-    /// Octets before this have been sent at least once.
-    pub const fn sent(&self) -> u64 {
+    /// Live octets before this have been sent at least once.
+    pub const fn sent(&self) -> LiveOffset {
         self.shared.sent
     }
 
     /// Whether nothing of what it began with, or went on with elsewhere, has been sent.
-    pub const fn has_sent_nothing(&self) -> bool {
-        self.shared.sent == self.shared.origin
+    pub fn has_sent_nothing(&self) -> bool {
+        self.shared.sent == self.shared.adapter.origin()
     }
 
     /// Whether the FIN has been sent at least once.
@@ -330,7 +342,7 @@ impl Session {
     /// The sequence number after everything sent on the present connection: of a RST that the target must accept.
     pub fn reset_seq(&self) -> ReplaySeq {
         match &self.state {
-            State::Connecting(_) | State::Resting => self.shared.seq_of(self.shared.origin),
+            State::Connecting(_) | State::Resting => self.shared.seq_of(SentOffset::START),
             State::Open(open) => open.reset_seq(&self.shared),
         }
     }
@@ -353,15 +365,20 @@ impl Session {
         Opening { isn: self.reset_seq(), tsval: self.shared.opening.tsval }
     }
 
-    /// Octets before this are no longer needed.
-    pub fn needed_from(&self, config: &Config) -> u64 {
+    /// The octets of a planned segment.
+    pub fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
+        self.shared.adapter.slice(stream, from, len)
+    }
+
+    /// Live octets before this are no longer needed.
+    pub fn needed_from(&self, config: &Config) -> LiveOffset {
         let shared = &self.shared;
         let una = match &self.state {
-            State::Open(open) => open.acknowledged_until(),
-            State::Connecting(_) => shared.origin,
+            State::Open(open) => shared.adapter.live_of(open.una),
+            State::Connecting(_) => shared.adapter.origin(),
             State::Resting => shared.sent,
         };
-        let retry = config.rejoin && !shared.answered && una.saturating_sub(shared.request) <= KEPT_FOR_RETRY;
+        let retry = config.rejoin && !shared.answered && una.since(shared.request) <= KEPT_FOR_RETRY;
         if retry { shared.request.min(una) } else { una }
     }
 
@@ -468,9 +485,21 @@ impl Session {
 }
 
 impl Shared {
-    /// The sequence number of a stream offset on the present target connection.
-    fn seq_of(&self, offset: u64) -> ReplaySeq {
-        self.opening.isn.plus(1).plus(offset.wrapping_sub(self.origin) as u32)
+    /// The sequence number of an offset on the present target connection.
+    const fn seq_of(&self, offset: SentOffset) -> ReplaySeq {
+        self.opening.isn.plus(1).plus(offset.get() as u32)
+    }
+
+    /// Accounts for the live octets before `until`, which have been sent or left out by now.
+    fn account(&mut self, until: LiveOffset, stats: &mut Stats) {
+        if until > self.sent {
+            let left_out = self.adapter.left_out(self.sent..until);
+            stats.bytes.send(until.since(self.sent) - left_out);
+            if left_out > 0 {
+                stats.bytes.discard(Reason::Filtered, left_out);
+            }
+            self.sent = until;
+        }
     }
 
     /// Starts the retransmission timer anew.

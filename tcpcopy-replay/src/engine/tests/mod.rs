@@ -3,6 +3,7 @@
 //! After every step the statistics must balance, and agree with what the sessions really hold.
 
 mod acknowledge;
+mod adapter;
 mod chaos;
 mod close;
 mod distance;

@@ -87,7 +87,7 @@ fn a_retransmission_that_fills_two_holes_hides_no_boundary() {
     let begins: Vec<_> = (0..5)
         .filter(|&n| rig.stream.begins_request(n))
         .filter_map(|n| rig.stream.mark(n))
-        .map(|mark| mark.offset)
+        .map(|mark| mark.offset.get())
         .collect();
     assert_eq!((rig.all(), begins), (&b"abcdef"[..], vec![3]));
 }
@@ -110,7 +110,7 @@ fn a_request_begins_where_the_client_had_read_since_its_last_push() {
     }
     let begins: Vec<_> = (0..6).map(|n| rig.stream.begins_request(n)).collect();
     assert_eq!(begins, [false, false, false, true, false, false]);
-    rig.stream.release(&mut rig.pool, 3);
+    rig.stream.release(&mut rig.pool, LiveOffset::new(3));
     assert!(rig.stream.begins_request(3));
 }
 
@@ -123,7 +123,7 @@ fn a_piece_between_two_others_is_no_end_of_a_request() {
             rig.put_with(offset, octets.as_bytes(), facts(0, ack, push)).unwrap();
         }
         let begins = (0..9).filter(|&n| rig.stream.begins_request(n)).filter_map(|n| rig.stream.mark(n));
-        begins.map(|mark| mark.offset).collect::<Vec<_>>()
+        begins.map(|mark| mark.offset.get()).collect::<Vec<_>>()
     };
     assert_eq!(begins(&[(2, "cd", 1, true), (4, "ef", 5, true), (0, "ab", 1, false)]), [4]);
     assert_eq!(begins(&[(2, "cd", 1, false), (4, "ef", 5, true), (0, "ab", 1, false)]), [] as [u64; 0]);
@@ -137,7 +137,7 @@ fn a_repetition_of_what_waits_behind_a_hole_adds_a_mark_only_for_what_is_new() {
     rig.put(4, b"ef");
     rig.put(4, b"efgh");
     rig.put(0, b"abcd");
-    let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset).collect();
+    let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset.get()).collect();
     assert_eq!(marks, [0, 4, 6]);
 }
 
@@ -147,9 +147,9 @@ fn a_hole_can_be_given_up() {
     rig.put(0, b"ab");
     rig.put(5, b"fg");
     rig.put(9, b"j");
-    assert_eq!(rig.stream.held_from(1), 4);
+    assert_eq!(rig.stream.held_from(LiveOffset::new(1)), 4);
     assert_eq!(rig.stream.skip_hole(&mut rig.pool), 3);
-    assert_eq!((rig.all(), rig.stream.start()), (&b"fg"[..], 5));
+    assert_eq!((rig.all(), rig.stream.start().get()), (&b"fg"[..], 5));
     assert_eq!(rig.stream.hole_since(), Some(Nanos(0)));
     assert!(!rig.stream.begins_request(rig.stream.first_mark()), "nobody knows what the hole held");
     assert_eq!(rig.stream.skip_hole(&mut rig.pool), 2);
@@ -164,7 +164,7 @@ fn too_much_is_refused_without_a_trace() {
     assert_eq!(rig.put_with(LIMIT as u32, b"x", facts(0, 1, true)), Err(Reason::SessionMemory));
     rig.pool = Pool::new(2048);
     assert_eq!(rig.put_with(0, &[0; 4096], facts(0, 1, true)), Err(Reason::TotalMemory));
-    assert_eq!((rig.stream.end(), rig.pool.allocated()), (0, 0));
+    assert_eq!((rig.stream.end().get(), rig.pool.allocated()), (0, 0));
 }
 
 #[test]
@@ -180,9 +180,9 @@ fn a_flood_of_single_octets_does_not_grow_a_mark_for_each() {
 fn a_drained_stream_holds_no_memory() {
     let mut rig = Rig::new(7);
     rig.put(0, b"abc");
-    rig.stream.release(&mut rig.pool, 2);
+    rig.stream.release(&mut rig.pool, LiveOffset::new(2));
     assert_eq!(rig.all(), b"c");
-    rig.stream.release(&mut rig.pool, 3);
+    rig.stream.release(&mut rig.pool, LiveOffset::new(3));
     assert!(rig.stream.store.is_none());
     rig.put(3, b"d");
     assert_eq!((rig.all(), rig.stream.first_mark()), (&b"d"[..], 1));
@@ -202,7 +202,7 @@ fn what_may_be_held_is_octets_and_marks_together() {
     assert_eq!(put(1001, b"x", 1001 + 2 * mark), Err(Reason::SessionMemory));
     let far = Inserted { too_far: 2, ..Inserted::default() };
     assert_eq!(put(1001 + 5001, b"xy", 5000), Ok(far));
-    rig.stream.release(&mut rig.pool, 900);
+    rig.stream.release(&mut rig.pool, LiveOffset::new(900));
     assert!(rig.stream.insert(&mut rig.pool, 102 + 2 * mark, rig.isn.plus(1001), b"x", facts(0, 1, true)).is_ok());
 }
 
@@ -221,7 +221,7 @@ fn a_fin_ahead_stays_a_hole_until_everything_before_it_is_there() {
     rig.put(0, b"ab");
     assert_eq!(rig.stream.hole_since(), Some(Nanos(5)));
     assert_eq!(rig.stream.skip_hole(&mut rig.pool), 4, "octets that are missing before the FIN");
-    assert_eq!((rig.stream.end(), rig.stream.fin().map(|fin| fin.offset)), (6, Some(6)));
+    assert_eq!((rig.stream.end().get(), rig.stream.fin().map(|fin| fin.offset.get())), (6, Some(6)));
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn a_segment_next_to_what_is_there_adds_one_mark() {
     rig.put(4, b"ef");
     rig.put(2, b"cd");
     rig.put(0, b"ab");
-    let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset).collect();
+    let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset.get()).collect();
     assert_eq!(marks, [0, 2, 4]);
 }
 
@@ -280,11 +280,11 @@ proptest! {
             let inserted = rig.put(at as u32, piece);
             prop_assert_eq!(inserted.unique + inserted.duplicate, piece.len() as u64);
             unique += inserted.unique;
-            prop_assert_eq!(rig.stream.held_from(0), unique - got.len() as u64);
+            prop_assert_eq!(rig.stream.held_from(LiveOffset::new(0)), unique - got.len() as u64);
             let step = releases.next().unwrap_or(1000) as usize;
-            let ready = rig.stream.slice(got.len() as u64, step).to_vec();
+            let ready = rig.stream.slice(LiveOffset::new(got.len() as u64), step).to_vec();
             got.extend_from_slice(&ready);
-            rig.stream.release(&mut rig.pool, got.len() as u64);
+            rig.stream.release(&mut rig.pool, LiveOffset::new(got.len() as u64));
         }
         let rest = rig.all().to_vec();
         got.extend_from_slice(&rest);

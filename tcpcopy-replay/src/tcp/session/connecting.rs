@@ -10,6 +10,7 @@ use tcpcopy_common::{
 use super::{Context, Final, Open, Outcome, Plan, Poll, Shared};
 use crate::{
     config::Credentials,
+    input::offset::SentOffset,
     stats::Reason,
     store::moment::Moment,
     tcp::{isn, receiver::WINDOW, recovery::Rto, seq::ReplaySeq},
@@ -98,7 +99,7 @@ impl Connecting {
             flags: SYN,
             options: isn::syn_options(cx.config, credentials, &shared.flow, shared.opening),
             segment_size: 1,
-            offset: shared.origin,
+            offset: SentOffset::START,
             len: 0,
         })
     }

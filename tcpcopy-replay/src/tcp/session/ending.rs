@@ -1,7 +1,14 @@
 //! What an early end at the target means: what goes to another connection, and which requests stay without an answer.
 
 use super::{Final, Outcome, Owed, Session, Shared, State};
-use crate::{config::Config, input::stream::Stream, stats::Reason};
+use crate::{
+    config::Config,
+    input::{
+        offset::{LiveOffset, SentOffset},
+        stream::Stream,
+    },
+    stats::Reason,
+};
 
 /// Maximum target connections in a row that end without an answer; then the session is given up.
 const MAX_FRUITLESS: u8 = 2;
@@ -39,12 +46,12 @@ impl Shared {
     ///
     /// A request that the target acknowledged before it closed may have reached an application that had closed already,
     /// or its answer may be the close (`quit`). What the live server did decides.
-    pub(super) fn after_fin(&self, acked: u64, stream: &Stream, config: &Config) -> Outcome {
-        let read_to_the_end = self.fin_sent && stream.fin().is_some_and(|fin| acked > fin.offset);
+    pub(super) fn after_fin(&self, acked: SentOffset, stream: &Stream, config: &Config) -> Outcome {
+        let read_to_the_end = self.fin_sent && stream.fin().is_some() && acked > self.adapter.end(stream);
         if read_to_the_end {
             return Outcome::Continue;
         }
-        let crossed = if acked < self.sent { self.repeat_from(stream, config) } else { None };
+        let crossed = if self.adapter.live_of(acked) < self.sent { self.repeat_from(stream, config) } else { None };
         match crossed.or_else(|| self.carry_on_at(stream, config)) {
             Some(from) => Outcome::Reconnect(from, Final::Reset, self.owed_on_reconnect(from, Some(acked), stream)),
             None => Outcome::Continue,
@@ -52,7 +59,7 @@ impl Shared {
     }
 
     /// Handles that the target connection is gone. `closed`: what the target's FIN had acknowledged, if there was one.
-    pub(super) fn after_reset(&self, closed: Option<u64>, stream: &Stream, config: &Config) -> Outcome {
+    pub(super) fn after_reset(&self, closed: Option<SentOffset>, stream: &Stream, config: &Config) -> Outcome {
         let next = if self.is_unanswered() {
             self.repeat_from(stream, config)
         } else if stream.end() > self.sent {
@@ -71,28 +78,28 @@ impl Shared {
     }
 
     /// Whether the newest request was sent, in part at least, and the target has not answered it.
-    const fn is_unanswered(&self) -> bool {
+    fn is_unanswered(&self) -> bool {
         !self.answered && self.request < self.sent
     }
 
     /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go to a
     /// second connection).
-    fn repeat_from(&self, stream: &Stream, config: &Config) -> Option<u64> {
+    fn repeat_from(&self, stream: &Stream, config: &Config) -> Option<LiveOffset> {
         let possible =
             config.rejoin && self.is_unanswered() && stream.start() <= self.request && self.fruitless < MAX_FRUITLESS;
         possible.then_some(self.request)
     }
 
     /// Where the octets begin that were never sent, if a request begins there.
-    fn resume_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
+    fn resume_at(&self, stream: &Stream, config: &Config) -> Option<LiveOffset> {
         let begins = stream.mark(self.next_mark).is_some_and(|m| m.offset == self.sent)
-            && (stream.begins_request(self.next_mark) || self.sent == 0);
+            && (stream.begins_request(self.next_mark) || self.sent == LiveOffset::START);
         (config.rejoin && begins && self.fruitless < MAX_FRUITLESS).then_some(self.sent)
     }
 
     /// Where another connection carries on, if the live client's behaviour asks for one: at the newest request, which the
     /// live server has answered and the target has not, or at what was never sent.
-    fn carry_on_at(&self, stream: &Stream, config: &Config) -> Option<u64> {
+    fn carry_on_at(&self, stream: &Stream, config: &Config) -> Option<LiveOffset> {
         let repeat = if self.is_answered_live(stream) { self.repeat_from(stream, config) } else { None };
         repeat.or_else(|| self.resume_at(stream, config))
     }
@@ -108,8 +115,8 @@ impl Shared {
 
     /// What the present target connection still owes when another carries on at `from`. `closed`: what the target's FIN had
     /// acknowledged, if there was one.
-    fn owed_on_reconnect(&self, from: u64, closed: Option<u64>, stream: &Stream) -> Owed {
-        let crossed = closed.is_some_and(|acked| acked < self.sent);
+    fn owed_on_reconnect(&self, from: LiveOffset, closed: Option<SentOffset>, stream: &Stream) -> Owed {
+        let crossed = closed.is_some_and(|acked| self.adapter.live_of(acked) < self.sent);
         if from > self.request && (self.is_unanswered() || crossed) {
             Owed::Answer
         } else {
@@ -119,7 +126,7 @@ impl Shared {
 
     /// What the present target connection still owes when the session ends as the live connection does, with a segment of
     /// this kind. A session that is aborted is counted as that.
-    pub(super) fn owed_at_end(&self, kind: Final, closed: Option<u64>, stream: &Stream) -> Owed {
+    pub(super) fn owed_at_end(&self, kind: Final, closed: Option<SentOffset>, stream: &Stream) -> Owed {
         let answered_live = self.is_answered_live(stream);
         if self.is_unanswered() && answered_live {
             Owed::Answer
@@ -132,8 +139,8 @@ impl Shared {
     }
 
     /// How many requests may have stayed without an answer on the present target connection, which cannot be told for certain.
-    fn unclear(&self, closed: Option<u64>, stream: &Stream) -> u64 {
-        let closed_first = closed.is_none_or(|acked| stream.fin().is_none_or(|fin| acked <= fin.offset));
+    fn unclear(&self, closed: Option<SentOffset>, stream: &Stream) -> u64 {
+        let closed_first = closed.is_none_or(|acked| stream.fin().is_none() || acked <= self.adapter.end(stream));
         // Where the gate has been given up, the two servers do not speak in step, and the target had its reason to end.
         if !closed_first && self.gate.is_off() {
             return 0;

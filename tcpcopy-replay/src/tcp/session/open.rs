@@ -1,12 +1,12 @@
 //! An established target connection: its state, its timers, and its options.
 
-use std::{num::NonZeroU64, time::Duration};
+use std::time::Duration;
 
 use tcpcopy_common::response::{NO_WINDOW_SCALE, ResponseHeader, option};
 
 use super::{Context, Final, Outcome, Shared};
 use crate::{
-    input::stream::Stream,
+    input::{offset::SentOffset, stream::Stream},
     stats::Reason,
     store::moment::Moment,
     tcp::{
@@ -38,13 +38,13 @@ const TIMESTAMPS: u16 = 12;
 pub(super) struct Open {
     pub receiver: Receiver,
     /// Octets (and the FIN, the offset after the last octet) before this are acknowledged: SND.UNA.
-    pub una: u64,
+    pub una: SentOffset,
     /// What to send next: SND.NXT; goes back to `una` when the timer expires.
-    pub nxt: u64,
+    pub nxt: SentOffset,
     /// The highest `nxt` so far.
-    pub high: u64,
+    pub high: SentOffset,
     /// The target's window ends here; it never shrinks (RFC 9293, section 3.8.6).
-    pub window_end: u64,
+    pub window_end: SentOffset,
     /// Shift count of the target's window field.
     pub scale: u8,
     /// The target's newest TSval (RFC 7323, section 4.3), if it agreed to timestamps.
@@ -56,8 +56,10 @@ pub(super) struct Open {
     pub resend: bool,
     pub acknowledger: Acknowledger,
     pub probe: bool,
-    /// An offset whose acknowledgement yields a round-trip time, and when it was sent.
-    pub timed: Option<(NonZeroU64, Nanos)>,
+    /// The round trip that is measured ends when this is acknowledged.
+    pub timed: SentOffset,
+    /// When it began; never while none is measured.
+    pub timed_at: Moment,
     pub since: Nanos,
     rare: Option<Box<Rare>>,
 }
@@ -66,11 +68,11 @@ pub(super) struct Open {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rare {
     /// In fast recovery until this is acknowledged (RFC 6582).
-    pub recover: Option<NonZeroU64>,
+    pub recover: Option<SentOffset>,
     /// No fast retransmit before this is acknowledged: duplicates may come from our own retransmissions.
-    pub guard: u64,
+    pub guard: SentOffset,
     /// When the target's FIN came, and what it acknowledged.
-    pub closed: Option<(Nanos, u64)>,
+    pub closed: Option<(Nanos, SentOffset)>,
 }
 
 impl Open {
@@ -92,11 +94,11 @@ impl Open {
         Self {
             acknowledger: Acknowledger::new(cx.now, cx.distance, handshake, &receiver),
             receiver,
-            una: shared.origin,
-            nxt: shared.origin,
-            high: shared.origin,
+            una: SentOffset::START,
+            nxt: SentOffset::START,
+            high: SentOffset::START,
             // The window of a SYN-ACK is never scaled (RFC 7323, section 2.2).
-            window_end: shared.origin + u64::from(u16::from_be_bytes(r.window)),
+            window_end: SentOffset::new(u16::from_be_bytes(r.window).into()),
             scale: if r.window_scale == NO_WINDOW_SCALE { 0 } else { r.window_scale.min(MAX_WINDOW_SCALE) },
             echo: timestamps.then(|| u32::from_be_bytes(r.tsval)),
             segment_size,
@@ -104,7 +106,8 @@ impl Open {
             duplicates: 0,
             resend: false,
             probe: false,
-            timed: None,
+            timed: SentOffset::START,
+            timed_at: Moment::NEVER,
             since: cx.now,
             rare: None,
         }
@@ -119,13 +122,8 @@ impl Open {
     }
 
     /// What the target's FIN acknowledged, if it has closed.
-    pub fn acknowledged_at_close(&self) -> Option<u64> {
+    pub fn acknowledged_at_close(&self) -> Option<SentOffset> {
         self.rare().closed.map(|(_, acked)| acked)
-    }
-
-    /// Octets before this are acknowledged.
-    pub const fn acknowledged_until(&self) -> u64 {
-        self.una
     }
 
     /// The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when nothing was lost
@@ -160,7 +158,7 @@ impl Open {
 
     /// How much is under way.
     pub const fn flight(&self) -> u32 {
-        self.nxt.saturating_sub(self.una) as u32
+        self.nxt.since(self.una) as u32
     }
 
     /// Fires expired timers; `expired`: the retransmission timer, or the persist timer, is one of them.
@@ -208,7 +206,7 @@ impl Open {
 
     /// Everything unacknowledged is sent again, slowly (RFC 5681, section 3.1).
     fn handle_retransmission_timeout(&mut self) {
-        self.congestion.collapse(self.high.saturating_sub(self.una) as u32, self.segment_size);
+        self.congestion.collapse(self.high.since(self.una) as u32, self.segment_size);
         self.nxt = self.una;
         let guard = self.high;
         let rare = self.rare_mut();
@@ -216,6 +214,6 @@ impl Open {
         rare.recover = None;
         self.duplicates = 0;
         self.resend = false;
-        self.timed = None;
+        self.timed_at = Moment::NEVER;
     }
 }

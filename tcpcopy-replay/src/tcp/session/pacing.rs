@@ -7,7 +7,7 @@ use crate::{
         gate::{LATE, Permit},
         greeting::{FirstSpeaker, PROBE},
     },
-    input::stream::Stream,
+    input::{offset::SentOffset, stream::Stream},
     store::moment::Moment,
     tcp::seq::LiveAck,
     time::Nanos,
@@ -31,13 +31,17 @@ pub(super) enum Pass {
 }
 
 impl Shared {
-    /// Passes the segments that begin in `from..from + len`, until one has to wait for an answer.
-    pub(super) fn clear(&mut self, stream: &Stream, from: u64, len: usize, cx: &mut Context<'_>) -> Clearance {
-        let end = from + len as u64;
-        while let Some(&mark) = stream.mark(self.next_mark).filter(|m| m.offset < end) {
+    /// Passes the segments that begin in the `len` octets after `from`, until one has to wait for an answer.
+    pub(super) fn clear(&mut self, stream: &Stream, from: SentOffset, len: usize, cx: &mut Context<'_>) -> Clearance {
+        let end = from.plus(len as u64);
+        while let Some(&mark) = stream.mark(self.next_mark) {
+            let begin = self.adapter.sent_of(mark.offset);
+            if begin >= end {
+                break;
+            }
             if self.is_reply(mark.ack, cx) {
-                if mark.offset > from {
-                    return Clearance::Octets { len: (mark.offset - from) as usize, push: true };
+                if begin > from {
+                    return Clearance::Octets { len: begin.since(from) as usize, push: true };
                 }
                 let Some(pass) = self.permitted(mark.time, cx) else { return Clearance::Wait };
                 self.answers.request(self.read_by(mark.ack), pass == Pass::Early);

@@ -1,7 +1,5 @@
 //! Receive path of an open connection: handles the target's segments.
 
-use std::num::NonZeroU64;
-
 use tcpcopy_common::{
     response::{ResponseHeader, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN},
@@ -10,7 +8,8 @@ use tcpcopy_common::{
 use super::{Context, Final, Open, Outcome, Shared, open::Rare};
 use crate::{
     causality::greeting::{FirstSpeaker, GREETING},
-    input::stream::Stream,
+    input::{offset::SentOffset, stream::Stream},
+    stats::Stats,
     store::moment::Moment,
     tcp::seq::{ReplaySeq, TargetSeq},
 };
@@ -60,7 +59,7 @@ impl Open {
 
         let Some(at_fin) = self.acknowledged_at_close() else { return Outcome::Continue };
         match shared.after_fin(at_fin, stream, cx.config) {
-            Outcome::Continue if stream.fin().is_some_and(|fin| self.una > fin.offset) => {
+            Outcome::Continue if stream.fin().is_some() && self.una > shared.adapter.end(stream) => {
                 // An acknowledgement that rode on our FIN has arrived with it.
                 let kind = if self.acknowledger.is_settled() { Final::Nothing } else { Final::Acknowledge };
                 Outcome::Finished(kind, shared.owed_at_end(kind, Some(at_fin), stream))
@@ -70,24 +69,21 @@ impl Open {
     }
 
     /// The offset that an acknowledgement number means, if this connection has sent so far.
-    fn offset_of(&self, ack: ReplaySeq, shared: &Shared) -> Option<u64> {
+    fn offset_of(&self, ack: ReplaySeq, shared: &Shared) -> Option<SentOffset> {
         let ahead = i64::from(ack.distance(shared.seq_of(self.high)));
-        if ahead > 0 {
-            return None;
-        }
-        self.high.checked_add_signed(ahead).filter(|&offset| offset >= shared.origin)
+        if ahead > 0 { None } else { self.high.offset_by(ahead) }
     }
 
     /// Updates SND.UNA and everything that depends on it.
     fn handle_ack(
         &mut self,
         shared: &mut Shared,
-        acked: u64,
+        acked: SentOffset,
         r: &ResponseHeader,
         stream: &Stream,
         cx: &mut Context<'_>,
     ) {
-        let window_end = acked + (u64::from(u16::from_be_bytes(r.window)) << self.scale);
+        let window_end = acked.plus(u64::from(u16::from_be_bytes(r.window)) << self.scale);
         let window_moved = window_end > self.window_end;
         self.window_end = self.window_end.max(window_end);
         if acked > self.una {
@@ -107,23 +103,19 @@ impl Open {
     }
 
     /// Handles an acknowledgement of something new.
-    fn advance_una(&mut self, shared: &mut Shared, acked: u64, stream: &Stream, cx: &mut Context<'_>) {
+    fn advance_una(&mut self, shared: &mut Shared, acked: SentOffset, stream: &Stream, cx: &mut Context<'_>) {
         let flight = self.flight();
-        let octets = acked - self.una;
+        let octets = acked.since(self.una);
         self.una = acked;
         shared.last_progress = cx.now;
         self.nxt = self.nxt.max(acked);
-        let accepted = acked.min(stream.end()).max(shared.accepted);
-        cx.stats.accepted_bytes += accepted - shared.accepted;
-        shared.accepted = accepted;
-        if let Some((offset, sent)) = self.timed
-            && acked >= offset.get()
-        {
-            shared.rto.sample(cx.now.since(sent));
-            self.timed = None;
+        shared.accept(acked, stream, cx.stats);
+        if self.timed_at.is_set() && acked >= self.timed {
+            shared.rto.sample(cx.now.since(self.timed_at.time()));
+            self.timed_at = Moment::NEVER;
         }
         match self.rare().recover {
-            Some(recover) if acked < recover.get() => {
+            Some(recover) if acked < recover => {
                 // A partial acknowledgement: the segment after it was lost too (RFC 6582, section 3.2).
                 self.resend = true;
                 self.duplicates = 0;
@@ -148,7 +140,7 @@ impl Open {
         let Rare { recover, guard, .. } = self.rare();
         if self.duplicates == DUPLICATES && recover.is_none() && self.una >= guard {
             self.congestion.lose(self.flight(), self.segment_size);
-            self.rare_mut().recover = NonZeroU64::new(self.high);
+            self.rare_mut().recover = Some(self.high);
             self.resend = true;
             cx.stats.fast_retransmits += 1;
         }
@@ -159,7 +151,7 @@ impl Open {
         &mut self,
         shared: &mut Shared,
         seq: TargetSeq,
-        acked: u64,
+        acked: SentOffset,
         r: &ResponseHeader,
         cx: &mut Context<'_>,
     ) {
@@ -194,16 +186,28 @@ impl Open {
         }
         if received.new > 0 {
             shared.answers.said(received.new);
-            if acked > shared.request {
+            let first = shared.adapter.sent_of(shared.adapter.origin());
+            if acked > shared.adapter.sent_of(shared.request) {
                 shared.answered = true;
                 shared.fruitless = 0;
-            } else if acked > shared.origin {
+            } else if acked > first {
                 shared.gate.opened_early();
                 shared.answers.went_on();
             }
-            if acked == shared.origin && cx.now.since(self.since) < GREETING {
+            if acked <= first && cx.now.since(self.since) < GREETING {
                 cx.profile.first_speaker = FirstSpeaker::Server;
             }
+        }
+    }
+}
+
+impl Shared {
+    /// Accounts for the live octets that the target has acknowledged.
+    fn accept(&mut self, acked: SentOffset, stream: &Stream, stats: &mut Stats) {
+        let until = self.adapter.live_of(acked).min(stream.end());
+        if until > self.accepted {
+            stats.accepted_bytes += until.since(self.accepted) - self.adapter.left_out(self.accepted..until);
+            self.accepted = until;
         }
     }
 }

@@ -1,13 +1,12 @@
 //! Send path of an open connection: what to send to the target next.
 
-use std::num::NonZeroU64;
-
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, TcpFlags};
 
 use super::{Context, Final, Open, Outcome, Shared, pacing::Clearance};
 use crate::{
-    input::stream::Stream,
+    input::{offset::SentOffset, stream::Stream},
     segment::TransmitOptions,
+    store::moment::Moment,
     tcp::{receiver::WINDOW, seq::TargetSeq},
 };
 
@@ -23,8 +22,8 @@ pub(crate) struct Plan {
     pub flags: TcpFlags,
     pub options: TransmitOptions,
     pub segment_size: u16,
-    /// Stream offset of the first octet, and how many.
-    pub offset: u64,
+    /// Of the first octet.
+    pub offset: SentOffset,
     pub len: usize,
 }
 
@@ -63,8 +62,8 @@ impl Open {
             cx.stats.window_probes += 1;
             // An octet that the target has already acknowledged, left out: it answers with its window, and nothing is
             // sent that it has no room for (as Linux does; RFC 9293, section 3.8.6.1 asks for an octet of new data).
-            let offset = self.una.wrapping_sub(1);
-            return Poll::Transmit(self.plan(shared, ack, offset, 0, TcpFlags::NONE));
+            let plan = self.plan(shared, ack, self.una, 0, TcpFlags::NONE);
+            return Poll::Transmit(Plan { seq: plan.seq.wrapping_sub(1), ..plan });
         }
         if self.acknowledger.is_due() {
             cx.stats.pure_acks += 1;
@@ -76,7 +75,7 @@ impl Open {
     }
 
     /// A segment of the present connection; whatever it is, it acknowledges.
-    fn plan(&mut self, shared: &Shared, ack: TargetSeq, offset: u64, len: usize, flags: TcpFlags) -> Plan {
+    fn plan(&mut self, shared: &Shared, ack: TargetSeq, offset: SentOffset, len: usize, flags: TcpFlags) -> Plan {
         self.acknowledger.record_sent(&self.receiver);
         Plan {
             seq: shared.seq_of(offset).get(),
@@ -101,9 +100,10 @@ impl Open {
         if self.una >= self.high {
             return None;
         }
-        let len = self.high.min(stream.end()).saturating_sub(self.una).min(u64::from(self.segment_size)) as usize;
+        let octets = self.high.min(shared.adapter.end(stream)).since(self.una);
+        let len = shared.adapter.contiguous(self.una, octets.min(u64::from(self.segment_size)) as usize);
         let fin = FIN.when(len == 0);
-        self.timed = None;
+        self.timed_at = Moment::NEVER;
         shared.restart_retransmission(cx.now);
         cx.stats.retransmitted_segments += 1;
         cx.stats.retransmitted_bytes += len as u64;
@@ -119,7 +119,8 @@ impl Open {
         cx: &mut Context<'_>,
     ) -> Option<Plan> {
         let from = self.nxt;
-        let available = stream.end().saturating_sub(from);
+        let end = shared.adapter.end(stream);
+        let available = end.since(from);
         if available == 0 {
             return None;
         }
@@ -132,7 +133,8 @@ impl Open {
             }
             return None;
         }
-        if !shared.is_greeted(cx) {
+        // What the adapter puts before the first octet does not wait for the greeting.
+        if from >= shared.adapter.sent_of(shared.adapter.origin()) && !shared.is_greeted(cx) {
             return None;
         }
         let mut len = available.min(usable).min(MAX_PAYLOAD as u64) as usize;
@@ -140,29 +142,31 @@ impl Open {
             // What does not fill a segment goes with what follows it.
             len -= len % segment;
         }
-        let again = from < shared.sent;
+        len = shared.adapter.contiguous(from, len);
+        // Sent before, on this target connection or on an earlier one.
+        let again = from < self.high || shared.adapter.live_of(from) < shared.sent;
         let mut push = false;
         if again {
-            len = len.min((shared.sent - from) as usize);
+            len = len.min(self.high.max(shared.adapter.sent_of(shared.sent)).since(from) as usize);
         } else {
             match shared.clear(stream, from, len, cx) {
                 Clearance::Octets { len: cleared, push: last } => (len, push) = (cleared, last),
                 Clearance::Wait => return None,
             }
         }
-        push |= from + len as u64 == stream.end();
-
-        self.nxt = from + len as u64;
+        self.nxt = from.plus(len as u64);
         self.high = self.high.max(self.nxt);
-        shared.sent = shared.sent.max(self.nxt);
+        push |= self.nxt == end;
+        shared.account(shared.adapter.live_of(self.nxt), cx.stats);
         if again {
             cx.stats.retransmitted_segments += 1;
             cx.stats.retransmitted_bytes += len as u64;
         } else {
             cx.stats.sent_segments += 1;
-            cx.stats.bytes.send(len as u64);
             shared.gate.sent(cx.now);
-            self.timed = self.timed.or_else(|| NonZeroU64::new(self.nxt).map(|offset| (offset, cx.now)));
+            if !self.timed_at.is_set() {
+                (self.timed, self.timed_at) = (self.nxt, Moment::at(cx.now));
+            }
         }
         shared.start_retransmission(cx.now);
         Some(self.plan(shared, ack, from, len, PSH.when(push)))
@@ -170,26 +174,33 @@ impl Open {
 
     /// The FIN, once everything before it has been sent.
     fn plan_fin(&mut self, shared: &mut Shared, ack: TargetSeq, stream: &Stream, cx: &mut Context<'_>) -> Option<Plan> {
-        let fin = stream.fin().filter(|fin| fin.offset == self.nxt)?;
+        let fin = stream.fin()?;
+        let offset = shared.adapter.end(stream);
+        if self.nxt != offset {
+            return None;
+        }
         if !shared.fin_sent && shared.is_reply(fin.ack, cx) && shared.permitted(cx.now, cx).is_none() {
             return None;
         }
-        self.nxt = fin.offset + 1;
+        self.nxt = offset.plus(1);
         self.high = self.high.max(self.nxt);
         if shared.fin_sent {
             cx.stats.retransmitted_segments += 1;
         } else {
             shared.fin_sent = true;
+            // What was left out at the end goes with the FIN.
+            shared.account(fin.offset, cx.stats);
             cx.stats.fins.send(1);
         }
         shared.start_retransmission(cx.now);
-        Some(self.plan(shared, ack, fin.offset, 0, FIN))
+        Some(self.plan(shared, ack, offset, 0, FIN))
     }
 
     /// Whether everything before the live client's RST has arrived, so that the RST may follow.
     fn live_reset_is_due(&self, shared: &mut Shared, stream: &Stream, cx: &mut Context<'_>) -> bool {
         let Some(reset) = stream.reset() else { return false };
-        let (end, read) = stream.fin().map_or((stream.end(), None), |fin| (fin.offset + 1, fin.ack));
+        let end = shared.adapter.end(stream);
+        let (end, read) = stream.fin().map_or((end, None), |fin| (end.plus(1), fin.ack));
         // The FIN has already waited for what it replies to.
         let is_news = reset.ack.zip(read).is_none_or(|(ack, read)| ack.is_after(read));
         self.una >= end && (!(is_news && shared.is_reply(reset.ack, cx)) || shared.permitted(cx.now, cx).is_some())
@@ -202,7 +213,7 @@ impl Open {
             Some(_) => u64::from(self.duplicates) * u64::from(self.segment_size),
             None => 0,
         };
-        let congestion_end = self.una + u64::from(self.congestion.window()) + inflated;
-        congestion_end.min(self.window_end).saturating_sub(self.nxt)
+        let congestion_end = self.una.plus(u64::from(self.congestion.window()) + inflated);
+        congestion_end.min(self.window_end).since(self.nxt)
     }
 }
