@@ -8,6 +8,8 @@
 //!                     oracle: judges everything that is sent, and what has arrived in the end
 //! ```
 //!
+//! The same world surrounds a whole worker, too: see [`worker`].
+//!
 //! `cargo xtask fuzz --seeds N` runs as many seeds as you like. A failing one is shrunk to the parts that it needs, and is to be
 //! added to [`KEPT`].
 
@@ -18,8 +20,10 @@ mod random;
 mod reflector;
 mod scenario;
 mod shrink;
+mod surroundings;
 mod target;
 mod wire;
+mod worker;
 mod world;
 
 use std::{
@@ -30,6 +34,7 @@ use std::{
 };
 
 use scenario::{Part, Scenario};
+use shrink::Run;
 use world::Outcome;
 
 /// Runs that failed once, with the parts that the failure did not need. Each is to name the symptom.
@@ -49,13 +54,21 @@ const KEPT: &[(u64, &str)] = &[
     (75226, "c0,c1,c3,c4,c5,c6,c7,c8,c9,c10,c11,c12,c13,c2w5,c2w6,up,down,close,slow,limits"),
 ];
 
+/// The same for runs of the worker.
+const KEPT_OF_THE_WORKER: &[(u64, &str)] = &[];
+
 /// Seeds of every test run.
 const SEEDS: u64 = 2000;
+/// Seeds of every test run, of the worker.
+const SEEDS_OF_THE_WORKER: u64 = 600;
 
 #[test]
 fn seeds_that_failed_once_pass() {
     for &(seed, without) in KEPT {
-        verify(seed, &parse(without));
+        verify(world::run, seed, &parse(without));
+    }
+    for &(seed, without) in KEPT_OF_THE_WORKER {
+        verify(worker::run, seed, &parse(without));
     }
 }
 
@@ -63,7 +76,7 @@ fn seeds_that_failed_once_pass() {
 fn every_octet_arrives_or_is_accounted_for() {
     let mut sum = Outcome::default();
     for seed in 0..SEEDS {
-        let outcome = verify(seed, &BTreeSet::new());
+        let outcome = verify(world::run, seed, &BTreeSet::new());
         sum.lost += outcome.lost;
         sum.octets += outcome.octets;
         sum.reconnects += outcome.reconnects;
@@ -87,10 +100,45 @@ fn every_octet_arrives_or_is_accounted_for() {
 }
 
 #[test]
+fn a_worker_keeps_its_promises_whatever_surrounds_it() {
+    let mut sum = Outcome::default();
+    for seed in 0..SEEDS_OF_THE_WORKER {
+        let outcome = verify(worker::run, seed, &BTreeSet::new());
+        sum.lost += outcome.lost;
+        sum.octets += outcome.octets;
+        sum.worker.breaks += outcome.worker.breaks;
+        sum.worker.resumed += outcome.worker.resumed;
+        sum.worker.ring_full += outcome.worker.ring_full;
+        sum.worker.stopped_with_sessions += outcome.worker.stopped_with_sessions;
+        sum.worker.waited_in_the_sink += outcome.worker.waited_in_the_sink;
+        sum.worker.sleeps += outcome.worker.sleeps;
+        sum.worker.naps += outcome.worker.naps;
+        sum.worker.crowded_turns += outcome.worker.crowded_turns;
+    }
+    // A simulation in which nothing goes wrong would prove nothing.
+    for much in [
+        sum.lost,
+        sum.octets / 1000,
+        sum.worker.breaks * 4,
+        sum.worker.resumed * 8,
+        sum.worker.ring_full,
+        sum.worker.stopped_with_sessions * 8,
+        sum.worker.waited_in_the_sink * 2,
+        sum.worker.sleeps,
+        sum.worker.naps,
+        sum.worker.crowded_turns * 8,
+    ] {
+        assert!(much > SEEDS_OF_THE_WORKER, "{sum:?}");
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run() {
-    for seed in 0..5 {
-        let run = || format!("{:?}", world::run(&Scenario::new(seed, &BTreeSet::new()), false));
-        assert_eq!(run(), run());
+    for run in [world::run as Run, worker::run] {
+        for seed in 0..5 {
+            let run = || format!("{:?}", run(&Scenario::new(seed, &BTreeSet::new()), false));
+            assert_eq!(run(), run());
+        }
     }
 }
 
@@ -105,12 +153,14 @@ fn seeds_of_the_environment() {
     if env::var_os("SIMULATION_TRACE").is_some() {
         let scenario = Scenario::new(from, &without);
         eprintln!("{scenario:#?}");
-        eprintln!("{:?}", world::run(&scenario, true));
+        eprintln!("the engine: {:?}", world::run(&scenario, true));
+        eprintln!("the worker: {:?}", worker::run(&scenario, true));
         return;
     }
     let (begin, mut shown) = (Instant::now(), Instant::now());
     for done in 0..seeds {
-        verify(from + done, &without);
+        verify(world::run, from + done, &without);
+        verify(worker::run, from + done, &without);
         if shown.elapsed() >= Duration::from_secs(1) || done + 1 == seeds {
             shown = Instant::now();
             let rate = (done + 1) as f64 / begin.elapsed().as_secs_f64();
@@ -122,13 +172,13 @@ fn seeds_of_the_environment() {
 }
 
 /// Runs a seed; if it fails, finds out what it needs, and says so.
-fn verify(seed: u64, without: &BTreeSet<Part>) -> Outcome {
-    let why = match shrink::attempt(seed, without) {
+fn verify(run: Run, seed: u64, without: &BTreeSet<Part>) -> Outcome {
+    let why = match shrink::attempt(run, seed, without) {
         Ok(outcome) => return outcome,
         Err(why) => why,
     };
-    let shrunk = shrink::shrink(seed, without);
-    let needed = shrink::attempt(seed, &shrunk).err().unwrap_or_else(|| why.clone());
+    let shrunk = shrink::shrink(run, seed, without);
+    let needed = shrink::attempt(run, seed, &shrunk).err().unwrap_or_else(|| why.clone());
     let list = shown(&shrunk);
     panic!(
         "seed {seed} fails: {why}\nshrunk: {needed}\nreplay: cargo xtask fuzz --from {seed} --without '{list}' --trace\nkeep:   \

@@ -29,6 +29,10 @@ pub struct Oracle<'a> {
     outgoing: HashMap<Flow, Outgoing>,
     /// Requests of whose answers the engine knows.
     told: HashSet<RequestId>,
+    /// By live connection: something of it never reached the engine.
+    damaged: Vec<bool>,
+    /// Sessions may have been given up for other reasons than the live client and the target give.
+    disturbed: bool,
     /// Connections that were given up before it was clear what they carried: of at most one octet each.
     obscure: u64,
 }
@@ -57,6 +61,8 @@ impl<'a> Oracle<'a> {
             high: vec![0; lives.len()],
             outgoing: HashMap::new(),
             told: HashSet::new(),
+            damaged: lives.iter().map(|live| live.gap || live.slept).collect(),
+            disturbed: false,
             obscure: 0,
         }
     }
@@ -64,6 +70,16 @@ impl<'a> Oracle<'a> {
     pub fn captured(&mut self, segment: &Captured) {
         let octets = segment.offset..segment.offset + segment.payload.len();
         self.captured[segment.connection][octets].fill(true);
+    }
+
+    /// A segment was lost on its way to the engine, although the live server has got it.
+    pub fn lost(&mut self, segment: &Captured) {
+        self.damaged[segment.connection] = true;
+    }
+
+    /// From now on not everything need arrive, but what is sent must still be right.
+    pub fn disturb(&mut self) {
+        self.disturbed = true;
     }
 
     pub fn told(&mut self, answers: &[RequestId]) {
@@ -158,10 +174,10 @@ impl<'a> Oracle<'a> {
                 ));
             }
         }
-        if self.scenario.session_memory.is_some() {
+        if self.scenario.session_memory.is_some() || self.disturbed {
             return Ok(());
         }
-        let undamaged = self.lives.iter().all(|live| !live.gap && !live.slept);
+        let undamaged = self.damaged.iter().all(|damaged| !damaged);
         if undamaged && !self.scenario.closes_early() {
             self.everything_arrives(stats, received)?;
         }
@@ -193,7 +209,7 @@ impl<'a> Oracle<'a> {
     /// closes in an orderly way.
     fn each_request_is_answered_once(&self, stats: &Stats, received: &[Received]) -> Result<(), String> {
         let mut lost = 0;
-        for live in self.lives.iter().filter(|live| live.closed_loop && !live.gap && !live.slept) {
+        for (live, _) in self.lives.iter().zip(&self.damaged).filter(|(live, damaged)| live.closed_loop && !**damaged) {
             let service = &self.scenario.services[live.service];
             let (orderly, certain) = match service.limit {
                 None => (true, true),

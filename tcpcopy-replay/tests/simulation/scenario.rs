@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
 use tcpcopy_replay::RoundTrip;
 
-use crate::{path::Impairment, random::Random};
+use crate::{path::Impairment, random::Random, surroundings::Surroundings};
 
 /// A part of a scenario that can be left out, to find out what a failure needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,11 +31,23 @@ pub enum Part {
     Distance,
     /// The target's `intercept` acknowledges answers.
     Reflection,
+    /// Of the worker: several copies.
+    Copies,
+    /// Of the worker: a small ring, segments captured several times, records that contradict themselves.
+    Ring,
+    /// Of the worker: a slow machine, and times in which it does not run.
+    Machine,
+    /// Of the worker: channels that break.
+    Breaks,
+    /// Of the worker: a sink that is full at times, and loses packets.
+    Sink,
+    /// Of the worker: its end under load.
+    Stop,
 }
 
 impl Part {
     /// Those that are of no single connection.
-    const GLOBAL: [Self; 8] = [
+    const GLOBAL: [Self; 14] = [
         Self::Up,
         Self::Down,
         Self::Gaps,
@@ -44,6 +56,12 @@ impl Part {
         Self::Limits,
         Self::Distance,
         Self::Reflection,
+        Self::Copies,
+        Self::Ring,
+        Self::Machine,
+        Self::Breaks,
+        Self::Sink,
+        Self::Stop,
     ];
 
     /// The connection that this is a lesser part of.
@@ -69,6 +87,12 @@ impl fmt::Display for Part {
             Self::Limits => f.write_str("limits"),
             Self::Distance => f.write_str("distance"),
             Self::Reflection => f.write_str("reflection"),
+            Self::Copies => f.write_str("copies"),
+            Self::Ring => f.write_str("ring"),
+            Self::Machine => f.write_str("machine"),
+            Self::Breaks => f.write_str("breaks"),
+            Self::Sink => f.write_str("sink"),
+            Self::Stop => f.write_str("stop"),
         }
     }
 }
@@ -228,6 +252,8 @@ pub struct Scenario {
     pub round_trip: RoundTrip,
     /// Whether the target's `intercept` acknowledges answers.
     pub reflects: bool,
+    /// What a worker meets.
+    pub surroundings: Surroundings,
     pub connections: Vec<Connection>,
 }
 
@@ -276,7 +302,20 @@ impl Scenario {
             _ => RoundTrip::Near,
         };
         let reflects = r.chance(300);
-        Self { seed, up, down, services, target, session_memory, alike, round_trip, reflects, connections }
+        let surroundings = Surroundings::new(seed);
+        Self {
+            seed,
+            up,
+            down,
+            services,
+            target,
+            session_memory,
+            alike,
+            round_trip,
+            reflects,
+            surroundings,
+            connections,
+        }
     }
 
     /// What could be left out, the largest parts first.
@@ -314,6 +353,9 @@ impl Scenario {
             Part::Limits => self.session_memory = None,
             Part::Distance => self.round_trip = RoundTrip::Near,
             Part::Reflection => self.reflects = false,
+            Part::Copies | Part::Ring | Part::Machine | Part::Breaks | Part::Sink | Part::Stop => {
+                self.surroundings.leave_out(part);
+            }
         }
     }
 

@@ -19,8 +19,10 @@ use crate::{
 };
 
 pub const INSTANCE: u32 = 7;
+/// The host number of the only target, or of the first.
+pub const HOST: u8 = 3;
 /// Both services, for IPv4 and IPv6.
-const PORTS: [u16; 2] = [8080, 2525];
+pub const PORTS: [u16; 2] = [8080, 2525];
 /// A connection on which nothing happens for so long is reset by the service.
 const IDLE: Duration = Duration::from_secs(400);
 /// No packet is on its way for longer than that.
@@ -110,15 +112,15 @@ struct Conn {
 }
 
 impl Target {
-    pub fn new(scenario: &Scenario, now: Nanos) -> Self {
+    /// A target with the addresses 10.0.0.`host` and fd00::`host`.
+    pub fn new(scenario: &Scenario, host: u8, now: Nanos) -> Self {
         let mut wire = Wire { mtu: scenario.target.mtu, incoming: None, outgoing: VecDeque::new() };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = scenario.seed;
         let mut interface = Interface::new(config, &mut wire, instant(now));
         interface.update_ip_addrs(|addresses| {
-            for (address, prefix) in [("10.0.0.3", 8), ("fd00::3", 8)] {
-                let address: IpAddr = address.parse().expect("an address");
-                addresses.push(IpCidr::new(address.into(), prefix)).expect("room for two addresses");
+            for address in addresses_of(host) {
+                addresses.push(IpCidr::new(address.into(), 8)).expect("room for two addresses");
             }
         });
         let services = [0, 1].map(|n| {
@@ -205,6 +207,15 @@ impl Target {
         let service = self.conns.iter().filter_map(|conn| conn.due(&self.sockets)).min();
         // Earlier than the next microsecond makes no difference to smoltcp.
         [tcp, service].into_iter().flatten().min().map(|at| at.max(now.after(Duration::from_micros(1))))
+    }
+
+    /// Connections that both sides keep open.
+    pub fn established(&self) -> Vec<Flow> {
+        let is_established = |conn: &&Conn| {
+            let socket: &Socket<'_> = self.sockets.get(conn.handle);
+            socket.state() == State::Established
+        };
+        self.conns.iter().filter(is_established).filter_map(|conn| conn.peer).collect()
     }
 
     /// Everything that connections got, past and present.
@@ -484,6 +495,11 @@ impl Conn {
         }
         worked
     }
+}
+
+/// The addresses of a target.
+pub fn addresses_of(host: u8) -> [IpAddr; 2] {
+    [[10, 0, 0, host].into(), [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(host)].into()]
 }
 
 fn flow(local: IpEndpoint, remote: IpEndpoint) -> Flow {

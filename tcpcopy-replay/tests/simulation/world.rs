@@ -1,6 +1,9 @@
 //! The loop of virtual time: whatever is due next happens next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use tcpcopy_common::{
     flow::Flow,
@@ -16,14 +19,14 @@ use crate::{
     random::Random,
     reflector::Reflector,
     scenario::Scenario,
-    target::{INSTANCE, Response, Target},
-    wire,
+    target::{HOST, INSTANCE, PORTS, Response, Target, addresses_of},
+    wire, worker,
 };
 
 const TARGET: TargetId = TargetId(0);
-const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
+pub const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
 /// Virtual time after the last captured segment by which all must be over, in ns.
-const AFTERMATH: u64 = 3_600_000_000_000;
+pub const AFTERMATH: u64 = 3_600_000_000_000;
 
 enum Event {
     Captured(Captured),
@@ -45,6 +48,8 @@ pub struct Outcome {
     pub distant: u64,
     /// Response segments that the target's `intercept` acknowledged.
     pub reflected: u64,
+    /// Of a run of the worker.
+    pub worker: worker::Outcome,
 }
 
 struct World<'a> {
@@ -74,12 +79,12 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
     let octets: usize = captured.iter().map(|segment| segment.payload.len()).sum();
     let end = captured.last().map_or(START, |segment| segment.time).0 + AFTERMATH;
     let most_steps = 20_000 + 200 * captured.len() as u64 + octets as u64 / 4;
-    let config = config(scenario);
+    let config = config(scenario, TARGET, HOST);
     let mut world = World {
         now: START,
         limit: config.max_memory,
         engine: Engine::new(config, scenario.seed),
-        target: Target::new(scenario, START),
+        target: Target::new(scenario, HOST, START),
         up: Leg::new(scenario.up.clone(), Random::new(scenario.seed, 1)),
         down: Leg::new(scenario.down.clone(), Random::new(scenario.seed, 2)),
         oracle: Oracle::new(scenario, &lives),
@@ -112,12 +117,14 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
         reconnects: stats.reconnects,
         distant: stats.distant_clients,
         reflected: stats.reflected_segments,
+        worker: worker::Outcome::default(),
     })
 }
 
-fn config(scenario: &Scenario) -> Config {
-    let rule = |address: &str| RuleTarget { target: TARGET, address: address.parse().expect("an address") };
-    let rules = ["10.0.0.3:8080", "10.0.0.3:2525", "[fd00::3]:8080", "[fd00::3]:2525"].map(rule).to_vec();
+/// The settings of an engine that replays to the services of the target with this host number.
+pub fn config(scenario: &Scenario, target: TargetId, host: u8) -> Config {
+    let rule = |address: IpAddr, port: u16| RuleTarget { target, address: (address, port).into() };
+    let rules = addresses_of(host).into_iter().flat_map(|a| PORTS.map(|port| rule(a, port))).collect();
     let mut config = Config { rules, round_trip: scenario.round_trip, max_memory: 64 << 20, ..Config::default() };
     if let Some(limit) = scenario.session_memory {
         config.max_session_memory = limit;
