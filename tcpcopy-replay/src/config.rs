@@ -1,4 +1,4 @@
-//! What the engine is told once, at the start.
+//! The engine's settings.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,7 +9,7 @@ use tcpcopy_common::mark::MarkKey;
 
 use crate::{identity::Identity, tcp::round_trip::RoundTrip};
 
-/// Which control channel, and so which host with a service under test; chosen by the caller.
+/// Names a control channel, and so a host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(pub u16);
 
@@ -22,7 +22,7 @@ pub struct RuleTarget {
     pub address: SocketAddr,
 }
 
-/// What a control channel handed out: the right to open sessions at its target.
+/// The right to open sessions at a target, which its control channel has handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// Names the owner of a session in the mark, and in every report.
@@ -31,55 +31,58 @@ pub struct Credentials {
     pub key: MarkKey,
 }
 
-/// The engine's settings. All sizes are in octets.
+/// The engine's settings.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Indexed by [`LiveSegment::rule`](crate::segment::LiveSegment::rule).
     pub rules: Vec<RuleTarget>,
-    /// A session without a captured segment and without progress at the target for so long is reset and counted.
+    /// How long a session may be without a captured segment and without progress at the target; then it is reset and
+    /// counted.
     pub session_timeout: Duration,
-    /// The same for a session that has sent everything, as long as its live connection is open: keep-alive between requests.
+    /// The same for a session that has sent everything while its live connection is open: keep-alive between requests.
     pub keepalive_timeout: Duration,
-    /// Stands in for a live client's address in 127/8 or `::1`, which no other host can answer.
+    /// Replaces a live client's address in 127/8 or `::1`, which no other host can answer.
     pub loopback_client: Option<IpAddr>,
     /// Who the clients are at the targets.
     pub identity: Identity,
     /// Replay only connections whose SYN was captured.
     pub complete_only: bool,
-    /// Whether a connection may be joined although its SYN was not captured. Unlike [`complete_only`](Self::complete_only) this
-    /// leaves those alone that are known. It is off when the caller admits more and more connections: one that it did not
-    /// admit at its SYN must not get in half-way.
+    /// Whether a connection may be joined although its SYN was not captured. Unlike
+    /// [`complete_only`](Self::complete_only) this does not concern connections that are known. It is off when the
+    /// caller admits more and more connections: one that was not admitted at its SYN must not get in half-way.
     pub join_open: bool,
-    /// Whether a segment waits until the target has answered what the live client had read before it sent it.
+    /// Whether a segment waits until the target has answered what the live client had read before sending it.
     pub gate: bool,
-    /// After an answer seems complete, how long the target must be quiet before the gate opens: Linux sets PSH on every
-    /// write, so PSH alone does not end an answer.
+    /// How long the target must be quiet after an answer that seems complete, before the gate opens: Linux sets PSH on
+    /// every write, so PSH alone does not end an answer.
     pub gate_quiet: Duration,
-    /// The longest a segment waits for an answer. A session that ran into it [`GATE_STRIKES`] times is no longer gated.
+    /// The longest that a segment waits for an answer. A session that has reached it [`GATE_STRIKES`] times is no
+    /// longer gated.
     pub gate_limit: Duration,
-    /// Whether a connection may be continued at a request boundary on another target connection: after an early close by
-    /// the target, after a loss in the capture, or because it was open before start-up.
+    /// Whether a connection may be continued at a request boundary on another target connection: after an early close
+    /// by the target, after a loss in the capture, or because it was open before start-up.
     pub rejoin: bool,
-    /// How long a hole in a live client's stream may stay open before its session is given up.
+    /// How long a gap in a live client's stream may stay open before its session is given up.
     pub gap_timeout: Duration,
-    /// How far away from the targets the clients seem to be.
+    /// The round trip that clients emulate.
     pub round_trip: RoundTrip,
-    /// Most octets that all buffers together may take.
+    /// Maximum memory of all buffers, in bytes.
     pub max_memory: usize,
-    /// Most octets that one connection may hold back.
+    /// Maximum memory of one connection's buffer, in bytes.
     pub max_session_memory: usize,
-    /// Most connections at once.
+    /// Maximum connections at once.
     pub max_sessions: usize,
-    /// Maximum segment size announced to IPv4 targets, and the most that is sent in one segment (less the timestamps).
+    /// Maximum segment size announced to IPv4 targets, and the most that is sent in one segment, less the timestamps;
+    /// in bytes.
     pub mss_v4: u16,
-    /// Likewise for IPv6.
+    /// The same for IPv6.
     pub mss_v6: u16,
     /// What tests of the adapter seam send in place of the live clients' octets.
     #[cfg(test)]
     pub(crate) script: Option<crate::input::adapter::script::Script>,
 }
 
-/// How often a session may run into [`Config::gate_limit`] until it is no longer gated.
+/// How often a session may reach [`Config::gate_limit`] until it is no longer gated.
 pub const GATE_STRIKES: u8 = 3;
 
 impl Default for Config {

@@ -1,9 +1,9 @@
-//! Who the target sees: the client address and port of each session.
+//! The identity of replayed clients: the address and port of each session, as the target sees them.
 //!
-//! Clients keep their own, so that the target's log reads like the live server's. Where that is not possible, because one
-//! connection is replayed several times or all clients are to have other addresses, ports are dealt out: each engine has a
-//! slot, and engines with different slots share no port, so their sessions never collide at a target. Within an engine the
-//! map of its sessions tells what is free.
+//! Clients keep their own, so that the target's log reads like the live server's. Where that is not possible, because
+//! one connection is replayed several times or all clients are to have other addresses, ports are dealt out: each
+//! engine has a slot, and engines with different slots share no port, so their sessions never collide at a target.
+//! Within an engine the map of its sessions tells what is free.
 
 use std::net::IpAddr;
 
@@ -11,18 +11,19 @@ use tcpcopy_common::flow::{Flow, IpAddress};
 
 use crate::secret::{Purpose, Secret};
 
-/// Below are the ports of services.
+/// The lowest port of clients; those below are for services.
 const FIRST_PORT: u32 = 1024;
 /// From [`FIRST_PORT`] to 65535.
 const PORTS: u32 = (1 << 16) - FIRST_PORT;
-/// Other ports that are tried when the client's own is taken.
-const MOST_OTHERS: u8 = 32;
-/// Ports that are tried of one address of a pool: the next has its turn when this one is as good as full.
+/// Maximum other ports that are tried when the client's own is taken.
+const MAX_OTHERS: u8 = 32;
+/// Ports that are tried of one address of a pool; the next address has its turn when this one is almost full.
 const PER_ADDRESS: u8 = 60;
-/// How many of those at random places; the others follow the last of them one by one, as a full slot is not hit by chance.
+/// How many of those are at random places; the others follow the last of them one by one, as a full slot is not hit by
+/// chance.
 const SCATTERED: u8 = 40;
-/// How many addresses of a pool are tried.
-const MOST_ADDRESSES: u8 = 4;
+/// Maximum addresses of a pool that are tried.
+const MAX_ADDRESSES: u8 = 4;
 /// Regions that a slot is divided into by [`Ports::Dealt`]'s `region`: as many as tcpcopy 1.0 has values of `-f`.
 const REGIONS: u32 = 1024;
 /// Ports that are tried in the region before the rest of the slot.
@@ -47,8 +48,8 @@ pub enum Ports {
     Dealt {
         /// No two engines that reach the same target may have the same.
         slot: Slot,
-        /// Where in the slot the search for a free port begins, modulo 1024: programs that do not know of each other and
-        /// have different ones rarely ask for the same port.
+        /// Where in the slot the search for a free port begins, modulo 1024: programs that do not know of each other
+        /// and have different ones rarely ask for the same port.
         region: Option<u16>,
     },
 }
@@ -97,7 +98,7 @@ struct Range {
 }
 
 impl AddressPool {
-    /// Adds `count` addresses from `first` on. What would lie beyond the last possible address is left out.
+    /// Adds `count` addresses from `first` on, up to the last possible address.
     pub fn add(&mut self, first: IpAddr, count: u128) {
         let (ranges, first, most) = match first {
             IpAddr::V4(v4) => (&mut self.v4, u128::from(v4.to_bits()), (1 << 32) - u128::from(v4.to_bits())),
@@ -125,7 +126,7 @@ impl AddressPool {
         ranges.iter().any(|range| bits.checked_sub(range.first).is_some_and(|offset| offset < range.count))
     }
 
-    /// The address that a client has at its `attempt`th try, chosen by a hash.
+    /// Returns the address that a client has at its `attempt`th try, chosen by a hash.
     fn pick(&self, ipv4: bool, hash: u64, attempt: u8) -> Option<IpAddress> {
         let ranges = if ipv4 { &self.v4 } else { &self.v6 };
         let total = ranges.iter().fold(0u128, |sum, range| sum.saturating_add(range.count));
@@ -142,8 +143,8 @@ impl AddressPool {
     }
 }
 
-/// The four-tuples to try for a session, from the `first`th on, each with its number. `own` is the one with the client's own
-/// address and port.
+/// Returns the four-tuples to try for a session, from the `first`th on, each with its number. `own` is the one with the
+/// client's own address and port.
 pub(crate) fn candidates<'a>(
     identity: &'a Identity,
     secret: Secret,
@@ -151,9 +152,9 @@ pub(crate) fn candidates<'a>(
     first: u8,
 ) -> impl Iterator<Item = (Flow, u8)> + 'a {
     let most = match (&identity.addresses, identity.ports) {
-        (Some(_), _) => PER_ADDRESS * MOST_ADDRESSES,
+        (Some(_), _) => PER_ADDRESS * MAX_ADDRESSES,
         (None, Ports::Dealt { .. }) => PER_ADDRESS,
-        (None, Ports::Own) => MOST_OTHERS,
+        (None, Ports::Own) => MAX_OTHERS,
     };
     (first..most).filter_map(move |attempt| Some((candidate(identity, secret, own, attempt)?, attempt)))
 }
@@ -174,13 +175,13 @@ fn candidate(identity: &Identity, secret: Secret, own: &Flow, attempt: u8) -> Op
     Some(Flow { client, client_port: port.map_or(own.client_port, u16::to_be_bytes), ..*own })
 }
 
-/// `None`: the client's own port.
+/// Returns another port than the client's own, unless it is the first attempt.
 fn own_or_other(secret: Secret, own: &Flow, attempt: u8) -> Option<u16> {
     let other = || FIRST_PORT + scale(secret.hash(own, Purpose::OtherPort(attempt)), PORTS);
     (attempt > 0).then(|| other() as u16)
 }
 
-/// A port of a slot.
+/// Returns a port of a slot.
 fn dealt(secret: Secret, own: &Flow, attempt: u8, slot: Slot, region: Option<u16>) -> u16 {
     let (first, places) = slot.first_and_count();
     let hash = |n: u8| secret.hash(own, Purpose::DealtPort(n));
@@ -231,7 +232,7 @@ mod tests {
         assert_eq!(flows[0], flow(40_000));
         assert!(flows.iter().all(|flow| u32::from(port(flow)) >= FIRST_PORT));
         let ports: HashSet<u16> = flows.iter().map(port).collect();
-        assert!(ports.len() > usize::from(MOST_OTHERS) - 2);
+        assert!(ports.len() > usize::from(MAX_OTHERS) - 2);
     }
 
     #[test]

@@ -1,23 +1,23 @@
-//! The replay core: live segments and a target's responses go in, segments for the target come out.
+//! The replay core: takes segments of live clients and responses of targets, and yields segments for the targets.
 //!
-//! It is sans-IO: it reads no clock, no random source and no socket, and links nothing that could. `handle_*` takes input,
-//! `poll_*` yields output, and `now` is an argument; so everything it does can be tested in virtual time.
+//! It is sans-IO: it reads no clock, no random source and no socket, and links nothing that could. `handle_*` takes
+//! input, `poll_*` yields output, and `now` is an argument; so everything it does can be tested in virtual time.
 //!
 //! ```text
-//!            engine      the four-tuple names a connection ── store (slab, tables, timers)
+//!            engine      one connection per four-tuple ── store (slab, tables, timers)
 //!              │
-//! live ──► input         the live client's octets, in order
+//! live ──► input         reassembly: the live client's octets, in order
 //!              │
 //!             tcp        one client TCP endpoint at the target: send, receive, recover, acknowledge, end
 //!              │
-//!          causality     may this request go yet? which ones has the target answered?
+//!          causality     the gate: may this request be sent yet? which ones has the target answered?
 //!              ▼
 //!         Engine::poll_transmit
 //! ```
 //!
 //! A *connection* is what a live client does; a *session* is one replay of it, on one or (after an early close by the
-//! target) several target connections in turn. A connection without a session is *parked*: what it sends is discarded, and
-//! counted, until a request begins at which a session can join.
+//! target) several target connections in turn. A connection without a session is *parked*: what it sends is discarded,
+//! and counted, until a request begins at which a session can join.
 
 #![deny(unsafe_code)]
 // The second line of the same rule: clippy.toml at the top of the workspace has the list.

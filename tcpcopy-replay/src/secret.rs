@@ -20,8 +20,8 @@ pub(crate) enum Purpose {
 
 /// The key of a pseudo-random function of four-tuples.
 ///
-/// RFC 6528, section 3, asks for one that outsiders cannot compute, however many of its results they have seen: a host that
-/// can guess the initial sequence number of somebody else's connection can speak in its name.
+/// RFC 6528, section 3, asks for one that outsiders cannot compute, however many of its results they have seen: a host
+/// that can guess the initial sequence number of another connection can inject into it.
 #[derive(Clone, Copy)]
 pub(crate) struct Secret(MarkKey);
 

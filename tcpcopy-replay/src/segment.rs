@@ -1,4 +1,4 @@
-//! Segments on their way through the program: captured from a live client, and to be injected.
+//! Segments at the engine's boundary: captured from a live client, and to be sent to a target.
 
 use std::mem::offset_of;
 
@@ -35,7 +35,7 @@ pub struct LiveSegment<'a> {
     pub payload: &'a [u8],
 }
 
-/// A ring record that contradicts itself.
+/// The error of a ring record that contradicts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("capture record of {len} octets does not hold the segment that it announces")]
 pub struct BadRecord {
@@ -43,7 +43,7 @@ pub struct BadRecord {
 }
 
 impl<'a> LiveSegment<'a> {
-    /// The four-tuple of a ring record, if it has one.
+    /// Returns the four-tuple of a ring record, if it has one.
     #[must_use]
     pub fn flow_of(record: &[u8]) -> Option<Flow> {
         let flow = record.get(offset_of!(CaptureHeader, flow)..)?;

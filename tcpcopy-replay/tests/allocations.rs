@@ -8,7 +8,8 @@ use std::{
 
 use tcpcopy_replay::testing::steady::Steady;
 
-/// Counts what threads that want it counted allocate: the test harness has threads of its own, which print when a test takes long.
+/// Counts what threads that want it counted allocate: the test harness has threads of its own, which print when a test
+/// takes long.
 struct Counting;
 
 thread_local! {

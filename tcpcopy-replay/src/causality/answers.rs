@@ -1,72 +1,74 @@
-//! What the target owes: its answers compared with those of the live server, in octets.
+//! The account of answers: those of the target compared with those of the live server, in octets.
 //!
-//! Where an answer ends is a guess (see [`super::gate`]). When the guess was wrong, or a request was let through before the
-//! answer to the one before, the rest of one answer passes for the next; if the target then closes, a request stays without an
-//! answer and nothing else tells. How much the live server had answered does: the live client's acknowledgements say it.
-//! A target may answer differently, so this decides nothing but what is counted as unclear (rule S6).
+//! Where an answer ends is a guess (see [`super::gate`]). When the guess was wrong, or a request was let through before
+//! the answer to the one before, the rest of one answer passes for the next; if the target then closes, a request stays
+//! without an answer and nothing else tells. How much the live server had answered does: the live client's
+//! acknowledgements tell. A target may answer differently, so this decides nothing but what is counted as unclear
+//! (rule S6).
 
-/// The account of one target connection. Octets, saturating.
+/// The account of one target connection. All figures are octets, saturating.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answers {
-    /// How much less than the live server the target had said when the newest request was let through.
+    /// How much less than the live server the target had sent when the newest request was let through.
     behind: u32,
     /// The live server's answer to the request before the newest.
     last: u32,
-    /// What the target has said since the newest request was let through.
-    said: u32,
-    /// Requests before the newest that were let through before the answer to the one before had ended. From the first on,
-    /// every octet counts.
+    /// What the target has sent since the newest request was let through.
+    received: u32,
+    /// Requests before the newest that were let through before the answer to the one before had ended. From the first
+    /// of them on, every octet counts.
     early: u8,
-    /// Ends of writes in the newest request: several may be several requests.
+    /// Ends of writes in the newest request: several writes may be several requests.
     writes: u8,
-    /// Whether the newest request was.
+    /// Whether the newest request was let through early.
     newest_early: bool,
 }
 
 impl Answers {
-    /// The target said something.
-    pub const fn said(&mut self, octets: u32) {
-        self.said = self.said.saturating_add(octets);
+    /// Records payload of the target.
+    pub const fn record_response(&mut self, octets: u32) {
+        self.received = self.received.saturating_add(octets);
     }
 
-    /// The target went on with an answer after the request that was to wait for it had been let through.
-    pub const fn went_on(&mut self) {
+    /// Records that the target went on with an answer after the request that was to wait for it had been let through.
+    pub const fn record_continuation(&mut self) {
         self.newest_early = true;
     }
 
-    /// The live client's write ends with the segment that is sent.
-    pub const fn write(&mut self) {
+    /// Records that a write of the live client ends with the segment that is sent.
+    pub const fn record_write(&mut self) {
         self.writes = self.writes.saturating_add(1);
     }
 
-    /// A request is let through that the live client sent after it had read `live` octets. `early`: not because the target
-    /// has answered.
-    pub fn request(&mut self, live: u32, early: bool) {
+    /// Records that a request is let through which the live client sent after it had read `live` octets. `early`: not
+    /// because the target has answered.
+    pub fn record_request(&mut self, live: u32, early: bool) {
         let exact = self.early() > 0 || self.behind >= self.last / 2;
         // Less than half an answer is how versions of a server differ, and would add up.
         let carried = if exact { self.behind } else { 0 };
-        let behind = carried.saturating_add(live).saturating_sub(self.said);
-        *self = Self { behind, last: live, said: 0, early: self.early(), writes: 0, newest_early: early };
+        let behind = carried.saturating_add(live).saturating_sub(self.received);
+        *self = Self { behind, last: live, received: 0, early: self.early(), writes: 0, newest_early: early };
     }
 
     const fn early(&self) -> u8 {
         self.early.saturating_add(self.newest_early as u8)
     }
 
-    /// How many requests may have stayed without an answer, if the target says no more. `answered`: it has said something
-    /// since the newest one, which is not among them otherwise; `live`: how much the live server has answered to that.
+    /// Returns how many requests may have stayed without an answer, if the target sends no more. `answered`: it has
+    /// sent payload since the newest one, which is not among them otherwise; `live`: how much the live server has
+    /// answered to that.
     pub fn unclear(&self, answered: bool, live: u32) -> u64 {
         let early = u64::from(self.early());
         if !answered {
             // An answer is missing to the requests before it.
             return if self.behind > 0 && self.behind >= self.last { early.max(1) } else { 0 };
         }
-        if let Some(missing) = self.behind.checked_sub(self.said) {
+        if let Some(missing) = self.behind.checked_sub(self.received) {
             // To the newest, and perhaps to the one before it.
             return early.max(1 + u64::from(missing > 0 && missing >= self.last));
         }
         // Pipelined requests, or one in several writes.
-        let short = u64::from(self.said) * 4 < u64::from(live) * 3;
+        let short = u64::from(self.received) * 4 < u64::from(live) * 3;
         u64::from(self.writes > 1 && short)
     }
 }
@@ -75,14 +77,14 @@ impl Answers {
 mod tests {
     use super::*;
 
-    /// An account after these steps: the live server's answer, what the target says after the request that follows it, and
-    /// whether that request was let through early.
+    /// An account after these steps: the live server's answer, what the target sends after the request that follows it,
+    /// and whether that request was let through early.
     fn account(steps: &[(u32, u32, bool)]) -> Answers {
         let mut answers = Answers::default();
         for &(live, said, early) in steps {
-            answers.request(live, early);
-            answers.write();
-            answers.said(said);
+            answers.record_request(live, early);
+            answers.record_write();
+            answers.record_response(said);
         }
         answers
     }
@@ -139,12 +141,12 @@ mod tests {
     #[test]
     fn once_an_answer_was_cut_in_two_every_octet_counts() {
         let mut answers = account(&[(0, 90, false)]);
-        answers.request(100, false);
-        answers.went_on();
-        answers.said(10);
+        answers.record_request(100, false);
+        answers.record_continuation();
+        answers.record_response(10);
         // The rest has let the third request through, and the answer to the second passes for the third's.
-        answers.request(100, false);
-        answers.said(100);
+        answers.record_request(100, false);
+        answers.record_response(100);
         assert_eq!(
             (
                 answers.unclear(true, 100),
@@ -158,16 +160,16 @@ mod tests {
     fn a_pipeline_answered_in_part_is_unclear() {
         let mut answers = account(&[(0, 100, false)]);
         assert_eq!(answers.unclear(true, 200), 0, "one write, and another server");
-        answers.write();
+        answers.record_write();
         assert_eq!((answers.unclear(true, 200), answers.unclear(true, 134), answers.unclear(true, 133)), (1, 1, 0));
-        answers.said(50);
+        answers.record_response(50);
         assert_eq!((answers.unclear(true, 201), answers.unclear(true, 200)), (1, 0), "three quarters");
     }
 
     #[test]
     fn nothing_overflows() {
         let mut answers = account(&[(u32::MAX, u32::MAX, true); 300]);
-        (0..300).for_each(|_| answers.write());
+        (0..300).for_each(|_| answers.record_write());
         assert_eq!(answers.unclear(true, u32::MAX), 0);
     }
 }

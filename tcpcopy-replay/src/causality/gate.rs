@@ -1,8 +1,9 @@
-//! Causality: a request waits until the target has answered the one before, as the live client waited for the live server.
+//! The gate: a request waits until the target has answered the one before, as the live client waited for the live
+//! server.
 //!
-//! The live client's acknowledgement number tells that it had read something before it sent a segment; the gate then holds
-//! the segment until the target's answer seems complete. An answer is complete when PSH or FIN was seen on a response
-//! segment after everything sent had been acknowledged, and [`Config::gate_quiet`] has passed without another.
+//! The live client's acknowledgement number tells that it had read something before it sent a segment; the gate then
+//! holds the segment until the target's answer seems complete. An answer is complete when PSH or FIN was seen on a
+//! response segment after everything sent had been acknowledged, and [`Config::gate_quiet`] has passed without another.
 //! A bound keeps sessions going whose answers never come (push protocols, long polls).
 
 use std::time::Duration;
@@ -13,16 +14,16 @@ use crate::{
     time::Nanos,
 };
 
-/// How much longer the quiet is after an answer that came early: perhaps it was one to an earlier request of a pipeline, or
-/// only the permission to go on (RFC 9110, section 10.1.1).
-const DOUBT: u32 = 10;
-/// How much shorter the quiet may be when the replay is late (see [`LATE`]): the quiet only guards against an answer
-/// written in pieces, and a replay that trails further and further behind is worse.
-const HURRY: u32 = 8;
-/// From this age of a segment on the replay counts as late.
+/// Factor by which the quiet is longer after an answer that came early: it may belong to an earlier request of a
+/// pipeline, or be the permission to go on (RFC 9110, section 10.1.1).
+const EARLY_QUIET_FACTOR: u32 = 10;
+/// Divisor of the quiet when the replay is late (see [`LATE`]): the quiet only guards against an answer written in
+/// pieces, and a replay that trails further and further behind is worse.
+const LATE_QUIET_DIVISOR: u32 = 8;
+/// Age of a segment from which on the replay counts as late.
 pub(crate) const LATE: Duration = Duration::from_millis(5);
 
-/// What the target has said since we last sent it something.
+/// What the target has sent since something was last sent to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     Nothing,
@@ -30,30 +31,31 @@ enum Answer {
     Begun,
     /// The last segment, at this time, may have ended one.
     Complete(Moment),
-    /// An answer ended before the target had acknowledged the whole request, as when a server refuses an upload: at this time,
-    /// or the rest of the request was sent then. There may be more to come.
+    /// An answer ended before the target had acknowledged the whole request, as when a server refuses an upload: at
+    /// this time, or the rest of the request was sent then. There may be more to come.
     ///
-    /// The acknowledgement of the rest is not waited for: a target that has nothing more to say delays it, by 40 ms on Linux.
+    /// The acknowledgement of the rest is not waited for: a target that has nothing more to send delays it, by 40 ms on
+    /// Linux.
     Early(Moment),
 }
 
-/// What has become of the last segment that had to wait.
+/// The state of the last segment that had to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waiting {
     /// There was none on this connection.
     Never,
-    /// It waits, since then.
+    /// It has been waiting since then.
     Since(Moment),
     /// It was let through at this time.
     Until(Moment),
 }
 
-/// Whether a segment may go.
+/// Whether a segment may be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Permit {
-    /// It may; it has waited so long since it was captured. `forced`: the bound was reached.
+    /// It may; `waited` is the time since its capture. `forced`: the bound was reached.
     Granted { waited: Duration, forced: bool },
-    /// Not before then.
+    /// It may not before then.
     Wait(Nanos),
 }
 
@@ -61,44 +63,44 @@ pub(crate) enum Permit {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Gate {
     answer: Answer,
-    /// What may be an answer came since the last segment that had waited for one.
-    spoken: bool,
+    /// A segment that may end a response came since the last request that had waited for one.
+    response_ended: bool,
     waiting: Waiting,
     strikes: u8,
-    /// An answer went on after the gate had opened for the next request: there is no more hurry.
+    /// An answer went on after the gate had opened for the next request: the quiet is no longer shortened.
     patient: bool,
 }
 
 impl Gate {
     pub const fn new() -> Self {
-        Self { answer: Answer::Nothing, spoken: false, waiting: Waiting::Never, strikes: 0, patient: false }
+        Self { answer: Answer::Nothing, response_ended: false, waiting: Waiting::Never, strikes: 0, patient: false }
     }
 
-    /// The gate of a new target connection of the same session.
+    /// Resets the gate for a new target connection of the same session.
     pub const fn reconnect(&mut self) {
         self.answer = Answer::Nothing;
-        self.spoken = false;
+        self.response_ended = false;
         self.waiting = Waiting::Never;
     }
 
-    /// Something new was sent.
-    pub const fn sent(&mut self, now: Nanos) {
-        self.answer = if self.spoken { Answer::Early(Moment::at(now)) } else { Answer::Nothing };
+    /// Records that something new is sent.
+    pub const fn record_sent(&mut self, now: Nanos) {
+        self.answer = if self.response_ended { Answer::Early(Moment::at(now)) } else { Answer::Nothing };
     }
 
-    /// The target sent payload or a FIN. `ends`: with PSH or FIN, and nothing before it is missing; `heard`: after it had
-    /// acknowledged everything.
-    pub const fn answered(&mut self, now: Nanos, ends: bool, heard: bool) {
-        self.spoken |= ends;
-        self.answer = match (ends, heard) {
+    /// Handles payload or a FIN of the target. `ends`: with PSH or FIN, and nothing before it is missing;
+    /// `all_acknowledged`: after it had acknowledged everything that was sent.
+    pub const fn handle_response(&mut self, now: Nanos, ends: bool, all_acknowledged: bool) {
+        self.response_ended |= ends;
+        self.answer = match (ends, all_acknowledged) {
             (true, true) => Answer::Complete(Moment::at(now)),
             (true, false) => Answer::Early(Moment::at(now)),
             (false, _) => Answer::Begun,
         };
     }
 
-    /// The target went on with an answer after the segment that was to wait for it had been sent. If that happens when it
-    /// closes, the rest of the one answer is taken for an answer to the next request.
+    /// Notes that the target went on with an answer after the segment that was to wait for it had been sent. If that
+    /// happens when it closes, the rest of the one answer is taken for an answer to the next request.
     pub const fn opened_early(&mut self) {
         self.patient = true;
     }
@@ -108,8 +110,8 @@ impl Gate {
         self.strikes >= GATE_STRIKES
     }
 
-    /// Asks for a segment, captured at `captured`, that the live client sent after it had read something. Everything before
-    /// it was sent; `round_trip`: how long the target takes to hear of that.
+    /// Asks whether a segment may be sent that was captured at `captured`, and that the live client sent after it had
+    /// read something. Everything before it has been sent; `round_trip`: how long that takes to the target and back.
     pub fn ask(
         &mut self,
         now: Nanos,
@@ -127,31 +129,31 @@ impl Gate {
         };
         let bound = since.after(limit);
         let late = !self.patient && now.since(captured) > LATE;
-        let quiet = if late { config.gate_quiet / HURRY } else { config.gate_quiet };
+        let quiet = if late { config.gate_quiet / LATE_QUIET_DIVISOR } else { config.gate_quiet };
         let until = match self.answer {
             Answer::Complete(at) => at.time().after(quiet).min(bound),
-            Answer::Early(at) => at.time().after(round_trip + quiet * DOUBT).min(bound),
+            Answer::Early(at) => at.time().after(round_trip + quiet * EARLY_QUIET_FACTOR).min(bound),
             Answer::Nothing | Answer::Begun => bound,
         };
         if now < until {
             self.waiting = Waiting::Since(Moment::at(since));
             return Permit::Wait(until);
         }
-        // It was open from then on, whenever somebody came to ask.
+        // The gate opened at `until`, even if it was polled later.
         self.waiting = Waiting::Until(Moment::at(until));
-        self.spoken = false;
+        self.response_ended = false;
         let forced = matches!(self.answer, Answer::Nothing | Answer::Begun);
         Permit::Granted { waited: until.since(captured), forced }
     }
 
-    /// Notes that the segment that waits, if one does, goes without asking again; how long it has waited.
-    pub const fn pass(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
+    /// Notes that the segment that waits, if one does, is sent without asking again; returns how long it has waited.
+    pub const fn skip(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
         let Waiting::Since(_) = self.waiting else { return None };
         self.waiting = Waiting::Until(Moment::at(now));
         Some(now.since(captured))
     }
 
-    /// From when on a segment captured at `captured` could have been sent: what it has waited for the gate is no lag.
+    /// Returns from when on a segment captured at `captured` could have been sent: the wait for the gate is no lag.
     pub fn ready(&self, captured: Nanos) -> Nanos {
         match self.waiting {
             Waiting::Until(opened) => captured.max(opened.time()),
@@ -159,7 +161,7 @@ impl Gate {
         }
     }
 
-    /// Notes that the bound was reached; whether the gate is given up now.
+    /// Notes that the bound was reached; returns whether the gate is given up now.
     pub const fn strike(&mut self) -> bool {
         self.strikes = self.strikes.saturating_add(1);
         self.strikes == GATE_STRIKES
@@ -190,9 +192,9 @@ mod tests {
         let mut gate = Gate::new();
         let captured = Nanos(10 * MS);
         assert_eq!(ask(&mut gate, captured, captured), Permit::Wait(captured.after(LIMIT)));
-        gate.answered(Nanos(11 * MS), false, true);
+        gate.handle_response(Nanos(11 * MS), false, true);
         assert_eq!(ask(&mut gate, Nanos(12 * MS), captured), Permit::Wait(captured.after(LIMIT)));
-        gate.answered(Nanos(12 * MS), true, true);
+        gate.handle_response(Nanos(12 * MS), true, true);
         let quiet = Nanos(12 * MS + MS / 2);
         assert_eq!(ask(&mut gate, Nanos(12 * MS), captured), Permit::Wait(quiet));
         let waited = Duration::from_micros(2500);
@@ -202,8 +204,8 @@ mod tests {
     #[test]
     fn an_answer_that_goes_on_starts_the_quiet_anew() {
         let mut gate = Gate::new();
-        gate.answered(Nanos(MS), true, true);
-        gate.answered(Nanos(MS + 400_000), true, true);
+        gate.handle_response(Nanos(MS), true, true);
+        gate.handle_response(Nanos(MS + 400_000), true, true);
         assert!(!granted(ask(&mut gate, Nanos(MS + 600_000), Nanos(MS))));
         assert!(granted(ask(&mut gate, Nanos(MS + 900_000), Nanos(MS))));
     }
@@ -213,36 +215,36 @@ mod tests {
         let round_trip = Duration::from_millis(3);
         let ask = |gate: &mut Gate, now, captured| gate.ask(now, captured, round_trip, LIMIT, &config());
         let mut gate = Gate::new();
-        gate.answered(Nanos(MS), true, false);
+        gate.handle_response(Nanos(MS), true, false);
         assert_eq!(ask(&mut gate, Nanos(MS), Nanos(MS)), Permit::Wait(Nanos(9 * MS)), "sent, not acknowledged");
-        gate.sent(Nanos(2 * MS));
+        gate.record_sent(Nanos(2 * MS));
         assert_eq!(ask(&mut gate, Nanos(2 * MS), Nanos(2 * MS)), Permit::Wait(Nanos(10 * MS)));
         let waited = Duration::from_millis(5);
         assert_eq!(ask(&mut gate, Nanos(10 * MS), Nanos(5 * MS)), Permit::Granted { waited, forced: false });
         // It does not count for the next request.
-        gate.sent(Nanos(8 * MS));
+        gate.record_sent(Nanos(8 * MS));
         assert!(!granted(ask(&mut gate, Nanos(20 * MS), Nanos(20 * MS))));
         // Who is late waits less.
-        gate.answered(Nanos(30 * MS), true, false);
+        gate.handle_response(Nanos(30 * MS), true, false);
         assert_eq!(ask(&mut gate, Nanos(30 * MS), Nanos(0)), Permit::Wait(Nanos(33 * MS + 625_000)));
         // An answer that goes on has not ended.
-        gate.answered(Nanos(31 * MS), false, false);
+        gate.handle_response(Nanos(31 * MS), false, false);
         assert!(!granted(ask(&mut gate, Nanos(50 * MS), Nanos(0))));
     }
 
     #[test]
     fn a_new_target_connection_has_answered_nothing() {
         let mut gate = Gate::new();
-        gate.answered(Nanos(MS), true, true);
+        gate.handle_response(Nanos(MS), true, true);
         gate.reconnect();
-        gate.sent(Nanos(2 * MS));
+        gate.record_sent(Nanos(2 * MS));
         assert_eq!(ask(&mut gate, Nanos(9 * MS), Nanos(MS)), Permit::Wait(Nanos(9 * MS).after(LIMIT)));
     }
 
     #[test]
     fn a_late_replay_waits_less() {
         let mut gate = Gate::new();
-        gate.answered(Nanos(100 * MS), true, true);
+        gate.handle_response(Nanos(100 * MS), true, true);
         assert!(granted(ask(&mut gate, Nanos(100 * MS + 62_500), Nanos(0))));
     }
 
@@ -251,7 +253,7 @@ mod tests {
         let mut gate = Gate::new();
         gate.opened_early();
         gate.reconnect();
-        gate.answered(Nanos(100 * MS), true, true);
+        gate.handle_response(Nanos(100 * MS), true, true);
         assert!(!granted(ask(&mut gate, Nanos(100 * MS + 499_999), Nanos(0))));
         assert!(granted(ask(&mut gate, Nanos(100 * MS + 500_000), Nanos(0))));
     }
@@ -262,20 +264,20 @@ mod tests {
         let captured = Nanos(10 * MS);
         assert!(!granted(ask(&mut gate, captured, captured)));
         assert_eq!(gate.ready(captured), captured, "still waits");
-        gate.answered(Nanos(11 * MS), true, true);
+        gate.handle_response(Nanos(11 * MS), true, true);
         // A loop that sleeps comes late, and that is lag.
         assert!(granted(ask(&mut gate, Nanos(13 * MS), captured)));
         let opened = Nanos(11 * MS + MS / 2);
         assert_eq!((gate.ready(captured), gate.ready(opened)), (opened, opened));
         assert_eq!(gate.ready(Nanos(12 * MS)), Nanos(12 * MS));
-        assert_eq!(gate.pass(Nanos(14 * MS), captured), None, "nothing waits");
+        assert_eq!(gate.skip(Nanos(14 * MS), captured), None, "nothing waits");
     }
 
     #[test]
     fn what_goes_without_asking_again_has_waited_too() {
         let mut gate = Gate::new();
         assert!(!granted(ask(&mut gate, Nanos(MS), Nanos(MS))));
-        assert_eq!(gate.pass(Nanos(4 * MS), Nanos(MS)), Some(Duration::from_millis(3)));
+        assert_eq!(gate.skip(Nanos(4 * MS), Nanos(MS)), Some(Duration::from_millis(3)));
         assert_eq!(gate.ready(Nanos(MS)), Nanos(4 * MS));
     }
 
@@ -296,7 +298,7 @@ mod tests {
     fn a_replay_is_late_from_more_than_five_milliseconds_on() {
         for (captured, late) in [(Nanos(95 * MS), false), (Nanos(95 * MS - 1), true)] {
             let mut gate = Gate::new();
-            gate.answered(Nanos(100 * MS - 62_500), true, true);
+            gate.handle_response(Nanos(100 * MS - 62_500), true, true);
             assert_eq!(granted(ask(&mut gate, Nanos(100 * MS), captured)), late);
         }
     }

@@ -1,5 +1,5 @@
-//! The order of requests and answers: a request that the live client sent because it had read an answer must not reach the
-//! target before the target's own answer.
+//! The order of requests and answers: a request that the live client sent because it had read an answer must not reach
+//! the target before the target's own answer.
 
 pub(crate) mod answers;
 pub(crate) mod gate;

@@ -1,4 +1,4 @@
-//! How sessions begin, move to another target connection, end, and what happens to what they held.
+//! The life of a session: how it begins, moves to another target connection and ends, and what happens to what it held.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -19,14 +19,18 @@ use crate::{
     time::Nanos,
 };
 
-/// So long after a full ring, and before, a hole is taken for one that it has left: the worker sees a ring that is full before
-/// it sees the records around what was lost, or just after.
-const RING_PASSED: Duration = Duration::from_secs(1);
-/// When such a hole is given up: nothing but packets that have overtaken each other fills it.
-const LOST_IN_RING: Duration = Duration::from_millis(20);
+/// A gap that opens within this time of a full ring is taken for one that it has left: the worker sees that the ring is
+/// full before it sees the records around what was lost, or just after.
+const RING_GAP_WINDOW: Duration = Duration::from_secs(1);
+/// How long such a gap may stay open: only packets that have overtaken each other fill it.
+const RING_GAP_TIMEOUT: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Where a live connection is replayed to, and the four-tuple that it would have there if clients kept theirs.
+    /// Returns where a live connection is replayed to, and the four-tuple that it would have there if clients kept
+    /// theirs.
+    ///
+    /// # Errors
+    /// The reason why it cannot be replayed.
     pub(crate) fn destination(&self, live: &Flow, rule: u16) -> Result<(TargetId, Flow), Reason> {
         let rule = self.config.rules.get(usize::from(rule)).ok_or(Reason::UnknownRule)?;
         let mut client = IpAddr::from(live.client);
@@ -45,7 +49,7 @@ impl Engine {
         Ok((rule.target, flow))
     }
 
-    /// The first four-tuple, from the `attempt`th on, that no session of ours has.
+    /// Returns the first four-tuple, from the `attempt`th on, that no session of this engine has.
     fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
         identity::candidates(&self.config.identity, self.secret, wanted, attempt)
             .find(|(flow, _)| self.id_at_target(flow).is_none())
@@ -61,6 +65,9 @@ impl Engine {
     }
 
     /// Begins a session for a connection that has none.
+    ///
+    /// # Errors
+    /// The reason why none can begin.
     pub(crate) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
         let used = if let Replay::Parked(_, used) = connection.replay { used } else { None };
@@ -96,7 +103,7 @@ impl Engine {
                 return;
             }
             Outcome::Aborted(reason, kind) => {
-                self.abandon_in_vain(now, id, reason, kind);
+                self.abandon_and_skip(now, id, reason, kind);
                 return;
             }
             Outcome::Reconnect(from, kind, owed) => {
@@ -117,7 +124,7 @@ impl Engine {
             Outcome::Collided => {
                 self.stats.collisions += 1;
                 if !self.remap(now, id) {
-                    self.abandon_in_vain(now, id, Reason::Collision, Final::Nothing);
+                    self.abandon_and_skip(now, id, Reason::Collision, Final::Nothing);
                     return;
                 }
             }
@@ -148,7 +155,7 @@ impl Engine {
         }
     }
 
-    /// Moves a session to another client port; whether there was one.
+    /// Moves a session to another client port; returns whether there was one.
     fn remap(&mut self, now: Nanos, id: Id) -> bool {
         let Some(connection) = self.connections.get(id) else { return false };
         let (live, rule) = (connection.live, connection.rule);
@@ -171,7 +178,7 @@ impl Engine {
         self.final_segments.extend(segment);
     }
 
-    /// Takes a connection's session away, and forgets what that had sent.
+    /// Takes a connection's session away, and releases what that had sent.
     fn detach(&mut self, id: Id, kind: Final, reason: Reason) -> Option<()> {
         self.queue_final_segment(id, kind);
         let connection = self.connections.get_mut(id)?;
@@ -199,11 +206,12 @@ impl Engine {
         }
     }
 
-    /// [`abandon`](Self::abandon), then [`seek`](Self::seek); but a request that a session began with and never got to send is
-    /// given up with it, as the next session would fare no better: it would be refused for ever, as fast as the target can.
-    /// So is all that waits behind it when the target said nothing: each request would be held for another minute.
-    fn abandon_in_vain(&mut self, now: Nanos, id: Id, reason: Reason, kind: Final) {
-        // With these two the next one has another port, or another `intercept`.
+    /// Ends a session early, and joins at the next request. A request that a session began with and never got to send
+    /// is given up with it, as the next session would fare no better: it would be refused for ever, as fast as the
+    /// target can. So is all that waits behind it when the target was silent: each request would be held for another
+    /// minute.
+    fn abandon_and_skip(&mut self, now: Nanos, id: Id, reason: Reason, kind: Final) {
+        // After these two the next session has another port, or another `intercept`.
         let hopeless = !matches!(reason, Reason::Reclaimed | Reason::ChannelLost);
         let vain = hopeless && self.session_mut(id).is_some_and(|session| session.has_sent_nothing());
         self.abandon(id, reason, kind);
@@ -221,7 +229,7 @@ impl Engine {
         self.seek_from(now, id, LiveOffset::START);
     }
 
-    /// The same, but not at a request that begins before `first`.
+    /// Does the same, but not at a request that begins before `first`.
     fn seek_from(&mut self, now: Nanos, id: Id, first: LiveOffset) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
@@ -266,7 +274,7 @@ impl Engine {
         }
     }
 
-    /// A request that could have been joined, but no session was to be had.
+    /// Discards a request that could have been joined, had there been a session.
     fn skip_request(&mut self, id: Id, number: u64, before: LiveOffset, begin: LiveOffset, reason: Reason) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let end = connection.stream.mark(number + 1).map_or(connection.stream.end(), |m| m.offset);
@@ -290,7 +298,7 @@ impl Engine {
         self.by_live.remove(&connection.live, id);
     }
 
-    /// Gives memory back that the session no longer needs.
+    /// Releases memory that the session no longer needs.
     fn release(&mut self, id: Id) {
         let Some(Connection { stream, replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
             return;
@@ -308,10 +316,10 @@ impl Engine {
         }
     }
 
-    /// When to look after a connection.
+    /// Returns a connection's deadlines, one for each of its timers.
     pub(super) fn deadlines(&self, connection: &Connection) -> [(Timer, Moment); 3] {
         let mut late = Moment::at(self.idle_deadline(connection));
-        if let Some(since) = connection.stream.hole_since() {
+        if let Some(since) = connection.stream.gap_since() {
             late = late.min(Moment::at(self.gap_deadline(since)));
         }
         let [soon, loss] = match &connection.replay {
@@ -323,7 +331,7 @@ impl Engine {
                 if session.is_open() {
                     [session.soon(), loss]
                 } else {
-                    // A SYN waits so much longer than data that its entry would be void before it is due.
+                    // A SYN waits so much longer than data that its entry would be cancelled before it is due.
                     late = late.min(loss);
                     [session.soon(), Moment::NEVER]
                 }
@@ -332,11 +340,12 @@ impl Engine {
         [(Timer::Soon, soon), (Timer::Loss, loss), (Timer::Late, late)]
     }
 
-    /// When octets that are missing since then are given up.
+    /// Returns when octets that are missing since `since` are given up.
     fn gap_deadline(&self, since: Nanos) -> Nanos {
-        let ours =
-            self.ring_full.is_some_and(|full| since <= full.after(RING_PASSED) && full <= since.after(RING_PASSED));
-        since.after(if ours { LOST_IN_RING } else { self.config.gap_timeout })
+        let ours = self
+            .ring_full
+            .is_some_and(|full| since <= full.after(RING_GAP_WINDOW) && full <= since.after(RING_GAP_WINDOW));
+        since.after(if ours { RING_GAP_TIMEOUT } else { self.config.gap_timeout })
     }
 
     fn idle_deadline(&self, connection: &Connection) -> Nanos {
@@ -351,7 +360,7 @@ impl Engine {
         connection.last_activity.max(session.last_progress()).after(timeout)
     }
 
-    /// A timer of the connection has fired; perhaps its deadline has moved since that was armed.
+    /// Handles an expired timer of a connection, whose deadline may have moved since it was armed.
     pub(crate) fn handle_connection_timer(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         if self.deadlines(connection).iter().any(|(_, deadline)| deadline.is_due(now)) {
@@ -363,8 +372,8 @@ impl Engine {
 
     fn handle_connection_timeout(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
-        if connection.stream.hole_since().is_some_and(|since| self.gap_deadline(since) <= now) {
-            self.give_up_hole(now, id);
+        if connection.stream.gap_since().is_some_and(|since| self.gap_deadline(since) <= now) {
+            self.give_up_gap(now, id);
             return;
         }
         let idle = self.idle_deadline(connection) <= now;
@@ -374,13 +383,13 @@ impl Engine {
         }
         if idle {
             if let Some(connection) = self.connections.get_mut(id) {
-                // Parked for as long again, so that the next request can be told from the middle of one.
+                // Parked for another timeout, so that the next request can be told from the middle of one.
                 connection.last_activity = now;
                 if connection.is_in_handshake() {
                     connection.end_handshake(Distance::Near);
                 }
             }
-            self.abandon_in_vain(now, id, Reason::IdleTimeout, Final::Reset);
+            self.abandon_and_skip(now, id, Reason::IdleTimeout, Final::Reset);
             return;
         }
         match self.with_session(now, id, Session::handle_timeout) {
@@ -389,15 +398,15 @@ impl Engine {
         }
     }
 
-    /// Octets that were never captured will not come any more: rule S5 forbids to go on with what follows.
-    fn give_up_hole(&mut self, now: Nanos, id: Id) {
+    /// Gives up a gap: the octets will not come any more, and rule S5 forbids to go on with what follows.
+    fn give_up_gap(&mut self, now: Nanos, id: Id) {
         let reason = Reason::CaptureGap;
         self.abandon(id, reason, Final::Reset);
         let Some(Connection { stream, .. }) = self.connections.get_mut(id) else { return };
-        // Those behind it are as old as it is: see `Stream::skip_hole`.
-        while stream.hole_since().is_some() {
+        // The gaps behind it are as old as it is: see `Stream::skip_gap`.
+        while stream.gap_since().is_some() {
             self.stats.bytes.discard(reason, stream.end().since(stream.start()));
-            self.stats.missing_bytes += stream.skip_hole(&mut self.pool);
+            self.stats.missing_bytes += stream.skip_gap(&mut self.pool);
         }
         self.seek(now, id);
     }

@@ -1,4 +1,4 @@
-//! What the live clients say.
+//! Handles what live clients send.
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
@@ -20,13 +20,13 @@ use crate::{
 };
 
 impl Engine {
-    /// Takes a captured segment of a live client in.
+    /// Handles a segment captured from a live client.
     pub fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
         self.stats.live_segments += 1;
         match (segment.flags & (SYN | ACK | FIN | RST), self.id_of_live(&segment.flow)) {
             (SYN, known) => self.handle_live_syn(now, segment, known),
             (flags, _) if flags.contains(SYN) => self.refuse(segment, Reason::Nonsense),
-            (_, Some(id)) => self.feed(now, id, segment, LiveSeq::new(segment.seq)),
+            (_, Some(id)) => self.handle_known(now, id, segment, LiveSeq::new(segment.seq)),
             (_, None) => self.handle_unknown(now, segment),
         }
     }
@@ -41,7 +41,7 @@ impl Engine {
             if let Some(connection) = known.and_then(|id| self.connections.get_mut(id))
                 && connection.is_in_handshake()
             {
-                // What is measured from here is never too long (Karn's rule asks for no more).
+                // A duration measured from here is never too long (Karn's rule asks for no more).
                 connection.last_activity = segment.time;
             }
             return;
@@ -64,12 +64,12 @@ impl Engine {
             return;
         }
         if !segment.payload.is_empty() {
-            self.feed(now, id, segment, isn.plus(1));
+            self.handle_known(now, id, segment, isn.plus(1));
         }
     }
 
-    /// The live client uses its port for a new connection, so the old one is over, whether we saw its end or not. What is
-    /// still to be replayed of it is replayed; the new one gets another client port as long as that takes.
+    /// Ends a connection whose live client uses its port for a new one: it is over, whether its end was captured or
+    /// not. What is still to be replayed of it is replayed; the new one gets another client port as long as that takes.
     fn supersede(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         self.by_live.remove(&connection.live, id);
@@ -79,12 +79,12 @@ impl Engine {
                 if connection.stream.fin().is_none() {
                     connection.stream.abort(None);
                 }
-                self.reconsider(now, id);
+                self.handle_stream_change(now, id);
             }
         }
     }
 
-    /// The first thing captured of a connection is not its SYN.
+    /// Handles a segment of a connection whose SYN was not captured: it may be joined at a later request.
     fn handle_unknown(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
         let nothing = segment.payload.is_empty() || segment.flags.contains(RST);
         if self.config.complete_only || !self.config.rejoin {
@@ -103,7 +103,7 @@ impl Engine {
             return self.refuse(segment, reason);
         }
         let id = self.insert(now, segment, None);
-        self.feed(now, id, segment, LiveSeq::new(segment.seq));
+        self.handle_known(now, id, segment, LiveSeq::new(segment.seq));
     }
 
     fn insert(&mut self, now: Nanos, segment: &LiveSegment<'_>, isn: Option<LiveSeq>) -> Id {
@@ -112,7 +112,7 @@ impl Engine {
             rule: segment.rule,
             stream: Stream::new(isn.map(|isn| isn.plus(1))),
             handshake: isn.map(|isn| Handshake { isn, distance: Distance::of_new(self.config.round_trip) }),
-            // What the handshake takes is measured from here.
+            // The handshake's duration is measured from here.
             last_activity: if isn.is_some() { segment.time } else { now },
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
@@ -122,15 +122,15 @@ impl Engine {
         id
     }
 
-    /// Counts a segment that no connection takes.
+    /// Counts a segment that belongs to no connection, and is not replayed.
     fn refuse(&mut self, segment: &LiveSegment<'_>, reason: Reason) {
         self.stats.bytes.refuse(reason, segment.payload.len() as u64);
         self.stats.syns.refuse(reason, u64::from(segment.flags & (SYN | ACK) == SYN));
         self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
     }
 
-    /// A segment of a known connection, whose first octet of payload has number `seq`.
-    fn feed(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
+    /// Handles a segment of a known connection, whose first octet of payload has the sequence number `seq`.
+    fn handle_known(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut ends_handshake = false;
         if !segment.flags.contains(SYN) {
@@ -147,7 +147,7 @@ impl Engine {
             connection.stream.abort(ack);
             // What a RST carries is an explanation (RFC 9293, section 3.5.3), not data.
             self.stats.bytes.refuse(Reason::Nonsense, segment.payload.len() as u64);
-            return self.reconsider(now, id);
+            return self.handle_stream_change(now, id);
         }
         if segment.payload.is_empty() && !segment.flags.intersects(SYN | FIN) {
             if let (Replay::Active(session), Some(ack)) = (&mut connection.replay, ack) {
@@ -158,17 +158,17 @@ impl Engine {
             }
             return;
         }
-        if !segment.payload.is_empty() && !self.feed_payload(now, id, segment, seq, ack) {
+        if !segment.payload.is_empty() && !self.insert_payload(now, id, segment, seq, ack) {
             return;
         }
         if segment.flags.contains(FIN) {
-            self.feed_fin(id, seq.plus(segment.payload.len() as u32), segment.time, ack);
+            self.insert_fin(id, seq.plus(segment.payload.len() as u32), segment.time, ack);
         }
-        self.reconsider(now, id);
+        self.handle_stream_change(now, id);
     }
 
-    /// Whether the payload could be taken in.
-    fn feed_payload(
+    /// Adds a segment's payload to the stream; returns whether there was room.
+    fn insert_payload(
         &mut self,
         now: Nanos,
         id: Id,
@@ -196,7 +196,7 @@ impl Engine {
         }
     }
 
-    /// There is no room for what a connection sends: its session ends, and everything that it held goes.
+    /// Ends the session of a connection whose octets there is no room for, and discards everything that it held.
     fn overflow(&mut self, now: Nanos, id: Id, reason: Reason) {
         self.abandon(id, reason, Final::Reset);
         let Some(connection) = self.connections.get_mut(id) else { return };
@@ -209,7 +209,7 @@ impl Engine {
         self.seek(now, id);
     }
 
-    fn feed_fin(&mut self, id: Id, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) {
+    fn insert_fin(&mut self, id: Id, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         match connection.stream.close(seq, time, ack) {
             Close::New => {
@@ -221,8 +221,8 @@ impl Engine {
         }
     }
 
-    /// A connection's stream has changed.
-    fn reconsider(&mut self, now: Nanos, id: Id) {
+    /// Handles that a connection's stream has changed.
+    fn handle_stream_change(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get(id) else { return };
         match &connection.replay {
             Replay::Parked(..) => self.seek(now, id),

@@ -1,4 +1,4 @@
-//! Which connection a four-tuple means, and what it takes from memory to know that.
+//! Finds the connection of a four-tuple, and prefetches what that takes from memory.
 
 use tcpcopy_common::flow::Flow;
 
@@ -7,25 +7,24 @@ use crate::{
     store::{id::Id, table::FlowTable},
 };
 
-/// So many connections are fetched at a time: few enough that the first is still in the processor's cache when the last
+/// Connections that are prefetched at a time: few enough that the first is still in the processor's cache when the last
 /// has come.
 const BATCH: usize = 32;
 
 impl Engine {
-    /// Tells that segments of live clients with these four-tuples follow soon. A hint, which saves
-    /// [`handle_live`](Self::handle_live) the wait for memory, one connection after the other: with many connections that is
-    /// most of its time. Best for some dozens at once.
+    /// Prefetches the connections of live clients whose segments follow soon. A hint, which saves
+    /// [`handle_live`](Self::handle_live) the wait for memory, one connection after the other: with many connections
+    /// that is most of its time. Best for some dozens at once.
     pub fn expect_live(&self, flows: impl IntoIterator<Item = Flow>) {
         self.fetch(&self.by_live, flows);
     }
 
-    /// Tells that responses with these four-tuples follow soon; the same for
-    /// [`handle_response`](Self::handle_response).
+    /// Prefetches the connections whose responses follow soon; the same for [`handle_response`](Self::handle_response).
     pub fn expect_responses(&self, flows: impl IntoIterator<Item = Flow>) {
         self.fetch(&self.by_target, flows);
     }
 
-    /// First the slots of the table, all at once; then the connections that they name, all at once.
+    /// Prefetches the slots of the table, all at once; then the connections that they name, all at once.
     fn fetch(&self, table: &FlowTable, flows: impl IntoIterator<Item = Flow>) {
         let mut flows = flows.into_iter();
         loop {
@@ -45,13 +44,13 @@ impl Engine {
         }
     }
 
-    /// The connection of a live client, unless it was superseded by another on the same four-tuple.
+    /// Returns the connection of a live client, unless it was superseded by another on the same four-tuple.
     pub(crate) fn id_of_live(&self, flow: &Flow) -> Option<Id> {
         let is = |id| self.connections.get(id).is_some_and(|connection| connection.live == *flow);
         self.by_live.find(self.by_live.tag(flow), is)
     }
 
-    /// The connection whose session has this four-tuple at its target.
+    /// Returns the connection whose session has this four-tuple at its target.
     pub(crate) fn id_at_target(&self, flow: &Flow) -> Option<Id> {
         let is = |id| {
             let replay = self.connections.get(id).map(|Connection { replay, .. }| replay);

@@ -1,4 +1,12 @@
 //! All connections of one worker: entry points, look-up, life cycle.
+//!
+//! | | |
+//! |---|---|
+//! | [`live`] | handles segments captured from live clients |
+//! | [`response`] | handles responses reported by targets |
+//! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
+//! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
+//! | [`lookup`] | from a four-tuple to a connection |
 
 mod lifecycle;
 mod live;
@@ -40,41 +48,43 @@ use crate::{
     time::Nanos,
 };
 
-/// How far ahead connections whose timers are due are fetched from memory.
+/// How many connections ahead of the one whose timers are due are prefetched.
 const AHEAD: usize = 8;
 
-/// For how many due timers memory is kept.
-const MOST_KEPT_DUE: usize = 1 << 12;
+/// Maximum due timers that memory is kept for.
+const MAX_KEPT_DUE: usize = 1 << 12;
 
 /// All connections of one worker: their sessions, timers and statistics.
 ///
-/// After any `handle_*`, call [`poll_transmit`](Self::poll_transmit) until it yields `None`, then sleep until
-/// [`poll_timeout`](Self::poll_timeout) or the next input.
+/// Its methods are of four kinds: `handle_*` takes input; `poll_*` yields output; `expect_*` are hints, which make what
+/// follows faster and change nothing; the others look. After any `handle_*`, call
+/// [`poll_transmit`](Self::poll_transmit) until it yields `None`, then sleep until [`poll_timeout`](Self::poll_timeout)
+/// or the next input.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
     secret: Secret,
     connections: Slab<Connection>,
-    /// By the four-tuple of live client and live server.
+    /// Connections by the four-tuple of live client and live server.
     by_live: FlowTable,
-    /// By the four-tuple that the target sees.
+    /// Connections by the four-tuple that the target sees.
     by_target: FlowTable,
     timers: Timers,
     /// Connections that may have something to send.
     ready: VecDeque<Id>,
     /// Final segments of target connections that sessions have left.
     final_segments: VecDeque<FinalSegment>,
-    /// By [`TargetId`]; `None` while the channel is down.
+    /// Indexed by [`TargetId`]; `None` while the channel is down.
     channels: Vec<Option<Credentials>>,
     /// One entry per channel.
     orphans: Vec<Orphans>,
-    /// By rule.
-    profiles: Vec<ServerProfile>,
+    /// Indexed by rule.
+    profiles: Box<[ServerProfile]>,
     pool: Pool,
     stats: Stats,
     /// Timers that are due; kept for its memory.
     due: Vec<Entry>,
-    /// When the ring was full, the last time.
+    /// The last time that the ring was full.
     ring_full: Option<Nanos>,
 }
 
@@ -84,7 +94,7 @@ struct Connection {
     live: Flow,
     rule: u16,
     stream: Stream,
-    /// Unless it was open when the capture began.
+    /// `None` if the connection was open when the capture began.
     handshake: Option<Handshake>,
     /// When its last segment was captured: the last activity of the live client.
     last_activity: Nanos,
@@ -101,7 +111,7 @@ struct Handshake {
     distance: Option<Distance>,
 }
 
-/// What became of a captured SYN or FIN.
+/// The account of a captured SYN or FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flag {
     /// There was none, or it has been accounted for.
@@ -110,18 +120,18 @@ enum Flag {
     Pending,
 }
 
-/// What a connection is replayed as.
+/// The replay of a connection.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "nearly all are active, and a box would cost a cache miss per segment")]
 enum Replay {
-    /// Not at all: octets are discarded for this reason until a request begins. What the session before had come to, if there
-    /// was one: the next one begins above.
+    /// There is none: octets are discarded for this reason until a request begins. With the sequence number and
+    /// timestamp that the session before had reached, if there was one: the next one begins above.
     Parked(Reason, Option<Opening>),
     Active(Session),
 }
 
 impl Connection {
-    /// How far away the client is to seem; `None` while its handshake is to show it.
+    /// The emulated distance of the client; `None` while its handshake is to show it.
     fn distance(&self, wanted: RoundTrip) -> Option<Distance> {
         self.handshake.map_or_else(|| Some(Distance::of_joined(wanted)), |handshake| handshake.distance)
     }
@@ -131,7 +141,7 @@ impl Connection {
         self.handshake.is_some_and(|handshake| handshake.distance.is_none())
     }
 
-    /// The client's handshake has ended, and this is how far away it is.
+    /// Notes that the client's handshake has ended, and the distance that it has shown.
     fn end_handshake(&mut self, distance: Distance) {
         if let Some(handshake) = &mut self.handshake {
             handshake.distance = Some(distance);
@@ -143,8 +153,8 @@ impl Connection {
 }
 
 impl Engine {
-    /// An engine without connections. `seed` makes sequence numbers, ports and hashes unpredictable from outside; the same
-    /// seed and the same inputs give the same outputs.
+    /// Creates an engine without connections. `seed` makes sequence numbers, ports and hashes unpredictable from
+    /// outside; the same seed and the same inputs give the same outputs.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
         Self {
@@ -157,7 +167,7 @@ impl Engine {
             final_segments: VecDeque::new(),
             channels: Vec::new(),
             orphans: Vec::new(),
-            profiles: vec![ServerProfile::default(); config.rules.len()],
+            profiles: vec![ServerProfile::default(); config.rules.len()].into(),
             pool: Pool::new(config.max_memory),
             stats: Stats::default(),
             due: Vec::new(),
@@ -166,15 +176,15 @@ impl Engine {
         }
     }
 
-    /// The counters so far.
+    /// Returns the counters so far.
     #[must_use]
     pub const fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// The channel to a target is up: sessions may be opened there. It may come again after a reconnect; with another
-    /// instance the target's programs have forgotten all sessions. They are given up, and what is left of them at the
-    /// target is removed.
+    /// Handles that the channel to a target is up: sessions may be opened there. It may come again after a reconnect;
+    /// with another instance the target's programs have forgotten all sessions, which are given up, and what is left of
+    /// them at the target is removed.
     pub fn handle_channel_up(&mut self, now: Nanos, target: TargetId, credentials: Credentials) {
         let index = usize::from(target.0);
         if self.channels.len() <= index {
@@ -198,7 +208,7 @@ impl Engine {
         }
     }
 
-    /// The channel to a target is down: nothing is sent there until it is up again (rule S3).
+    /// Handles that the channel to a target is down: nothing is sent there until it is up again (rule S3).
     pub fn handle_channel_down(&mut self, now: Nanos, target: TargetId) {
         if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
             *channel = None;
@@ -216,13 +226,13 @@ impl Engine {
         }
     }
 
-    /// The ring was full just now, so that segments may have been lost: holes in what is captured at about this time are
-    /// not filled by a retransmission, because the live server has received what we miss.
+    /// Handles that the ring was full just now, so that segments may have been lost: gaps in what is captured at about
+    /// this time are not filled by a retransmission, because the live server has received what is missing here.
     pub const fn handle_ring_full(&mut self, now: Nanos) {
         self.ring_full = Some(now);
     }
 
-    /// Does what is due; to be called when [`poll_timeout`](Self::poll_timeout) has passed (earlier does no harm).
+    /// Fires expired timers; to be called when [`poll_timeout`](Self::poll_timeout) has passed (earlier does no harm).
     pub fn handle_timeout(&mut self, now: Nanos) {
         let mut due = std::mem::take(&mut self.due);
         self.timers.expire(now, &mut due);
@@ -236,8 +246,8 @@ impl Engine {
             }
         }
         due.clear();
-        // A crowd that was opened at once is due at once, once.
-        due.shrink_to(MOST_KEPT_DUE);
+        // Many connections that were opened at once are due at once, but only once.
+        due.shrink_to(MAX_KEPT_DUE);
         self.due = due;
         self.expire_orphans(now);
     }
@@ -250,13 +260,14 @@ impl Engine {
         }
     }
 
-    /// When to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
+    /// Returns when to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Nanos> {
         [self.timers.next(), self.orphans_deadline()].into_iter().flatten().min()
     }
 
-    /// The next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the session.
+    /// Returns the next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the
+    /// session.
     pub fn poll_transmit(&mut self, now: Nanos) -> Option<Transmit<'_>> {
         let (id, plan) = loop {
             // First of all, because a RST makes room for the SYN of the connection that follows.
@@ -336,13 +347,14 @@ impl Engine {
             now,
             config: &self.config,
             stats: &mut self.stats,
-            profile: profile(&mut self.profiles, connection.rule),
+            profile: &mut self.profiles[usize::from(connection.rule)],
             distance,
             credentials: self.channels.get(usize::from(session.target().0)).copied().flatten(),
         };
         Some(call(session, &connection.stream, &mut cx))
     }
 
+    /// Returns the credentials of a target's channel, while that is up.
     fn credentials(&self, target: TargetId) -> Option<Credentials> {
         self.channels.get(usize::from(target.0)).copied().flatten()
     }
@@ -352,14 +364,6 @@ impl Engine {
             self.ready.push_back(id);
         }
     }
-}
-
-fn profile(of: &mut Vec<ServerProfile>, rule: u16) -> &mut ServerProfile {
-    let index = usize::from(rule);
-    if of.len() <= index {
-        of.resize(index + 1, ServerProfile::default());
-    }
-    &mut of[index]
 }
 
 // Memory is sized for a million connections: what a session seldom needs is in a box of its own.

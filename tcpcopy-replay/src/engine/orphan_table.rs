@@ -1,4 +1,4 @@
-//! What is known of the connections that are left at one target, see [`super::orphans`]: whom to ask for, and when.
+//! The table of orphaned connections at one target, see [`super::orphans`]: which to probe, and when.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,21 +9,21 @@ use tcpcopy_common::flow::Flow;
 
 use crate::{tcp::isn::Opening, time::Nanos};
 
-/// SYNs without an answer at a time. The answers pace the others, so that a source with many sessions does not flood
-/// the target.
-const MOST_ASKED: usize = 128;
+/// Maximum SYNs without an answer at a time. The answers pace the others, so that a source with many sessions does not
+/// flood the target.
+const MAX_ASKED: usize = 128;
 /// Linux sends a socket's challenge ACKs at least 500 ms apart (`tcp_invalid_ratelimit`).
 const RETRY: Duration = Duration::from_secs(1);
-/// SYNs for one connection: then the target is silent, or has no room in its session map.
-const MOST_SYNS: u8 = 5;
+/// Maximum SYNs for one connection: then the target is silent, or has no room in its session map.
+const MAX_SYNS: u8 = 5;
 
-/// What is left at one target.
+/// The orphans at one target.
 #[derive(Debug, Default)]
 pub(crate) struct Orphans {
     known: BTreeMap<Flow, Orphan>,
-    /// Those to ask for. It may name some that are settled.
+    /// Orphans to probe, in order. May name some that are settled.
     waiting: VecDeque<Flow>,
-    /// Those to look at again, in the order of time; likewise.
+    /// Orphans to look at again, in the order of time. May name some that are settled.
     later: VecDeque<(Nanos, Flow)>,
     /// How many are [`Stage::Asked`].
     asked: usize,
@@ -39,20 +39,20 @@ struct Orphan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
-    /// A SYN was sent; time-out then.
+    /// A SYN was sent, which times out then.
     Asked(Nanos),
-    /// A session has the four-tuple, and may be about to send a SYN itself; look again then.
+    /// A session has the four-tuple, and may be about to send a SYN itself; to be looked at again then.
     Postponed(Nanos),
 }
 
 impl Orphans {
-    /// How many are not settled.
+    /// Returns how many are not settled.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// Whether the connection was not known yet.
+    /// Adds a connection; returns whether it was not known yet.
     pub fn add(&mut self, flow: Flow, opening: Opening) -> bool {
         let is_new = !self.known.contains_key(&flow);
         if is_new {
@@ -62,7 +62,7 @@ impl Orphans {
         is_new
     }
 
-    /// Nothing that was asked counts any more.
+    /// Lets all of them wait again: no SYN that was sent counts any more.
     pub fn start_over(&mut self) {
         for orphan in self.known.values_mut() {
             (orphan.syns, orphan.stage) = (0, Stage::Waiting);
@@ -72,9 +72,9 @@ impl Orphans {
         self.asked = 0;
     }
 
-    /// The next to ask for.
+    /// Returns the next one to probe.
     pub fn next(&mut self) -> Option<Flow> {
-        if self.asked >= MOST_ASKED {
+        if self.asked >= MAX_ASKED {
             return None;
         }
         loop {
@@ -85,7 +85,7 @@ impl Orphans {
         }
     }
 
-    /// Asks for one that waits.
+    /// Notes that a SYN is sent for one that waits; returns what the SYN begins with.
     pub fn ask(&mut self, now: Nanos, flow: &Flow) -> Option<Opening> {
         let orphan = self.known.get_mut(flow)?;
         let until = now.after(RETRY);
@@ -96,7 +96,7 @@ impl Orphans {
         Some(orphan.opening)
     }
 
-    /// Looks at one that waits again later.
+    /// Puts off one that waits.
     pub fn postpone(&mut self, now: Nanos, flow: &Flow) {
         if let Some(orphan) = self.known.get_mut(flow) {
             let until = now.after(RETRY);
@@ -105,21 +105,21 @@ impl Orphans {
         }
     }
 
-    /// Whether there was one on this four-tuple; it is forgotten.
+    /// Forgets the one on this four-tuple; returns whether there was one.
     pub fn settle(&mut self, flow: &Flow) -> bool {
         let Some(orphan) = self.known.remove(flow) else { return false };
         self.asked -= usize::from(matches!(orphan.stage, Stage::Asked(_)));
         true
     }
 
-    /// Lets those wait again whose time has come; returns how many are given up.
+    /// Lets those wait again whose SYN has timed out; returns how many are given up.
     pub fn expire(&mut self, now: Nanos) -> u64 {
         let mut given_up = 0;
         while let Some(&(at, flow)) = self.later.front().filter(|(at, _)| *at <= now) {
             self.later.pop_front();
             let Some(orphan) = self.known.get_mut(&flow) else { continue };
             match orphan.stage {
-                Stage::Asked(until) if until == at && orphan.syns >= MOST_SYNS => {
+                Stage::Asked(until) if until == at && orphan.syns >= MAX_SYNS => {
                     self.settle(&flow);
                     given_up += 1;
                 }
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn answers_make_room_for_further_questions() {
         let mut orphans = orphans(300);
-        assert_eq!(ask_all(&mut orphans, Nanos(0)), MOST_ASKED);
+        assert_eq!(ask_all(&mut orphans, Nanos(0)), MAX_ASKED);
         assert!((0..50).all(|port| orphans.settle(&flow(port))) && !orphans.settle(&flow(0)));
         assert_eq!(ask_all(&mut orphans, Nanos(1)), 50);
         assert_eq!(orphans.len(), 250);
@@ -175,7 +175,7 @@ mod tests {
             given_up += orphans.expire(now);
             syns += ask_all(&mut orphans, now);
         }
-        assert_eq!((syns, given_up, orphans.asked), (200 * usize::from(MOST_SYNS), 200, 0));
+        assert_eq!((syns, given_up, orphans.asked), (200 * usize::from(MAX_SYNS), 200, 0));
         assert_eq!(orphans.deadline(), None);
     }
 

@@ -1,11 +1,12 @@
-//! Connections that are still open at a target although their session is over, and that nobody there knows as replayed.
+//! Orphaned connections: still open at a target although their session is over, and not known there as replayed.
 //!
-//! An `intercept` that was killed takes its session map with it. The target's sockets stay, and what they say later (a
-//! keep-alive's FIN, a retransmission) would go to the real clients. So when its successor is up, each of them is asked
-//! for by a SYN on its four-tuple, with a mark of the new instance: from then on whatever it says is swallowed and
+//! An `intercept` that was killed takes its session map with it. The target's sockets stay, and what they send later (a
+//! keep-alive's FIN, a retransmission) would go to the real clients. So when its successor is up, each of them is
+//! probed by a SYN on its four-tuple, with a mark of the new instance: from then on whatever it sends is swallowed and
 //! reported. A socket that is there answers with a challenge ACK (RFC 5961, section 4.2) that names the one sequence
-//! number of a RST that it accepts, which a RST at our own idea of that number would be only if nothing had been lost on
-//! the way; one that is not answers with a SYN-ACK. Either is a response of no session, and is reset as such.
+//! number of a RST that it accepts; a RST at our own idea of that number would hit it only if nothing had been lost on
+//! the way. Where there is no socket, the listener answers with a SYN-ACK. Either is a response of no session, and is
+//! reset as such.
 
 use tcpcopy_common::{flow::Flow, response::kind, tcp_flags::SYN};
 
@@ -18,7 +19,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Notes a connection that may be open at a target, and that no session is responsible for.
+    /// Notes a connection that may be open at a target, and that belongs to no session.
     pub(crate) fn leave_orphan(&mut self, now: Nanos, target: TargetId, flow: Flow) {
         let opening = isn::opening(self.secret, now, &flow, None);
         if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
@@ -26,14 +27,14 @@ impl Engine {
         }
     }
 
-    /// Asks for everything that is left at a target whose channel has come up.
+    /// Begins to probe everything that is left at a target whose channel has come up.
     pub(crate) fn ask_for_orphans(&mut self, target: TargetId) {
         if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
             orphans.start_over();
         }
     }
 
-    /// A report about a four-tuple without a session: whether it settles what was left there.
+    /// Handles a report about a four-tuple without a session; returns whether it settles an orphan.
     pub(crate) fn settle_orphan(&mut self, target: TargetId, flow: &Flow, reported: u8) -> bool {
         // A segment shows that the SYN has come through the target's programs, which swallow what follows. A collision,
         // that another instance answers for the four-tuple; a reclaimed one belongs to a client of the target's own.
@@ -54,13 +55,13 @@ impl Engine {
         self.orphans.iter().filter_map(Orphans::deadline).min()
     }
 
-    /// The next SYN for a connection that is left at a target.
+    /// Returns the next SYN that probes an orphan.
     pub(crate) fn poll_orphans(&mut self, now: Nanos) -> Option<Transmit<'static>> {
         for index in 0..self.orphans.len() {
             let Some(credentials) = self.channels[index] else { continue };
             while let Some(flow) = self.orphans[index].next() {
                 match self.id_at_target(&flow).and_then(|id| self.connections.get(id)) {
-                    // It finds what is left by its own SYN.
+                    // Its own SYN probes what is left there.
                     Some(Connection { replay: Replay::Active(session), .. })
                         if session.instance() == Some(credentials.instance) =>
                     {

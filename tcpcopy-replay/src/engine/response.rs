@@ -1,4 +1,4 @@
-//! What the targets say.
+//! Handles what targets send.
 
 use tcpcopy_common::{
     response::{ResponseHeader, kind},
@@ -18,7 +18,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Takes a report of a target's `intercept` in.
+    /// Handles a response reported by a target's `intercept`.
     pub fn handle_response(&mut self, now: Nanos, target: TargetId, response: &ResponseHeader) {
         if self.credentials(target).is_none_or(|known| known.instance != response.instance) {
             self.stats.stale_responses += 1;
@@ -58,8 +58,8 @@ impl Engine {
         }
     }
 
-    /// A segment that no session expects comes from a socket that outlived its session: a RST, which is never answered,
-    /// ends it (RFC 9293, section 3.10.7.1).
+    /// Resets the socket that has sent a segment which no session expects: it has outlived its session. A RST is never
+    /// answered (RFC 9293, section 3.10.7.1).
     fn handle_stray(&mut self, target: TargetId, response: &ResponseHeader) {
         if !self.settle_orphan(target, &response.flow, response.kind) {
             self.stats.stale_responses += 1;
@@ -77,9 +77,12 @@ impl Engine {
         self.final_segments.push_back(segment);
     }
 
-    /// The connections that have a session at `target`. Walks all: for rare events only.
+    /// Returns the connections that have a session at `target`. Visits all connections: for rare events only.
     pub(crate) fn sessions_of(&self, target: TargetId) -> Vec<Id> {
-        let of_target = |id: &Id| matches!(self.connections.get(*id).map(|c| &c.replay), Some(Replay::Active(s)) if s.target() == target);
+        let of_target = |id: &Id| {
+            let replay = self.connections.get(*id).map(|connection| &connection.replay);
+            matches!(replay, Some(Replay::Active(session)) if session.target() == target)
+        };
         self.connections.ids().into_iter().filter(of_target).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! The seam between what a live client sent and what is sent in its place.
 //!
-//! Octets are captured at a [`LiveOffset`] and sent at a [`SentOffset`]; that the one follows from the other is written down
-//! here and nowhere else. Sequence numbers, acknowledgements and windows are sent offsets. Marks, request boundaries, memory
-//! and the ledger are live offsets. TCP asks the adapter of its session where one is in terms of the other.
+//! Octets are captured at a [`LiveOffset`] and sent at a [`SentOffset`]; that the one follows from the other is written
+//! down here and nowhere else. Sequence numbers, acknowledgements and windows are sent offsets. Marks, request
+//! boundaries, memory and the ledger are live offsets. TCP asks the adapter of its session where one is in terms of the
+//! other.
 //!
-//! An adapter may insert octets, leave octets out, and replace octets by others. It keeps these laws, in which positions are
-//! those of one target connection that begins at the live offset `origin`:
+//! An adapter may insert octets, leave octets out, and replace octets by others. It keeps these laws, in which
+//! positions are those of one target connection that begins at the live offset `origin`:
 //!
 //! 1. [`sent_of`](Adapter::sent_of) and [`live_of`](Adapter::live_of) never decrease.
 //! 2. `live_of(START)` is `origin`, and `live_of(sent_of(l)) <= l`.
@@ -53,8 +54,8 @@ impl Adapter {
         self.origin
     }
 
-    /// Where the octet at a live offset is sent; if it is left out, the next one that is not. What is inserted before it goes
-    /// first.
+    /// Where the octet at a live offset is sent; if it is left out, the next one that is not. What is inserted before
+    /// it goes first.
     pub fn sent_of(&self, live: LiveOffset) -> SentOffset {
         match &self.rewrite {
             Rewrite::Identity => SentOffset::new(live.since(self.origin)),
@@ -63,8 +64,8 @@ impl Adapter {
         }
     }
 
-    /// The first live octet that is still needed when everything before a sent offset has arrived. Octets that are left out
-    /// go with the next one that is sent. Behind the end it counts on, as sent offsets do.
+    /// The first live octet that is still needed when everything before a sent offset has arrived. Octets that are left
+    /// out go with the next one that is sent. Behind the end it counts on, as sent offsets do.
     pub fn live_of(&self, sent: SentOffset) -> LiveOffset {
         match &self.rewrite {
             Rewrite::Identity => self.origin.plus(sent.get()),
@@ -102,7 +103,8 @@ impl Adapter {
         }
     }
 
-    /// The octets to send from a sent offset on: `len` that are [`contiguous`](Self::contiguous), as far as they are there.
+    /// The octets to send from a sent offset on: `len` that are [`contiguous`](Self::contiguous), as far as they are
+    /// there.
     pub fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
         match &self.rewrite {
             Rewrite::Identity => stream.slice(self.live_of(from), len),

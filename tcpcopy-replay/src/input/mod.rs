@@ -1,4 +1,5 @@
-//! What a live client has sent: captured segments, reassembled into a stream of octets.
+//! Reassembly: captured segments of a live client become a stream of octets; and the seam between that and what is
+//! sent.
 
 pub(crate) mod adapter;
 pub(crate) mod buffer;

@@ -36,7 +36,8 @@ macro_rules! offset_space {
 }
 
 offset_space! {
-    /// A position in a live client's stream as captured: octets since the start of the connection, or since capture began.
+    /// A position in a live client's stream as captured: octets since the start of the connection, or since capture
+    /// began.
     LiveOffset
 }
 offset_space! {

@@ -1,7 +1,7 @@
-//! What a live client sends, put in order: each octet once, whatever was reordered, repeated or cut differently.
+//! Reassembly of a live client's stream: each octet once, whatever was reordered, retransmitted or cut differently.
 //!
-//! Octets are named by their [`LiveOffset`], a 64-bit count from the start of the connection (or from where capture began), so
-//! that nothing but this module meets the live client's sequence numbers.
+//! Octets are named by their [`LiveOffset`], a 64-bit count from the start of the connection (or from where capture
+//! began), so that nothing but this module meets the live client's sequence numbers.
 
 use crate::{
     input::{
@@ -13,18 +13,18 @@ use crate::{
     time::Nanos,
 };
 
-/// More islands than a sane network makes; past it the session is given up rather than the time.
-const MOST_ISLANDS: usize = 4096;
+/// Maximum ranges out of order, more than a sane network makes; past it the session is given up rather than the time.
+const MAX_OUT_OF_ORDER: usize = 4096;
 
-/// A sane connection does not hold back more segments than this.
-const MANY_MARKS: usize = 4096;
+/// Maximum marks: a sane connection does not hold back more segments.
+const MAX_MARKS: usize = 4096;
 
 /// How a live client ended its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     /// The offset after the last octet.
     pub offset: LiveOffset,
-    /// What the live client had received by then.
+    /// What the live client had acknowledged by then.
     pub ack: Option<LiveAck>,
 }
 
@@ -36,27 +36,27 @@ pub(crate) struct Facts {
     pub push: bool,
 }
 
-/// What became of a segment's octets.
+/// The account of a segment's octets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Inserted {
-    /// New ones, kept.
+    /// New octets, kept.
     pub unique: u64,
-    /// Ones that were there already.
+    /// Octets that were there already.
     pub duplicate: u64,
-    /// Ones beyond the FIN.
+    /// Octets after the FIN.
     pub nonsense: u64,
-    /// Ones so far ahead that they cannot be kept: much was not captured, or they belong to another connection.
+    /// Octets so far ahead that they cannot be kept: much was not captured, or they belong to another connection.
     pub too_far: u64,
 }
 
-/// What a FIN says about a stream.
+/// The result of a FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Close {
     /// It ends there.
     New,
     /// It was known to end there.
     Repeated,
-    /// It would end before octets that were captured, or elsewhere than another FIN has said. Nothing was noted.
+    /// It would end before octets that were captured, or elsewhere than by an earlier FIN. Nothing was noted.
     Contradictory,
 }
 
@@ -70,25 +70,25 @@ pub(crate) struct Stream {
     /// Everything before this is there.
     end: u64,
     store: Option<Box<Store>>,
-    /// How many marks have been released: the number of the first one in the store.
+    /// The number of the first mark in the store: how many have been released.
     first_mark: u64,
-    /// Of the segment before that one: its acknowledgement and PSH.
+    /// Acknowledgement and PSH of the segment before that mark.
     before: Option<(Option<LiveAck>, bool)>,
     rare: Option<Box<Rare>>,
 }
 
-/// What a stream has only when something is missing, or near its end: most connections are idle most of the time, and are to
-/// be small then.
+/// What a stream has only when something is missing, or near its end: most connections are idle most of the time, and
+/// are to be small then.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rare {
-    /// Since when octets before known ones are missing.
-    hole_since: Option<Nanos>,
+    /// When the gap before the next range out of order opened.
+    gap_since: Option<Nanos>,
     fin: Option<Ending>,
     reset: Option<Ending>,
 }
 
 impl Stream {
-    /// A stream whose first octet has sequence number `first`, or that begins with the next segment.
+    /// Creates a stream whose first octet has sequence number `first`, or that begins with the next segment.
     pub const fn new(first: Option<LiveSeq>) -> Self {
         Self { end_seq: first, start: 0, end: 0, store: None, first_mark: 0, before: None, rare: None }
     }
@@ -101,37 +101,37 @@ impl Stream {
         self.rare.get_or_insert_default()
     }
 
-    fn open_hole(&mut self, time: Nanos) {
-        self.rare_mut().hole_since.get_or_insert(time);
+    fn open_gap(&mut self, time: Nanos) {
+        self.rare_mut().gap_since.get_or_insert(time);
     }
 
-    fn close_hole(&mut self) {
+    fn close_gap(&mut self) {
         if let Some(rare) = &mut self.rare {
-            rare.hole_since = None;
+            rare.gap_since = None;
         }
     }
 
-    /// Everything before this offset is there, unless released.
+    /// Returns the offset after the last octet in order.
     pub const fn end(&self) -> LiveOffset {
         LiveOffset::new(self.end)
     }
 
-    /// Everything before this offset has been released.
+    /// Returns the offset of the first octet that has not been released.
     pub const fn start(&self) -> LiveOffset {
         LiveOffset::new(self.start)
     }
 
-    /// Since when a hole keeps later octets (or the FIN) from being in order.
-    pub fn hole_since(&self) -> Option<Nanos> {
-        self.rare().hole_since
+    /// Returns since when a gap keeps later octets (or the FIN) from being in order.
+    pub fn gap_since(&self) -> Option<Nanos> {
+        self.rare().gap_since
     }
 
-    /// The FIN, once everything before it is there.
+    /// Returns the FIN, once everything before it is there.
     pub fn fin(&self) -> Option<Ending> {
         self.rare().fin.filter(|fin| fin.offset == self.end())
     }
 
-    /// The live client's reset.
+    /// Returns the live client's reset.
     pub fn reset(&self) -> Option<Ending> {
         self.rare().reset
     }
@@ -147,7 +147,7 @@ impl Stream {
         self.end as i64 + i64::from(seq.distance(end_seq))
     }
 
-    /// Takes a segment's octets in.
+    /// Inserts a segment's octets.
     ///
     /// # Errors
     /// The reason why they cannot be kept; the stream is unchanged.
@@ -174,7 +174,7 @@ impl Stream {
             });
         }
         if from - self.end as i64 > limit as i64 {
-            self.open_hole(facts.time);
+            self.open_gap(facts.time);
             return Ok(Inserted { too_far: payload.len() as u64, ..Inserted::default() });
         }
         let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
@@ -204,44 +204,44 @@ impl Stream {
         octets: &[u8],
         facts: Facts,
     ) -> Result<u64, Reason> {
-        if store.islands.len() >= MOST_ISLANDS {
+        if store.out_of_order.len() >= MAX_OUT_OF_ORDER {
             return Err(Reason::SessionMemory);
         }
         let len = store.head + (finish - self.start) as usize;
         pool.reserve(store, len).map_err(|Exhausted| Reason::TotalMemory)?;
         let mark =
             |offset| Mark { offset: LiveOffset::new(offset), time: facts.time, ack: facts.ack, push: facts.push };
-        if from == self.end && store.islands.is_empty() {
+        if from == self.end && store.out_of_order.is_empty() {
             store.bytes.extend_from_slice(octets);
-            let many = store.marks.len() >= MANY_MARKS;
+            let many = store.marks.len() >= MAX_MARKS;
             match store.marks.back_mut() {
-                // A flood of tiny segments: beyond a point they are no longer told apart.
+                // A flood of tiny segments: past the limit they are no longer told apart.
                 Some(last) if many && last.ack == facts.ack => last.push = facts.push,
                 _ => store.marks.push_back(mark(from)),
             }
             pool.settle(store);
             self.advance_to(finish);
-            self.note_hole(false, facts.time);
+            self.note_gap(false, facts.time);
             return Ok(finish - from);
         }
 
         store.bytes.resize(len.max(store.bytes.len()), 0);
-        // The islands that this range touches become one with it; only what they lack is copied, because the first copy
-        // of an octet is the one that a receiver keeps.
-        let first = store.islands.partition_point(|island| island.1 < from);
-        let after = first + store.islands[first..].partition_point(|island| island.0 <= finish);
+        // The ranges that this one touches become one with it; only what they lack is copied, because the first copy of
+        // an octet is the one that a receiver keeps.
+        let first = store.out_of_order.partition_point(|range| range.1 < from);
+        let after = first + store.out_of_order[first..].partition_point(|range| range.0 <= finish);
         let mut unique = 0;
         let mut at = from;
-        for &(begin, end) in store.islands[first..after].iter().chain([&(finish, finish)]) {
+        for &(begin, end) in store.out_of_order[first..after].iter().chain([&(finish, finish)]) {
             if at < begin {
                 let position = store.head + (at - self.start) as usize;
                 let piece = &octets[(at - from) as usize..(begin - from) as usize];
                 store.bytes[position..position + piece.len()].copy_from_slice(piece);
                 unique += begin - at;
-                // Each piece has a mark, lest what follows it seems to follow what lies before it.
+                // Mark each piece, so that a later segment is not attributed to data before the gap.
                 let mut new = Mark { push: facts.push && begin == finish, ..mark(at) };
                 let place = store.marks.partition_point(|m| m.offset.get() < at);
-                // A retransmission acknowledges more than the first copy did, which went before what follows it.
+                // A retransmission acknowledges more than the first copy did, which was sent before what follows it.
                 if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
                     && ack.is_after(after)
                 {
@@ -254,26 +254,26 @@ impl Stream {
                 break;
             }
         }
-        let merged = store.islands[first..after]
+        let merged = store.out_of_order[first..after]
             .iter()
             .fold((from, finish), |(low, high), &(begin, end)| (low.min(begin), high.max(end)));
-        store.islands.splice(first..after, [merged]);
-        let (begin, end) = store.islands[0];
+        store.out_of_order.splice(first..after, [merged]);
+        let (begin, end) = store.out_of_order[0];
         if begin <= self.end {
-            store.islands.remove(0);
-            self.close_hole();
+            store.out_of_order.remove(0);
+            self.close_gap();
             self.advance_to(end);
         }
         pool.settle(store);
-        self.note_hole(!store.islands.is_empty(), facts.time);
+        self.note_gap(!store.out_of_order.is_empty(), facts.time);
         Ok(unique)
     }
 
-    fn note_hole(&mut self, islands: bool, time: Nanos) {
-        if islands || self.rare().fin.is_some_and(|fin| fin.offset > self.end()) {
-            self.open_hole(time);
+    fn note_gap(&mut self, out_of_order: bool, time: Nanos) {
+        if out_of_order || self.rare().fin.is_some_and(|fin| fin.offset > self.end()) {
+            self.open_gap(time);
         } else {
-            self.close_hole();
+            self.close_gap();
         }
     }
 
@@ -289,14 +289,14 @@ impl Stream {
         if let Some(fin) = self.rare().fin {
             return if fin.offset.get() as i64 == offset { Close::Repeated } else { Close::Contradictory };
         }
-        let known = self.store.as_ref().and_then(|s| s.islands.last()).map_or(self.end, |island| island.1);
+        let known = self.store.as_ref().and_then(|s| s.out_of_order.last()).map_or(self.end, |range| range.1);
         if offset < known as i64 {
             return Close::Contradictory;
         }
         let offset = LiveOffset::new(offset as u64);
         self.rare_mut().fin = Some(Ending { offset, ack });
         if offset > self.end() {
-            self.open_hole(time);
+            self.open_gap(time);
         }
         Close::New
     }
@@ -307,11 +307,11 @@ impl Stream {
         let rare = self.rare_mut();
         if rare.reset.is_none() {
             rare.reset = Some(Ending { offset, ack });
-            rare.hole_since = None;
+            rare.gap_since = None;
         }
     }
 
-    /// The octets from `offset` on, at most `len`, as far as they are there in order.
+    /// Returns the octets from `offset` on, at most `len`, as far as they are there in order.
     pub fn slice(&self, offset: LiveOffset, len: usize) -> &[u8] {
         let Some(store) = &self.store else { return &[] };
         let from = offset.get().max(self.start);
@@ -320,19 +320,19 @@ impl Stream {
         store.bytes.get(position..position + len).unwrap_or(&[])
     }
 
-    /// The mark with a number, if it is still there and its octets are in order.
+    /// Returns the mark with a number, if it has not been released and its octets are in order.
     pub fn mark(&self, number: u64) -> Option<&Mark> {
         let index = number.checked_sub(self.first_mark)?;
         self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end())
     }
 
-    /// The number of the first mark that has not been released.
+    /// Returns the number of the first mark that has not been released.
     pub const fn first_mark(&self) -> u64 {
         self.first_mark
     }
 
-    /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows that
-    /// the live client has received something in between.
+    /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows
+    /// that the live client has received something in between.
     pub fn begins_request(&self, number: u64) -> bool {
         let before = number.checked_sub(1).and_then(|n| self.mark(n)).map_or(self.before, |m| Some((m.ack, m.push)));
         match (before, self.mark(number).and_then(|m| m.ack)) {
@@ -341,15 +341,15 @@ impl Stream {
         }
     }
 
-    /// How many octets at and after `offset` are held, be they in order or not.
+    /// Returns how many octets at and after `offset` are held, in order or not.
     pub fn held_from(&self, offset: LiveOffset) -> u64 {
         let Some(store) = &self.store else { return 0 };
         let offset = offset.get();
-        let islands: u64 = store.islands.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
-        self.end.saturating_sub(offset.max(self.start)) + islands
+        let out_of_order: u64 = store.out_of_order.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
+        self.end.saturating_sub(offset.max(self.start)) + out_of_order
     }
 
-    /// Forgets what is before `offset`.
+    /// Releases what lies before `offset`.
     pub fn release(&mut self, pool: &mut Pool, offset: LiveOffset) {
         let offset = offset.get().min(self.end);
         if offset <= self.start {
@@ -376,22 +376,22 @@ impl Stream {
         self.store = Some(store);
     }
 
-    /// Gives up the octets that are missing, and goes on with what follows them. Returns how many they are; when nothing is
-    /// known to follow, the position becomes unknown.
-    pub fn skip_hole(&mut self, pool: &mut Pool) -> u64 {
+    /// Gives up the octets of the first gap, and goes on with what follows them. Returns how many they are; when
+    /// nothing is known to follow, the position becomes unknown.
+    pub fn skip_gap(&mut self, pool: &mut Pool) -> u64 {
         let end = self.end;
         self.release(pool, self.end());
-        self.close_hole();
+        self.close_gap();
         self.before = None;
         if let Some(mut store) = self.store.take() {
-            // After the release, what is left are islands.
-            let (begin, finish) = store.islands.remove(0);
+            // After the release, only ranges out of order are left.
+            let (begin, finish) = store.out_of_order.remove(0);
             let missing = begin - end;
             store.head += missing as usize;
             self.advance_to(finish);
             self.start = begin;
-            // The next hole has had as much time as this one.
-            self.note_hole(!store.islands.is_empty(), Nanos(0));
+            // The next gap has had as much time as this one.
+            self.note_gap(!store.out_of_order.is_empty(), Nanos(0));
             self.store = Some(store);
             return missing;
         }
@@ -409,7 +409,7 @@ impl Stream {
         }
     }
 
-    /// Forgets everything held; the next segment tells where the stream goes on.
+    /// Releases everything held; the next segment tells where the stream goes on.
     pub fn clear(&mut self, pool: &mut Pool) {
         if let Some(store) = self.store.take() {
             self.first_mark += store.marks.len() as u64;
@@ -418,7 +418,7 @@ impl Stream {
         self.start = self.end;
         self.end_seq = None;
         self.before = None;
-        self.close_hole();
+        self.close_gap();
     }
 }
 

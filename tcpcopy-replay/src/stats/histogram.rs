@@ -40,20 +40,20 @@ impl Histogram {
         self.max_ns = self.max_ns.max(other.max_ns);
     }
 
-    /// How many samples there are.
+    /// Returns how many samples there are.
     #[must_use]
     pub const fn count(&self) -> u64 {
         self.count
     }
 
-    /// The longest sample, exactly.
+    /// Returns the longest sample, exactly.
     #[must_use]
     pub const fn max(&self) -> Duration {
         Duration::from_nanos(self.max_ns)
     }
 
-    /// An upper bound, at most an eighth too high, of the duration that `percent` (0 to 100) of the samples do not
-    /// exceed; zero without samples.
+    /// Returns an upper bound, at most an eighth too high, of the duration that `percent` (0 to 100) of the samples do
+    /// not exceed; zero without samples.
     #[must_use]
     pub fn percentile(&self, percent: f64) -> Duration {
         let rank = (self.count as f64 * percent / 100.0).ceil().max(1.0) as u64;

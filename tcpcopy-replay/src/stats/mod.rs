@@ -6,17 +6,17 @@ pub use self::histogram::Histogram;
 
 macro_rules! reasons {
     ($($(#[doc = $help:literal])* $variant:ident = $label:literal,)*) => {
-        /// Why something captured was not replayed, or why a session ended before its time.
+        /// Why something captured was not replayed, or why a session ended early.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Reason {
             $($(#[doc = $help])* $variant,)*
         }
 
         impl Reason {
-            /// All of them.
+            /// All reasons.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The name in tables, JSON and metrics: snake case.
+            /// Returns the name in tables, JSON and metrics: snake case.
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label,)* }
@@ -32,21 +32,21 @@ reasons! {
     Incomplete = "incomplete",
     /// The connection's SYN was not captured, because connections are admitted little by little.
     NotAdmitted = "not_admitted",
-    /// No rule of that number.
+    /// The segment has a rule number that is not configured.
     UnknownRule = "unknown_rule",
     /// Client and target are of different IP versions.
     AddressFamily = "address_family",
-    /// The most connections at once.
+    /// The limit of connections was reached.
     SessionLimit = "session_limit",
-    /// The most octets that one connection may hold back.
+    /// The limit of octets that one connection may hold back was reached.
     SessionMemory = "session_memory",
-    /// The most octets that all connections may hold back.
+    /// The limit of octets that all connections together may hold back was reached.
     TotalMemory = "total_memory",
     /// Octets of the live client's stream were never captured.
     CaptureGap = "capture_gap",
     /// Octets beyond the live client's FIN, or flags that contradict each other.
     Nonsense = "nonsense",
-    /// Neither side said anything for the session timeout.
+    /// Neither side sent anything for the session timeout.
     IdleTimeout = "idle_timeout",
     /// The control channel was down when the session should have begun.
     NoChannel = "no_channel",
@@ -72,24 +72,24 @@ reasons! {
     Shutdown = "shutdown",
 }
 
-/// One count per [`Reason`].
+/// A count for each [`Reason`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ByReason([u64; Reason::ALL.len()]);
 
 impl ByReason {
-    /// The count of one reason.
+    /// Returns the count of one reason.
     #[must_use]
     pub const fn get(&self, reason: Reason) -> u64 {
         self.0[reason as usize]
     }
 
-    /// The sum over all reasons.
+    /// Returns the sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 
-    /// Reasons that occurred, with their counts.
+    /// Returns the reasons that occurred, with their counts.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
         Reason::ALL.iter().map(|&r| (r, self.get(r))).filter(|&(_, n)| n > 0)
     }
@@ -108,7 +108,7 @@ impl ByReason {
 /// Where everything captured of one kind went: `captured = sent + pending + discarded`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    /// Unique ones captured: what the live client retransmitted counts once.
+    /// Captured; what the live client retransmitted counts once.
     pub captured: u64,
     /// Sent to the target for the first time.
     pub sent: u64,
@@ -134,7 +134,7 @@ impl Ledger {
         self.pending -= n.min(self.pending);
     }
 
-    /// Captured and given up at once, without ever being held.
+    /// Counts what is captured and given up at once, without ever being held.
     pub(crate) fn refuse(&mut self, reason: Reason, n: u64) {
         self.captured += n;
         self.discarded.add(reason, n);
@@ -179,11 +179,11 @@ macro_rules! plain_counters {
             pub fins: Ledger,
             /// Sessions.
             pub sessions: Sessions,
-            /// How late segments with payload are first sent: from the capture, or from when the gate would have let them through.
-            /// The wait for a greeting, when nobody knows yet who speaks first, is the gate's too.
+            /// How late segments with payload are first sent: from the capture, or from when the gate would have let
+            /// them through. The wait for a greeting, while it is unknown who speaks first, is the gate's too.
             pub lag: Histogram,
-            /// From the capture until the gate opened, behind requests that waited themselves included; only segments that had
-            /// to ask. What a replay trails behind shows here.
+            /// Time from the capture until the gate opened, the wait behind other requests included; only of segments
+            /// that had to ask. How far a replay trails behind shows here.
             pub gate_wait: Histogram,
             $($(#[doc = $help])* pub $name: u64,)*
         }
@@ -203,7 +203,7 @@ macro_rules! plain_counters {
                 $(self.$name += other.$name;)*
             }
 
-            /// The counters that stand alone, with their names in tables, JSON and metrics.
+            /// Returns the counters that stand alone, with their names in tables, JSON and metrics.
             pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)*].into_iter()
             }
@@ -222,10 +222,10 @@ plain_counters! {
     port_reuses,
     /// Target connections established.
     connected,
-    /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each has a round
-    /// trip of its own.
+    /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each
+    /// has a round trip of its own.
     distant_clients,
-    /// Sessions that waited in vain for the end of their live client's handshake.
+    /// Sessions whose live client's handshake was not seen to end.
     handshakes_unseen,
     /// Connections joined in the middle, at a request boundary.
     joined,
@@ -234,8 +234,8 @@ plain_counters! {
     /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
     /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
     requests_unanswered,
-    /// Requests that may have stayed without an answer when the target closed: what it had said since an earlier one, and that
-    /// may be all, is no more than the live server's answer to the earlier one.
+    /// Requests that may have stayed without an answer when the target closed: what it had sent since an earlier one
+    /// may be no more than the answer to the earlier one.
     requests_unclear,
     /// Segments (before re-segmentation) first sent with payload.
     sent_segments,
@@ -257,9 +257,9 @@ plain_counters! {
     accepted_bytes,
     /// Response segments of known sessions.
     response_segments,
-    /// Those that the target's `intercept` acknowledged itself.
+    /// Response segments that the target's `intercept` acknowledged itself.
     reflected_segments,
-    /// Unique payload octets in them.
+    /// Payload octets in response segments; what was retransmitted counts once.
     response_bytes,
     /// Responses of no session, or of an earlier connection on the same four-tuple.
     stale_responses,
@@ -269,22 +269,22 @@ plain_counters! {
     collisions,
     /// SYNs refused because the target's session map is full.
     session_map_full,
-    /// Connections that were left at a target, by an `intercept` that was killed or because the channel was down when their
-    /// session ended.
+    /// Connections that were left at a target, by an `intercept` that was killed or because the channel was down when
+    /// their session ended.
     orphans,
-    /// Those that were removed, or that proved to be in good hands.
+    /// Orphaned connections that were removed, or were found to be owned by another session.
     orphans_settled,
-    /// Those that nothing was heard of.
+    /// Orphaned connections abandoned after all probes timed out.
     orphans_given_up,
     /// Segments that waited for an answer until they were more than 5 ms old: the replay trails behind.
     gate_late,
-    /// Times a segment waited for an answer as long as it may.
+    /// Times that a segment reached the limit of waiting for an answer.
     gate_expired,
-    /// Sessions no longer gated because that happened too often.
+    /// Sessions that are no longer gated because that happened too often.
     sessions_ungated,
 }
 
-/// Two sums that should be equal and are not: a bug in the engine.
+/// An identity of the counters that does not hold: a bug in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {seen} seen, but {accounted} accounted for; this is a bug in tcpcopy, please report it")]
 pub struct Unbalanced {

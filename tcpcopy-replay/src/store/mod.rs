@@ -1,4 +1,5 @@
-//! Where a million connections are kept: in a slab, found by four-tuple, woken by timers, fetched before they are needed.
+//! Storage of a million connections: the slab that holds them, the tables that find them by four-tuple, the timers that
+//! wake them, and prefetching.
 
 pub(crate) mod id;
 pub(crate) mod moment;

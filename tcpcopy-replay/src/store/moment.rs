@@ -1,9 +1,9 @@
-//! When something is to happen, if at all.
+//! A deadline, or none.
 
 use crate::time::Nanos;
 
-/// A point in time or never, in eight octets; never is the latest of all. It has the alignment of a smaller number, so that
-/// an enum with one takes twelve octets, not sixteen: a session has many of them, and there are many sessions.
+/// A point in time or never, in eight octets; never is the latest of all. It has the alignment of a smaller number, so
+/// that an enum with one takes twelve octets, not sixteen: a session has many of them, and there are many sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(Rust, packed(4))]
 pub(crate) struct Moment(Nanos);
@@ -15,7 +15,7 @@ impl Moment {
         Self(time)
     }
 
-    /// The point in time, [`Nanos`]'s last for never.
+    /// Returns the point in time; the last of [`Nanos`] for never.
     pub const fn time(self) -> Nanos {
         self.0
     }

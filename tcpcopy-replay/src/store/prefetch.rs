@@ -1,10 +1,10 @@
-//! Asking the processor to fetch memory before it is needed: the lines of many connections then come at the same time, not
-//! one after the other. A hint: without it everything works, slower.
+//! Prefetching: asks the processor for memory before it is needed. The cache lines of many connections then come at the
+//! same time, not one after the other. A hint: without it everything works, slower.
 
 /// The size of a cache line.
 const LINE: usize = 64;
 
-/// Fetches all of a value.
+/// Prefetches all of a value.
 pub(crate) fn prefetch<T>(value: &T) {
     let start = std::ptr::from_ref(value).cast::<u8>();
     for offset in (0..size_of::<T>()).step_by(LINE) {

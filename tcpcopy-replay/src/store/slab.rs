@@ -1,31 +1,31 @@
-//! Where connections live: values at stable indices, which other tables and timers name.
+//! The slab: connections at stable indices, which tables and timers name.
 
 use crate::store::{id::Id, prefetch::prefetch, timers::Armed};
 
 /// Octets of a chunk: a huge page, where the program's allocator asks for huge pages.
 const CHUNK: usize = 2 << 20;
 
-/// What there is for each index.
+/// One index.
 #[derive(Debug)]
 struct Slot<T> {
-    /// Outlives the value: entries in the timing wheel are not searched for when a value goes, but found wanting when they
-    /// are due. So the next value finds them armed and needs no others, however fast values come and go.
+    /// Outlives the value: entries in the timing wheel are not searched for when a value is removed, but found stale
+    /// when they expire. So the next value finds them armed and needs no others, however fast values come and go.
     armed: Armed,
     /// Outlives the value for the same reason.
     queued: bool,
     value: Option<T>,
 }
 
-/// Values at stable indices; a freed index is used again. They are in chunks: whoever has a million never waits until they
-/// have moved to larger memory, and little is spare.
+/// Values at stable indices; a freed index is used again. They are in chunks: a million of them never have to move to
+/// larger memory, and little is spare.
 ///
-/// Ids carry no generation: whoever removes a value also removes its id from the tables. Timers, and the queue of those with
-/// something to send, may still name it; then its successor is asked once in vain.
+/// Ids carry no generation: the engine removes the id of a removed value from its tables. Timers, and the queue of
+/// connections with something to send, may still name it; then its successor is polled once in vain.
 #[derive(Debug)]
 pub(crate) struct Slab<T> {
     /// Each holds [`PER_CHUNK`](Self::PER_CHUNK); the last may have fewer.
     chunks: Vec<Vec<Slot<T>>>,
-    /// How many indices have been given out.
+    /// Indices that have been given out.
     slots: u32,
     free: Vec<u32>,
 }
@@ -50,7 +50,7 @@ impl<T> Slab<T> {
             return id;
         }
         if self.chunks.last().is_none_or(|chunk| chunk.len() == Self::PER_CHUNK) {
-            // The first one grows as needed; who has filled that is likely to fill the next.
+            // The first chunk grows on demand; later chunks are allocated in full.
             let capacity = if self.chunks.is_empty() { 0 } else { Self::PER_CHUNK };
             self.chunks.push(Vec::with_capacity(capacity));
         }
@@ -75,7 +75,7 @@ impl<T> Slab<T> {
         self.slot_mut(id)?.value.as_mut()
     }
 
-    /// What the timers have noted about a value.
+    /// Returns the armed timers of an index.
     pub fn armed_mut(&mut self, id: Id) -> Option<&mut Armed> {
         self.slot_mut(id).map(|slot| &mut slot.armed)
     }
@@ -85,19 +85,19 @@ impl<T> Slab<T> {
         self.slot(id).map(|slot| slot.armed).unwrap_or_default()
     }
 
-    /// Notes whether an index is in the queue of those with something to send; whether it was before.
+    /// Notes whether an index is in the queue of those with something to send; returns whether it was before.
     pub fn set_queued(&mut self, id: Id, queued: bool) -> bool {
         self.slot_mut(id).is_none_or(|slot| std::mem::replace(&mut slot.queued, queued))
     }
 
-    /// Begins to fetch a value from memory.
+    /// Prefetches a value.
     pub fn prefetch(&self, id: Id) {
         if let Some(slot) = self.slot(id) {
             prefetch(slot);
         }
     }
 
-    /// The ids in use, ascending. Walks everything: for rare events only.
+    /// Returns the ids in use, ascending. Visits all indices: for rare events only.
     pub fn ids(&self) -> Vec<Id> {
         (0..self.slots).map(Id::new).filter(|&id| self.get(id).is_some()).collect()
     }

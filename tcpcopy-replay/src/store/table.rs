@@ -1,8 +1,8 @@
-//! How connections are found: a hash table from four-tuples to indices.
+//! The flow table: a hash table from four-tuples to connections.
 //!
-//! A connection knows its four-tuples, so the table does not hold them: a slot is 32 bits of the hash and an index, eight of
-//! them share a cache line, and nearly every look-up touches one. The hash bits that are kept also say where a slot belongs
-//! when the table grows, so that growing does not touch the connections.
+//! A connection knows its four-tuples, so the table does not hold them: a slot is 32 bits of the hash and an index,
+//! eight of them share a cache line, and nearly every look-up touches one. The hash bits that are kept also say where a
+//! slot belongs when the table grows, so that growing does not touch the connections.
 
 use std::hash::{BuildHasher, Hasher};
 
@@ -10,7 +10,7 @@ use tcpcopy_common::flow::Flow;
 
 use crate::store::{id::Id, prefetch::prefetch};
 
-/// What a slot keeps of a four-tuple's hash.
+/// The bits of a four-tuple's hash that a slot keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tag(u32);
 
@@ -23,10 +23,10 @@ struct Slot {
 
 const EMPTY: u32 = u32::MAX;
 const VACANT: Slot = Slot { tag: 0, id: EMPTY };
-/// Slots at first; a power of two.
-const SMALLEST: usize = 64;
+/// Minimum slots; a power of two.
+const MIN_SLOTS: usize = 64;
 
-/// Connections by four-tuple: open addressing with linear probing, without gravestones.
+/// Connections by four-tuple: open addressing with linear probing, without tombstones.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
     /// A power of two of them, of which at most seven eighths are in use.
@@ -37,22 +37,22 @@ pub(crate) struct FlowTable {
 
 impl FlowTable {
     pub fn new(seed: u64) -> Self {
-        Self { slots: vec![VACANT; SMALLEST], used: 0, hasher: FlowHasher::new(seed) }
+        Self { slots: vec![VACANT; MIN_SLOTS], used: 0, hasher: FlowHasher::new(seed) }
     }
 
-    /// What the table knows a four-tuple by.
+    /// Returns the tag of a four-tuple.
     pub fn tag(&self, flow: &Flow) -> Tag {
         let mut hasher = self.hasher;
         hasher.write(bytemuck::bytes_of(flow));
         Tag(hasher.finish() as u32)
     }
 
-    /// Begins to fetch what a look-up needs from memory.
+    /// Prefetches what a look-up needs.
     pub fn prefetch(&self, tag: Tag) {
         prefetch(&self.slots[self.home(tag.0)]);
     }
 
-    /// The first connection with that tag that `is` the one wanted.
+    /// Returns the first connection with a tag that `is` the one wanted.
     pub fn find(&self, tag: Tag, mut is: impl FnMut(Id) -> bool) -> Option<Id> {
         let mut at = self.home(tag.0);
         loop {
@@ -125,8 +125,8 @@ impl FlowTable {
     }
 }
 
-/// Keyed, because four-tuples come from outside and must not be chosen to collide; a multiplication per word, because it
-/// runs for every segment.
+/// Keyed, because four-tuples come from outside and must not be chosen to collide; a multiplication per word, because
+/// it runs for every segment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FlowHasher {
     state: u64,
@@ -222,11 +222,11 @@ mod tests {
     fn a_look_up_in_a_full_table_ends() {
         let mut rig = Rig { table: FlowTable::new(3), ports: (0..56).map(Some).collect() };
         (0..56).for_each(|port| rig.table.insert(&flow(port), Id::new(u32::from(port))));
-        assert_eq!(rig.table.slots.len(), SMALLEST, "full, but not beyond");
+        assert_eq!(rig.table.slots.len(), MIN_SLOTS, "full, but not beyond");
         assert!((0..56).all(|port| rig.find(port) == Some(Id::new(u32::from(port)))));
         assert!((56..1000).all(|port| rig.find(port).is_none()));
         rig.table.insert(&flow(56), Id::new(56));
-        assert_eq!(rig.table.slots.len(), 2 * SMALLEST);
+        assert_eq!(rig.table.slots.len(), 2 * MIN_SLOTS);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Timers in a hierarchical timing wheel: arming costs O(1) whatever the number of connections.
 //!
-//! Time counts in ticks of 2^16 ns (66 µs). Level 0 has a slot per tick, each level above has slots 64 times as wide. An
-//! entry sits on the level of the highest digit (base 64) in which its tick differs from the current one, and moves down
-//! when the wheel reaches its slot; so each is touched at most once per level. Timers never fire early.
+//! Time counts in ticks of 2^16 ns (66 µs). Level 0 has a slot per tick, each level above has slots 64 times as wide.
+//! An entry sits on the level of the highest digit (base 64) in which its tick differs from the current one, and moves
+//! down when the wheel reaches its slot; so each is touched at most once per level. Timers never fire early.
 //!
-//! They are lazy. A deadline that moves to a later time, as nearly all do with every segment, leaves its entry where it is;
-//! when that is due, the connection is asked for its deadline and armed anew. A deadline that moves to an earlier time gets
-//! another entry, and the old one is found to be void when it is due. So a segment in the steady state does not touch the
-//! wheel, entries need no links to each other, and what is due can be fetched from memory ahead.
+//! They are lazy. A deadline that moves to a later time, as nearly all do with every segment, leaves its entry where it
+//! is; when that expires, the connection is asked for its deadline and armed anew. A deadline that moves to an earlier
+//! time gets another entry, and the old one is found cancelled when it expires. So a segment in the steady state does
+//! not touch the wheel, entries need no links to each other, and what is due can be prefetched.
 
 use crate::{
     store::{id::Id, moment::Moment},
@@ -19,19 +19,19 @@ const SLOT_BITS: u32 = 6;
 const SLOTS: usize = 1 << SLOT_BITS;
 /// 48 bits of ticks hold all of 64 bits of nanoseconds.
 const LEVELS: usize = ((64 - TICK_BITS) / SLOT_BITS) as usize;
-/// Deadlines further ahead than this many ticks (20 hours) are looked at before: the wheel keeps the low 32 bits of ticks,
-/// and tells their order by the distance from the current one.
-const FURTHEST: u64 = 1 << 30;
+/// Maximum ticks (20 hours) that an entry lies ahead; a later deadline is looked at before: the wheel keeps the low 32
+/// bits of ticks, and tells their order by the distance from the current one.
+const MAX_TICKS_AHEAD: u64 = 1 << 30;
 
-/// A connection's deadlines, apart by how far ahead they are: one that comes and goes within a millisecond must not leave a
-/// void entry for each time that it cuts in before one of minutes.
+/// A connection's timers, by how far ahead their deadlines are: one that comes and goes within a millisecond must not
+/// leave a cancelled entry for each time that it is set before one of minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timer {
-    /// The gate opens, an acknowledgement is due: up to some milliseconds.
+    /// The gate, delayed acknowledgements: up to some milliseconds.
     Soon,
     /// Retransmission: from 200 ms.
     Loss,
-    /// Idleness, holes, patience: from seconds.
+    /// Idleness, gaps, waits for a channel: from seconds.
     Late,
 }
 
@@ -40,7 +40,7 @@ pub(crate) enum Timer {
 pub(crate) struct Armed([u32; 3]);
 
 impl Armed {
-    /// Takes note that an entry was due; whether one of the timers had it in force.
+    /// Notes that an entry has expired; returns whether one of the timers had it in force.
     pub fn fired(&mut self, tick: u32) -> bool {
         let mut in_force = false;
         for armed in self.0.iter_mut().filter(|armed| **armed == tick) {
@@ -51,14 +51,14 @@ impl Armed {
     }
 }
 
-/// What is due: perhaps. See [`Armed::fired`].
+/// A possibly cancelled expiry; confirm with [`Armed::fired`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub id: Id,
     pub tick: u32,
 }
 
-/// Entries of a slot; a slot is a list of these.
+/// Entries of a slot, which is a list of blocks.
 #[derive(Clone, Copy, Debug)]
 struct Block {
     entries: [Entry; BLOCK],
@@ -66,7 +66,7 @@ struct Block {
     next: u32,
 }
 
-/// With these a block takes 256 octets.
+/// Entries of a block, which takes 256 bytes with them.
 const BLOCK: usize = 31;
 /// No block.
 const NONE: u32 = u32::MAX;
@@ -75,17 +75,17 @@ const EMPTY: Block = Block { entries: [Entry { id: Id::new(0), tick: 0 }; BLOCK]
 /// The wheel.
 #[derive(Debug)]
 pub(crate) struct Timers {
-    /// Everything before this tick has fired.
+    /// Everything before this tick has expired.
     now: u64,
-    /// All blocks, in slots or free; they are never given back.
+    /// All blocks, in slots or free; their memory is never released.
     blocks: Vec<Block>,
     free: u32,
     heads: Box<[u32; LEVELS * SLOTS]>,
-    /// Per level: which slots are occupied.
+    /// The occupied slots of each level, one bit each.
     occupied: [u64; LEVELS],
 }
 
-/// The first tick that is not before `t`.
+/// Returns the first tick that is not before `t`.
 const fn tick_of(t: Nanos) -> u64 {
     t.0.div_ceil(1 << TICK_BITS)
 }
@@ -95,13 +95,13 @@ impl Timers {
         Self { now: 0, blocks: Vec::new(), free: NONE, heads: Box::new([NONE; LEVELS * SLOTS]), occupied: [0; LEVELS] }
     }
 
-    /// Makes one of a connection's timers fire at `deadline` or within a tick after it; or earlier, when it was armed for an
-    /// earlier time. What is never due arms nothing.
+    /// Arms one of a connection's timers, to fire at `deadline` or within a tick after it; or earlier, when it was
+    /// armed for an earlier time. A deadline that is never arms nothing.
     pub fn arm(&mut self, id: Id, armed: &mut Armed, timer: Timer, deadline: Moment) {
         if !deadline.is_set() {
             return;
         }
-        let tick = tick_of(deadline.time()).clamp(self.now, self.now + FURTHEST);
+        let tick = tick_of(deadline.time()).clamp(self.now, self.now + MAX_TICKS_AHEAD);
         let armed = &mut armed.0[timer as usize];
         if *armed != 0 && self.widen(*armed) <= tick {
             return;
@@ -112,14 +112,14 @@ impl Timers {
         self.put(tick, id);
     }
 
-    /// Whether an entry is in force that is due when the deadline is, or before.
+    /// Whether an entry is in force that expires when the deadline does, or before.
     #[cfg(test)]
     pub fn covers(&self, armed: Armed, timer: Timer, deadline: Moment) -> bool {
         let tick = armed.0[timer as usize];
         !deadline.is_set() || tick != 0 && self.widen(tick) <= tick_of(deadline.time()).max(self.now) + 1
     }
 
-    /// How many entries there are, be they in force or not.
+    /// Returns how many entries there are, in force or cancelled.
     #[cfg(test)]
     pub fn len(&self) -> u32 {
         let blocks = |head: &u32| {
@@ -128,14 +128,14 @@ impl Timers {
         self.heads.iter().flat_map(blocks).map(|block| block.used).sum()
     }
 
-    /// When to call [`expire`](Self::expire) next: not later than the earliest timer (it may be earlier, when entries are
-    /// void or have to move down a level).
+    /// Returns when to call [`expire`](Self::expire) next: not later than the earliest timer (it may be earlier, when
+    /// entries are cancelled or have to move down a level).
     pub fn next(&self) -> Option<Nanos> {
         let (level, slot) = self.first_slot()?;
         Some(Nanos(self.start_of(level, slot).saturating_mul(1 << TICK_BITS)))
     }
 
-    /// Appends what is due at `now` to `due`.
+    /// Appends the entries that expire at `now` to `due`.
     pub fn expire(&mut self, now: Nanos, due: &mut Vec<Entry>) {
         let until = now.0 >> TICK_BITS;
         while let Some((level, slot)) = self.first_slot().filter(|&(l, s)| self.start_of(l, s) <= until) {
@@ -160,20 +160,20 @@ impl Timers {
         self.now = self.now.max(until);
     }
 
-    /// The whole of a tick that is at most half a circle away.
+    /// Extends the low half of a tick that is at most half a circle away.
     const fn widen(&self, tick: u32) -> u64 {
         let ahead = tick.wrapping_sub(self.now as u32) as i32;
         self.now.wrapping_add_signed(ahead as i64)
     }
 
-    /// The occupied slot that comes first: on the lowest occupied level, because all of a level lies before the next slot
+    /// Returns the first occupied slot: on the lowest occupied level, because all of a level lies before the next slot
     /// of the level above.
     fn first_slot(&self) -> Option<(usize, usize)> {
         let level = self.occupied.iter().position(|&bits| bits != 0)?;
         Some((level, self.occupied[level].trailing_zeros() as usize))
     }
 
-    /// The first tick of a slot.
+    /// Returns the first tick of a slot.
     const fn start_of(&self, level: usize, slot: usize) -> u64 {
         let shift = level as u32 * SLOT_BITS;
         let above = self.now >> shift >> SLOT_BITS << SLOT_BITS << shift;
@@ -196,7 +196,7 @@ impl Timers {
         block.used += 1;
     }
 
-    /// An empty block, followed by `next`.
+    /// Returns an empty block, followed by `next`.
     fn new_block(&mut self, next: u32) -> u32 {
         let index = if self.free == NONE {
             if self.blocks.len() == self.blocks.capacity() {
@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(rig.timers.len(), 1);
         rig.arm(1, Timer::Loss, Moment::at(Nanos(1_000_000)));
         assert_eq!(rig.expired(Nanos(2_000_000)), [1]);
-        assert!(rig.expired(Nanos(9_000_000)).is_empty(), "the first entry is void");
+        assert!(rig.expired(Nanos(9_000_000)).is_empty(), "the first entry is cancelled");
         rig.arm(1, Timer::Late, Moment::NEVER);
         assert_eq!(rig.timers.next(), None);
     }

@@ -1,11 +1,11 @@
-//! Delayed acknowledgements: when the target's octets are acknowledged. Late enough that most acknowledgements ride on what is
-//! sent anyhow, and early enough that the target never waits for one.
+//! Delayed acknowledgements: when the target's octets are acknowledged. Late enough that most acknowledgements ride on
+//! what is sent anyhow, and early enough that the target never waits for one.
 //!
-//! A client that seems *near* does what RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3, let it do: the acknowledgement
-//! of a response waits for the next request or FIN, but not longer than [`DELAY`]; whatever might keep the target from sending
-//! is acknowledged at once. One that seems *far* (`-R`) acknowledges everything a round-trip time after it has come. A client
-//! whose distance its live handshake is still to show sends nothing until then: its acknowledgement ends the replayed
-//! handshake too.
+//! A client that seems *near* does what RFC 5681, section 4.2, and RFC 9293, section 3.8.6.3, let it do: the
+//! acknowledgement of a response waits for the next request or FIN, but not longer than [`DELAY`]; whatever might keep
+//! the target from sending is acknowledged at once. One that seems *far* (`-R`) acknowledges everything a round-trip
+//! time after it has come. A client whose distance its live handshake is still to show sends nothing until then: its
+//! acknowledgement ends the replayed handshake too.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -21,16 +21,17 @@ use crate::{
 };
 
 /// The longest that an acknowledgement waits for a segment to ride on: as long as it waits at least on Linux
-/// (`TCP_DELACK_MIN`). RFC 1122, section 4.2.3.2, allows 500 ms, but a target retransmits what is unacknowledged after 200 ms.
+/// (`TCP_DELACK_MIN`). RFC 1122, section 4.2.3.2, allows 500 ms, but a target retransmits what is unacknowledged after
+/// 200 ms.
 const DELAY: Duration = Duration::from_millis(40);
-/// A response of at most so many segments is acknowledged as a whole, instead of every second segment: it leaves the target in
-/// one go, as the initial window has ten (RFC 6928) and shrinks only with a loss.
+/// Maximum segments of a response that is acknowledged as a whole, instead of every second segment: it leaves the
+/// target in one go, as the initial window has ten (RFC 6928) and shrinks only with a loss.
 const MAX_SEGMENTS_UNACKNOWLEDGED: u32 = 8;
-/// Parts that a round trip is cut into: a distant client acknowledges what comes within one of them together, at its end. So no
-/// more acknowledgements than that are under way, and none is later by more than 1.6 %.
+/// Parts that a round trip is cut into: a distant client acknowledges what comes within one of them together, at its
+/// end. So no more acknowledgements than that are under way, and none is later by more than 1.6 %.
 const PARTS: usize = 64;
-/// Acknowledgements for which a distant client keeps memory between two responses: most of its connections are idle most of
-/// the time.
+/// Acknowledgements for which a distant client keeps memory between two responses: most of its connections are idle
+/// most of the time.
 const MIN_CAPACITY: usize = 4;
 /// How long the end of the live handshake is waited for. A client without an answer retransmits its SYN after a second
 /// (RFC 6298, section 2.1), and may be as far away as can be measured then.
@@ -83,7 +84,8 @@ enum Delayed {
 #[derive(Debug)]
 pub(crate) struct Far {
     round_trip: Duration,
-    /// The cumulative acknowledgement of the segments that are sent; `None` before the handshake is over, when none may be.
+    /// The cumulative acknowledgement of the segments that are sent; `None` before the handshake is over, when none may
+    /// be.
     acknowledged: Option<TargetSeq>,
     /// Acknowledgements under way, by the time when they are due.
     waiting: VecDeque<(Nanos, TargetSeq)>,
@@ -92,8 +94,8 @@ pub(crate) struct Far {
 }
 
 impl Acknowledger {
-    /// Begins for a connection whose SYN-ACK came just now, `handshake` after the SYN. The end of the handshake is the first
-    /// thing to be acknowledged. `distance` is `None` while the live handshake is under way.
+    /// Begins for a connection whose SYN-ACK came just now, `handshake` after the SYN. The end of the handshake is the
+    /// first thing to be acknowledged. `distance` is `None` while the live handshake is under way.
     pub fn new(now: Nanos, distance: Option<Distance>, handshake: Duration, receiver: &Receiver) -> Self {
         let first = receiver.next();
         let handshake_us = handshake.as_micros().min(1_000_000) as u32;
@@ -109,8 +111,8 @@ impl Acknowledger {
         }
     }
 
-    /// Ends the replayed handshake, as the live one has ended just now. Nothing new if the target had not answered yet: then
-    /// [`new`](Self::new) knows.
+    /// Ends the replayed handshake, as the live one has ended just now. Nothing new if the target had not answered yet:
+    /// then [`new`](Self::new) knows.
     pub fn learn(&mut self, distance: Distance) {
         if let Self::Awaited(Awaited { first, handshake_us, .. }) = *self {
             *self = match distance {
@@ -139,8 +141,8 @@ impl Acknowledger {
         }
     }
 
-    /// Handles a segment of the target that the receiver has received: `new` octets of its payload had not been reported
-    /// before. `segment_size`: about how many octets the target puts in a segment.
+    /// Handles a segment of the target that the receiver has received: `new` octets of its payload had not been
+    /// reported before. `segment_size`: about how many octets the target puts in a segment.
     pub fn handle_segment(
         &mut self,
         now: Nanos,
@@ -303,8 +305,8 @@ impl Far {
         self.waiting.push_back((at, next));
     }
 
-    /// Advances to what `intercept` has acknowledged. Not to fall behind that keeps what is sent acceptable: an acknowledgement
-    /// that is too old is refused, and the octets with it (RFC 5961, section 5.2).
+    /// Advances to what `intercept` has acknowledged. Not to fall behind that keeps what is sent acceptable: an
+    /// acknowledgement that is too old is refused, and the octets with it (RFC 5961, section 5.2).
     fn handle_reflected(&mut self, next: TargetSeq) {
         let known = |number: TargetSeq| !number.is_after(next);
         if self.acknowledged.is_some_and(known) {

@@ -1,4 +1,4 @@
-//! What a target connection begins with: the initial sequence number, the timestamp, the options of the SYN.
+//! The initial sequence number, the timestamp and the options of a SYN.
 
 use tcpcopy_common::{flow::Flow, mark::Mark};
 
@@ -14,15 +14,16 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
     pub isn: ReplaySeq,
-    /// Our TSval, the same in all segments of a connection: one that a retransmission cannot make look old.
+    /// The TSval, the same in all segments of a connection, so that a retransmission does not look old.
     pub tsval: u32,
 }
 
 /// Chooses sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple
-/// (RFC 6528), so that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the SYN
-/// (RFC 6191).
+/// (RFC 6528), so that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the
+/// SYN (RFC 6191).
 ///
-/// `used` is what the connection before had come to, if it is still known: the new one lies above, however fast that was.
+/// `used` is what the connection before had reached, if it is still known: the new one lies above, however fast that
+/// was.
 pub(crate) fn opening(secret: Secret, now: Nanos, flow: &Flow, used: Option<Opening>) -> Opening {
     let hash = secret.hash(flow, Purpose::Opening);
     // 64 ns per number as in Linux: faster than any session sends on average, and half a circle lasts two minutes.
@@ -37,7 +38,7 @@ pub(crate) fn opening(secret: Secret, now: Nanos, flow: &Flow, used: Option<Open
     }
 }
 
-/// The options of the SYN.
+/// Returns the options of a SYN.
 pub(crate) fn syn_options(
     config: &Config,
     credentials: &Credentials,

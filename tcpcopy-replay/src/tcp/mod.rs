@@ -1,4 +1,4 @@
-//! The replayed client's TCP (RFC 9293), as far as a client that only repeats what another has sent needs one.
+//! The replayed client's TCP endpoint (RFC 9293), as far as a client needs one that only repeats what another has sent.
 
 pub(crate) mod delayed_ack;
 pub(crate) mod isn;

@@ -1,34 +1,35 @@
-//! The target's stream as reported: which of it has come, and what is to be acknowledged. Its octets stay at the target.
+//! The receiving half of a target connection: which of the target's octets have been reported, and what is to be
+//! acknowledged. The octets themselves stay at the target.
 
 use crate::tcp::seq::TargetSeq;
 
-/// The window field that we announce. Nothing here is slow to read, so it never shrinks.
+/// The window field that is announced. Octets are never kept, so it never shrinks.
 pub(crate) const WINDOW: u16 = u16::MAX;
 /// With this shift (RFC 7323, section 2.2) the window is 8 MiB, and the target never waits for it.
 pub(crate) const WINDOW_SCALE: u8 = 7;
 
-/// Reports out of order that are remembered; what is beyond is reported again when the target retransmits it.
-const RANGES: usize = 4;
-/// What lies further from the expected number than this belongs to another connection.
+/// Maximum ranges out of order that are remembered; others are reported again when the target retransmits them.
+const MAX_RANGES: usize = 4;
+/// Maximum distance from the expected number; what is further away belongs to another connection.
 const PLAUSIBLE: i32 = 1 << 30;
 
-/// What a response segment brought.
+/// The result of a response segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Received {
-    /// Octets that nothing had reported before (approximately, when more ranges are out of order than we remember).
+    /// Octets that had not been reported before (approximately, when more ranges are out of order than are remembered).
     pub new: u32,
     /// Whether the target wants an acknowledgement.
     pub acknowledge: Want,
 }
 
-/// How urgently the target wants an acknowledgement.
+/// How urgent an acknowledgement is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Want {
     #[default]
     Nothing,
-    /// What came was next in order.
+    /// The segment was next in order: the acknowledgement may be delayed.
     Soon,
-    /// Something was lost, repeated or overtaken (RFC 5681, section 4.2), or this is a keep-alive probe.
+    /// Something was lost, retransmitted or overtaken (RFC 5681, section 4.2), or this is a keep-alive probe.
     Now,
 }
 
@@ -38,34 +39,34 @@ pub(crate) struct Receiver {
     /// The target's initial sequence number.
     irs: TargetSeq,
     next: TargetSeq,
-    /// What has come from beyond `next`.
-    beyond: Option<Box<Beyond>>,
-    /// Where the last piece that may end an answer ends; the number of the FIN, once that is known.
+    /// Ranges after `next`, behind a gap.
+    out_of_order: Option<Box<OutOfOrder>>,
+    /// The end of the last segment that may end an answer; the number of the FIN, once that is known.
     pushed: TargetSeq,
     fin: bool,
     finished: bool,
 }
 
-/// Reports out of order; in memory of its own, because nearly all receivers have none.
+/// The ranges out of order; in memory of their own, because nearly all receivers have none.
 #[derive(Debug)]
-struct Beyond {
+struct OutOfOrder {
     /// First octet and the one after the last, sorted, disjoint.
-    ranges: [(TargetSeq, TargetSeq); RANGES],
+    ranges: [(TargetSeq, TargetSeq); MAX_RANGES],
     used: u8,
 }
 
 impl Receiver {
-    /// Expects the octet after the target's SYN.
+    /// Creates a receiver that expects the octet after the target's SYN.
     pub fn new(irs: TargetSeq) -> Self {
-        Self { irs, next: irs.plus(1), beyond: None, pushed: irs, fin: false, finished: false }
+        Self { irs, next: irs.plus(1), out_of_order: None, pushed: irs, fin: false, finished: false }
     }
 
-    /// The next sequence number expected: what we acknowledge.
+    /// Returns the next sequence number expected, RCV.NXT: what is acknowledged.
     pub const fn next(&self) -> TargetSeq {
         self.next
     }
 
-    /// Whether everything up to the target's FIN has come.
+    /// Whether everything up to the target's FIN has been received.
     pub const fn is_finished(&self) -> bool {
         self.finished
     }
@@ -76,8 +77,9 @@ impl Receiver {
         -PLAUSIBLE < distance && distance < PLAUSIBLE
     }
 
-    /// Whether a RST that acknowledges nothing can belong to this connection: it answers a segment of ours, so its number is
-    /// one that we acknowledged (RFC 9293, section 3.10.7.1). The target also answers what we sent on an earlier connection.
+    /// Whether a RST that acknowledges nothing can belong to this connection: it answers a segment of ours, so its
+    /// number is one that was acknowledged (RFC 9293, section 3.10.7.1). The target also answers segments of an earlier
+    /// connection.
     pub const fn is_plausible_reset(&self, seq: TargetSeq) -> bool {
         seq.is_after(self.irs) && !seq.is_after(self.next)
     }
@@ -91,26 +93,27 @@ impl Receiver {
 
     /// Whether an answer may be complete: nothing is missing, and what came last may have ended one.
     pub fn is_complete(&self) -> bool {
-        self.beyond.is_none() && (self.finished || self.next == self.pushed)
+        self.out_of_order.is_none() && (self.finished || self.next == self.pushed)
     }
 
-    /// Everything before `seq` has left the target, although not all of it may have been reported here.
-    pub fn pass(&mut self, seq: TargetSeq) {
+    /// Takes everything before `seq` for received: it has left the target, although not all of it may have been
+    /// reported here.
+    pub fn skip_to(&mut self, seq: TargetSeq) {
         if seq.is_after(self.next) {
             self.insert(self.next, seq);
         }
     }
 
-    /// Takes a segment's place in the stream in.
+    /// Receives a segment.
     pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
         let end = seq.plus(len);
         if len == 0 && !fin {
-            // A keep-alive probe lies before what we expect, and wants an answer (RFC 9293, section 3.8.4). What lies after
-            // it does not, although a report is missing: two ends that answer each other's bare ACKs never stop.
+            // A keep-alive probe lies before what we expect, and wants an answer (RFC 9293, section 3.8.4). What lies
+            // after it does not, although a report is missing: two ends that answer each other's bare ACKs never stop.
             let probe = self.next.is_after(seq);
             return Received { new: 0, acknowledge: if probe { Want::Now } else { Want::Nothing } };
         }
-        let in_order = seq == self.next && self.beyond.is_none();
+        let in_order = seq == self.next && self.out_of_order.is_none();
         if fin && !self.fin {
             self.fin = true;
             self.pushed = end;
@@ -127,10 +130,10 @@ impl Receiver {
         Received { new, acknowledge: if in_order { Want::Soon } else { Want::Now } }
     }
 
-    /// Adds a range that begins at or after `next`; how much of it was new.
+    /// Adds a range that begins at or after `next`; returns how much of it was new.
     fn insert(&mut self, from: TargetSeq, end: TargetSeq) -> u32 {
-        let known = self.beyond.as_ref().map_or(&[][..], |beyond| &beyond.ranges[..usize::from(beyond.used)]);
-        let mut kept = [(TargetSeq::default(), TargetSeq::default()); RANGES + 1];
+        let known = self.out_of_order.as_ref().map_or(&[][..], |kept| &kept.ranges[..usize::from(kept.used)]);
+        let mut kept = [(TargetSeq::default(), TargetSeq::default()); MAX_RANGES + 1];
         let mut n = 0;
         let mut merged = (from, end);
         let mut overlap = 0;
@@ -160,12 +163,13 @@ impl Receiver {
             kept[..n].sort_unstable_by_key(|range| range.0.distance(base));
         }
         // The furthest range is the one that can wait for a retransmission.
-        let used = n.min(RANGES) as u8;
+        let used = n.min(MAX_RANGES) as u8;
         if used == 0 {
-            self.beyond = None;
+            self.out_of_order = None;
         } else {
-            let beyond = self.beyond.get_or_insert_with(|| Box::new(Beyond { ranges: Default::default(), used }));
-            beyond.ranges.copy_from_slice(&kept[..RANGES]);
+            let beyond =
+                self.out_of_order.get_or_insert_with(|| Box::new(OutOfOrder { ranges: Default::default(), used }));
+            beyond.ranges.copy_from_slice(&kept[..MAX_RANGES]);
             beyond.used = used;
         }
         new
@@ -229,9 +233,9 @@ mod tests {
     fn what_was_not_reported_and_will_not_be_is_passed_over() {
         let mut r = receiver();
         r.receive(at(100), 50, false);
-        r.pass(at(100));
+        r.skip_to(at(100));
         assert_eq!(r.next(), at(150));
-        r.pass(at(20));
+        r.skip_to(at(20));
         assert_eq!((r.next(), r.receive(at(150), 10, false)), (at(150), Received { new: 10, acknowledge: Want::Soon }));
     }
 

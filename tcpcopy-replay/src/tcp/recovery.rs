@@ -1,13 +1,14 @@
-//! Loss on the way to the target: the retransmission timer and the congestion window.
+//! Loss on the way to the target: the retransmission timer (RFC 6298) and the congestion window (RFC 5681).
 
 use std::{num::NonZeroU32, time::Duration};
 
-/// Before the first measurement (RFC 6298, section 2.1).
+/// The RTO before the first measurement (RFC 6298, section 2.1).
 const INITIAL_RTO: Duration = Duration::from_secs(1);
-/// RFC 6298 says one second; a target in a data centre answers within one millisecond, and Linux uses this.
-const SMALLEST_RTO: Duration = Duration::from_millis(200);
-/// RFC 6298, section 2.5.
-const LARGEST_RTO: Duration = Duration::from_secs(60);
+/// The minimum RTO. RFC 6298 says one second; a target in a data centre answers within one millisecond, and Linux uses
+/// this.
+const MIN_RTO: Duration = Duration::from_millis(200);
+/// The maximum RTO (RFC 6298, section 2.5).
+const MAX_RTO: Duration = Duration::from_secs(60);
 
 /// The retransmission time-out (RFC 6298), in microseconds: a session has many of these, and they are short.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +16,7 @@ pub(crate) struct Rto {
     /// `None` before the first sample.
     smoothed_us: Option<NonZeroU32>,
     variation_us: u32,
-    /// How often it has been doubled. Stays so until a round trip has been measured again: an acknowledgement of something
+    /// How often it has been doubled. Kept until a round trip has been measured again: an acknowledgement of something
     /// sent twice does not tell that the time-out was too short (RFC 6298, section 5.7, and Karn's rule).
     backoff: u8,
     /// How often it has expired since the target last acknowledged something.
@@ -27,47 +28,47 @@ impl Rto {
         Self { smoothed_us: None, variation_us: 0, backoff: 0, expirations: 0 }
     }
 
-    /// The time-out as it stands.
+    /// Returns the current time-out, back-off included.
     pub fn current(&self) -> Duration {
         let base = match self.smoothed_us {
             None => INITIAL_RTO,
-            Some(s) => Duration::from_micros(u64::from(s.get()) + 4 * u64::from(self.variation_us)).max(SMALLEST_RTO),
+            Some(s) => Duration::from_micros(u64::from(s.get()) + 4 * u64::from(self.variation_us)).max(MIN_RTO),
         };
-        base.saturating_mul(1 << self.backoff.min(16)).min(LARGEST_RTO)
+        base.saturating_mul(1 << self.backoff.min(16)).min(MAX_RTO)
     }
 
-    /// How long a round trip takes at least, about: the mean less the variation, which delayed acknowledgements make large.
+    /// Returns about the shortest round trip: the mean less the variation, which delayed acknowledgements make large.
     pub fn shortest(&self) -> Duration {
         let mean = self.smoothed_us.map_or(0, NonZeroU32::get);
         Duration::from_micros(mean.saturating_sub(self.variation_us).into())
     }
 
-    /// How often in a row it has expired.
+    /// Returns how often in a row it has expired.
     pub const fn expirations(&self) -> u8 {
         self.expirations
     }
 
-    /// It expired (RFC 6298, section 5.5).
+    /// Backs off: the timer has expired (RFC 6298, section 5.5).
     pub fn expire(&mut self) {
         self.backoff = self.backoff.saturating_add(1);
         self.expirations = self.expirations.saturating_add(1);
     }
 
-    /// The target has acknowledged something.
+    /// Records that the target has acknowledged something.
     pub const fn progress(&mut self) {
         self.expirations = 0;
     }
 
-    /// Without the doubling, which a closed window caused and no loss.
+    /// Resets the back-off after a zero-window probe: the delay was not caused by loss.
     #[must_use]
-    pub const fn calm(self) -> Self {
+    pub const fn reset_backoff(self) -> Self {
         Self { backoff: 0, expirations: 0, ..self }
     }
 
-    /// A round trip of a segment that was sent only once (Karn's rule).
+    /// Adds the round-trip time of a segment that was sent only once (Karn's rule).
     pub fn sample(&mut self, rtt: Duration) {
         self.backoff = 0;
-        let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(LARGEST_RTO.as_micros() as u32);
+        let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(MAX_RTO.as_micros() as u32);
         match self.smoothed_us {
             None => {
                 self.smoothed_us = NonZeroU32::new(rtt).or(Some(NonZeroU32::MIN));
@@ -82,12 +83,13 @@ impl Rto {
     }
 }
 
-/// Segments in flight at first (RFC 6928).
+/// The initial window, in segments (RFC 6928).
 const INITIAL_SEGMENTS: u32 = 10;
-/// More is never needed on a path of a millisecond, and would only flood queues.
-const LARGEST_WINDOW: u32 = 4 << 20;
+/// The maximum window, in octets: more is never needed on a path of a millisecond, and would only flood queues.
+const MAX_WINDOW: u32 = 4 << 20;
 
-/// The congestion window (RFC 5681), in octets; which losses halve it is for the caller to say, and how large a segment is.
+/// The congestion window (RFC 5681), in octets; which losses halve it is for the caller to say, and how large a segment
+/// is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Congestion {
     window: u32,
@@ -99,12 +101,12 @@ impl Congestion {
         Self { window: INITIAL_SEGMENTS * u32::from(segment), threshold: u32::MAX }
     }
 
-    /// How much may be in flight.
+    /// Returns how much may be in flight.
     pub const fn window(&self) -> u32 {
         self.window
     }
 
-    /// `acked` octets arrived while `flight` were under way.
+    /// Grows the window: `acked` octets were acknowledged while `flight` were under way.
     pub fn acknowledge(&mut self, acked: u32, flight: u32, segment: u16) {
         // Only a window that was used says something about the path (RFC 7661's concern, in its simplest form).
         if flight.saturating_mul(2) < self.window {
@@ -115,17 +117,17 @@ impl Congestion {
         } else {
             (u64::from(segment) * u64::from(acked) / u64::from(self.window.max(1))).max(1) as u32
         };
-        self.window = self.window.saturating_add(growth).min(LARGEST_WINDOW);
+        self.window = self.window.saturating_add(growth).min(MAX_WINDOW);
     }
 
-    /// A segment was lost, but others arrived (RFC 5681, section 3.2).
-    pub fn lose(&mut self, flight: u32, segment: u16) {
+    /// Halves the window: a segment was lost, but others arrived (RFC 5681, section 3.2).
+    pub fn handle_loss(&mut self, flight: u32, segment: u16) {
         self.threshold = (flight / 2).max(2 * u32::from(segment));
         self.window = self.threshold;
     }
 
-    /// Nothing arrived any more (RFC 5681, section 3.1).
-    pub fn collapse(&mut self, flight: u32, segment: u16) {
+    /// Starts slowly again: the retransmission timer has expired (RFC 5681, section 3.1).
+    pub fn handle_timeout(&mut self, flight: u32, segment: u16) {
         self.threshold = (flight / 2).max(2 * u32::from(segment));
         self.window = u32::from(segment);
     }
@@ -144,9 +146,9 @@ mod tests {
         for _ in 0..100 {
             rto.sample(Duration::from_millis(1));
         }
-        assert_eq!(rto.current(), SMALLEST_RTO);
+        assert_eq!(rto.current(), MIN_RTO);
         rto.sample(Duration::MAX);
-        assert!(rto.current() <= LARGEST_RTO);
+        assert!(rto.current() <= MAX_RTO);
     }
 
     #[test]
@@ -173,11 +175,11 @@ mod tests {
             .collect();
         assert_eq!(steps, [400, 800, 1600, 3200]);
         (0..300).for_each(|_| rto.expire());
-        assert_eq!(rto.current(), LARGEST_RTO);
+        assert_eq!(rto.current(), MAX_RTO);
         rto.progress();
-        assert_eq!((rto.current(), rto.expirations()), (LARGEST_RTO, 0));
+        assert_eq!((rto.current(), rto.expirations()), (MAX_RTO, 0));
         rto.sample(Duration::from_micros(300));
-        assert_eq!(rto.current(), SMALLEST_RTO);
+        assert_eq!(rto.current(), MIN_RTO);
     }
 
     #[test]
@@ -185,13 +187,13 @@ mod tests {
         let mut c = Congestion::new(1000);
         c.acknowledge(10_000, 10_000, 1000);
         assert_eq!(c.window(), 20_000);
-        c.lose(20_000, 1000);
+        c.handle_loss(20_000, 1000);
         assert_eq!(c.window(), 10_000);
         for _ in 0..10 {
             c.acknowledge(1000, 10_000, 1000);
         }
         assert!((10_900..=11_000).contains(&c.window()), "{}", c.window());
-        c.collapse(11_000, 1000);
+        c.handle_timeout(11_000, 1000);
         assert_eq!(c.window(), 1000);
     }
 
@@ -220,7 +222,7 @@ mod tests {
         rto.sample(Duration::from_millis(300));
         let before = rto.current();
         (0..3).for_each(|_| rto.expire());
-        assert_eq!((rto.calm().current(), rto.calm().expirations()), (before, 0));
+        assert_eq!((rto.reset_backoff().current(), rto.reset_backoff().expirations()), (before, 0));
     }
 
     #[test]
@@ -233,10 +235,10 @@ mod tests {
     #[test]
     fn losses_leave_half_of_the_flight_but_two_segments() {
         let mut c = Congestion::new(1000);
-        c.lose(1000, 1000);
+        c.handle_loss(1000, 1000);
         assert_eq!(c.window(), 2000);
         // Slow start up to half of what was under way, then a segment per round trip.
-        c.collapse(20_000, 1000);
+        c.handle_timeout(20_000, 1000);
         let windows: Vec<_> = (0..6)
             .map(|_| {
                 c.acknowledge(c.window(), c.window(), 1000);
@@ -244,7 +246,7 @@ mod tests {
             })
             .collect();
         assert_eq!(windows, [2000, 4000, 8000, 16_000, 17_000, 18_000]);
-        c.collapse(0, 1000);
+        c.handle_timeout(0, 1000);
         c.acknowledge(500, 1000, 1000);
         c.acknowledge(1000, 1500, 1000);
         assert_eq!(c.window(), 2500, "slow start up to two segments");

@@ -1,38 +1,40 @@
-//! How far away the clients seem to be to the target: what was asked for, and what is known of one of them.
+//! The emulated round trip: what was asked for, and the distance of one client.
 //!
-//! A live client's own round trip shows in its handshake: the acknowledgement that ends it answers the live server's SYN, which
-//! leaves this host as soon as the client's SYN is in. Later ones cannot be told from the time that the client takes.
+//! A live client's own round trip shows in its handshake: the acknowledgement that ends it answers the live server's
+//! SYN, which leaves this host as soon as the client's SYN is in. Later ones cannot be told from the time that the
+//! client takes.
 
 use std::time::Duration;
 
-/// What replayed clients are to seem like.
+/// The round trip that replayed clients emulate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RoundTrip {
-    /// They are next to the target, and what acknowledges its answers is the next request, where one follows soon.
+    /// They are next to the target, and acknowledge its answers by the next request, where one follows soon.
     #[default]
     Near,
-    /// Each of them acknowledges so much later than an answer has come.
+    /// Each of them acknowledges this much later than an answer has come.
     Same(Duration),
-    /// Each of them is as far away as its live client, whose handshake's last acknowledgement is captured.
+    /// Each of them is as far away as its live client, which the end of the live handshake shows.
     Live,
 }
 
 /// The emulated distance of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Distance {
-    /// So near that it makes no difference, or not to be found out.
+    /// So near that it makes no difference, or unknown.
     Near,
     Far(Ticks),
 }
 
-/// A round trip in 200 µs: there are many sessions, and reports come no more exactly than that.
+/// A round trip in units of 200 µs: there are many sessions, and reports are no more precise than that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticks(u16);
 
-/// From here on a client is far. Nearer ones would gain nothing: reports may take as long as that themselves.
+/// The minimum round trip of a distant client. Nearer ones would gain nothing: reports may take as long as that
+/// themselves.
 const FAR: Duration = Duration::from_millis(1);
-/// Where the round trip takes longer, both ends have repeated their SYNs (RFC 6298, section 2.1), and which of them was answered
-/// cannot be told (Karn's rule).
+/// The maximum round trip that can be measured: above, both ends have retransmitted their SYNs (RFC 6298, section 2.1),
+/// and which of them was answered cannot be told (Karn's rule).
 const AMBIGUOUS: Duration = Duration::from_secs(1);
 
 impl Ticks {

@@ -10,34 +10,34 @@ macro_rules! sequence_space {
 
         #[allow(dead_code, reason = "every space offers the same arithmetic")]
         impl $name {
-            /// From a number in host order.
+            /// Converts from a number in host order.
             pub const fn new(n: u32) -> Self {
                 Self(n)
             }
 
-            /// From the field of a header.
+            /// Converts from the field of a header.
             pub const fn from_be(octets: [u8; 4]) -> Self {
                 Self(u32::from_be_bytes(octets))
             }
 
-            /// In host order.
+            /// Returns the number in host order.
             pub const fn get(self) -> u32 {
                 self.0
             }
 
-            /// As the field of a header.
+            /// Returns the field of a header.
             pub const fn to_be(self) -> [u8; 4] {
                 self.0.to_be_bytes()
             }
 
-            /// `n` octets further on.
+            /// Returns the number `n` octets further on.
             #[must_use]
             pub const fn plus(self, n: u32) -> Self {
                 Self(self.0.wrapping_add(n))
             }
 
-            /// How far this lies behind `other` (positive) or before it (negative); total, because the spaces are
-            /// circles: what is more than half a circle away counts as on the other side.
+            /// Returns how far this lies behind `other` (positive) or before it (negative); total, because the spaces
+            /// are circles: what is more than half a circle away counts as on the other side.
             pub const fn distance(self, other: Self) -> i32 {
                 self.0.wrapping_sub(other.0) as i32
             }
@@ -59,7 +59,7 @@ sequence_space! {
     LiveAck
 }
 sequence_space! {
-    /// The replayed client's sequence numbers: what we send to the target.
+    /// The replayed client's sequence numbers: what is sent to the target.
     ReplaySeq
 }
 sequence_space! {

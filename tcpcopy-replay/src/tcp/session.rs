@@ -10,9 +10,9 @@
 //! | [`ending`] | what an early end at the target means |
 //! | here | the states, and what they share |
 //!
-//! Each state owns its data, and its methods take what the states share ([`Shared`]) beside it: what holds only of an open
-//! connection cannot be asked of another. What the live client has sent is counted in [`LiveOffset`]s, what was sent to the
-//! target in [`SentOffset`]s; the session's [`Adapter`] converts. Sequence numbers appear only at the edge.
+//! Each state owns its data, and its methods take what the states share ([`Shared`]) beside it: what holds only of an
+//! open connection cannot be asked of another. What the live client has sent is counted in [`LiveOffset`]s, what was
+//! sent to the target in [`SentOffset`]s; the session's [`Adapter`] converts. Sequence numbers appear only at the edge.
 
 mod connecting;
 mod ending;
@@ -154,7 +154,8 @@ pub(crate) struct Session {
     state: State,
 }
 
-/// The states of RFC 9293, as far as they differ here: which FINs have passed follows from the offsets and the receiver.
+/// The states of RFC 9293, as far as they differ here: which FINs have passed follows from the offsets and the
+/// receiver.
 #[derive(Debug)]
 enum State {
     /// SYN-SENT, or about to be.
@@ -382,7 +383,8 @@ impl Session {
         if retry { shared.request.min(una) } else { una }
     }
 
-    /// Notes that the live client's handshake ended with this acknowledgement: the live server's first octet has that number.
+    /// Notes that the live client's handshake ended with this acknowledgement: the live server's first octet has that
+    /// number.
     pub fn learn_live_iss(&mut self, ack: LiveAck) {
         if self.shared.next_mark == 0 {
             self.shared.read.get_or_insert(ack);
@@ -396,8 +398,8 @@ impl Session {
         }
     }
 
-    /// When the present state has lasted long enough: then [`handle_timeout`](Self::handle_timeout) wants to be called, as it
-    /// does at [`soon`](Self::soon) and [`retransmit_at`](Self::retransmit_at).
+    /// When the present state has lasted long enough: then [`handle_timeout`](Self::handle_timeout) wants to be called,
+    /// as it does at [`soon`](Self::soon) and [`retransmit_at`](Self::retransmit_at).
     pub fn state_deadline(&self, channel_up: bool) -> Moment {
         match &self.state {
             State::Connecting(connecting) if !channel_up => connecting.channel_deadline(),

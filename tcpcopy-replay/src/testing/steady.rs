@@ -16,11 +16,12 @@ const TARGET: TargetId = TargetId(0);
 const INSTANCE: u32 = 1;
 const REQUEST: [u8; 100] = [b'r'; 100];
 const ANSWER: u32 = 200;
-/// As many records as the worker takes from its ring before it does anything else, and as many of them as it looks ahead.
+/// As many records as the worker takes from its ring before it does anything else, and as many of them as it looks
+/// ahead.
 const TURN: usize = 256;
 const AHEAD: usize = 32;
 
-/// What the client and the target of a session say next.
+/// The next numbers of the client and of the target of a session.
 #[derive(Clone, Copy, Default)]
 struct Ends {
     live_seq: u32,
@@ -38,7 +39,7 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Opens so many sessions, each of which has had its first request.
+    /// Opens sessions, each of which has had its first request.
     pub fn new(sessions: u32) -> Self {
         let address: SocketAddr = ([10, 0, 0, 3], 80).into();
         let config = Config {
@@ -112,8 +113,8 @@ impl Steady {
     }
 
     /// One turn of a busy worker: as many sessions as it takes from its ring at a time ask, are replayed, answered and
-    /// acknowledged, in an order without neighbours: every session has its turn before any has its second. The engine is told
-    /// in advance who is next, as the worker tells it. Returns how many segments went in or came out.
+    /// acknowledged, in an order without neighbours: every session has its turn before any has its second. The engine
+    /// is told in advance who is next, as the worker tells it. Returns how many segments went in or came out.
     pub fn turn(&mut self) -> u32 {
         /// A prime, so that it shares no factor with the number of sessions.
         const STRIDE: u64 = 982_451_653;

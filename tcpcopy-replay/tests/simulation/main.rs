@@ -10,8 +10,8 @@
 //!
 //! The same world surrounds a whole worker, too: see [`worker`].
 //!
-//! `cargo xtask fuzz --seeds N` runs as many seeds as you like. A failing one is shrunk to the parts that it needs, and is to be
-//! added to [`KEPT`].
+//! `cargo xtask fuzz --seeds N` runs as many seeds as you like. A failing one is shrunk to the parts that it needs, and
+//! is to be added to [`KEPT`].
 
 mod live;
 mod oracle;
@@ -47,7 +47,8 @@ const KEPT: &[(u64, &str)] = &[
     (1331, ""),
     // A request was lost without a count: the answer before it seemed complete, although a report of it was missing.
     (2035, ""),
-    // Likewise: an answer that the gate had cut in two passed for the next ones too, as they were as long as the live ones.
+    // Likewise: an answer that the gate had cut in two passed for the next ones too, as they were as long as the live
+    // ones.
     (4194, ""),
     (9199, ""),
     // A connection began in the middle of a request: a retransmission had filled two holes, one of them unmarked.

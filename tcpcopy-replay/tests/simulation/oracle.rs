@@ -205,16 +205,16 @@ impl<'a> Oracle<'a> {
         Ok(())
     }
 
-    /// A client that waits for each answer loses no request to a target that answers only so many per connection and then
-    /// closes in an orderly way.
+    /// A client that waits for each answer loses no request to a target that answers only so many per connection and
+    /// then closes in an orderly way.
     fn each_request_is_answered_once(&self, stats: &Stats, received: &[Received]) -> Result<(), String> {
         let mut lost = 0;
         for (live, _) in self.lives.iter().zip(&self.damaged).filter(|(live, damaged)| live.closed_loop && !**damaged) {
             let service = &self.scenario.services[live.service];
             let (orderly, certain) = match service.limit {
                 None => (true, true),
-                // Where an answer ends cannot be told if it does not come in one piece, and a gate that has not waited to
-                // the end lets a request go that the target will not answer. Then the lost ones are counted.
+                // Where an answer ends cannot be told if it does not come in one piece, and a gate that has not waited
+                // to the end lets a request go that the target will not answer. Then the lost ones are counted.
                 Some((_, how)) => {
                     let whole = live.largest_reply <= self.scenario.target.send_buffer;
                     (how == EarlyClose::Fin, whole && stats.gate_expired == 0)

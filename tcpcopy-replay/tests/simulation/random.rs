@@ -7,8 +7,8 @@ use std::{ops::RangeInclusive, time::Duration};
 pub struct Random(u64);
 
 impl Random {
-    /// The generator number `stream` of a seed. Different parts of the simulation have streams of their own, so that leaving
-    /// one out does not change what the others do.
+    /// The generator number `stream` of a seed. Different parts of the simulation have streams of their own, so that
+    /// leaving one out does not change what the others do.
     pub const fn new(seed: u64, stream: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ stream.wrapping_mul(0xd1b5_4a32_d192_ed03))
     }

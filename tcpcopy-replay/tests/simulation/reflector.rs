@@ -1,4 +1,5 @@
-//! The target's programs with `--ack reflect`: which responses they acknowledge themselves, and what they report of that.
+//! The target's programs with `--ack reflect`: which responses they acknowledge themselves, and what they report of
+//! that.
 
 use std::collections::HashMap;
 
@@ -16,8 +17,8 @@ use crate::wire;
 pub struct Reflector(HashMap<Flow, u32>);
 
 impl Reflector {
-    /// Marks the report of a response as the programs do, unless it does not get into their ring. The acknowledgement that the target
-    /// is given, if any.
+    /// Marks the report of a response as the programs do, unless it does not get into their ring. The acknowledgement
+    /// that the target is given, if any.
     pub fn reflect(&mut self, report: &mut ResponseHeader, reported: bool) -> Option<Vec<u8>> {
         let seq = u32::from_be_bytes(report.seq);
         if report.flags.contains(SYN) {

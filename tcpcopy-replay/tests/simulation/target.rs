@@ -26,7 +26,7 @@ pub const PORTS: [u16; 2] = [8080, 2525];
 /// A connection on which nothing happens for so long is reset by the service.
 const IDLE: Duration = Duration::from_secs(400);
 /// No packet is on its way for longer than that.
-const LONGEST_TRAVEL: Duration = Duration::from_secs(30);
+const MAX_TRAVEL: Duration = Duration::from_secs(30);
 /// How long the service reads on after it has closed.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -165,14 +165,13 @@ impl Target {
         responses
     }
 
-    /// A later SYN ends an old connection of the same four-tuple, in TIME-WAIT (RFC 6191) or half open. smoltcp would be
-    /// silent instead of sending the challenge that RFC 9293, section 3.10.7.4, asks for.
+    /// A later SYN ends an old connection of the same four-tuple, in TIME-WAIT (RFC 6191) or half open. smoltcp would
+    /// be silent instead of sending the challenge that RFC 9293, section 3.10.7.4, asks for.
     fn make_way(&mut self, now: Nanos, flow: &Flow, isn: u32) {
         // After some time it cannot be a late copy, whatever its number.
         let later = |conn: &Conn| {
-            conn.opened.is_some_and(|(old, at)| {
-                isn.wrapping_sub(old) as i32 > 0 || isn != old && now.since(at) > LONGEST_TRAVEL
-            })
+            conn.opened
+                .is_some_and(|(old, at)| isn.wrapping_sub(old) as i32 > 0 || isn != old && now.since(at) > MAX_TRAVEL)
         };
         if let Some(index) = self.conns.iter().position(|conn| conn.peer == Some(*flow) && later(conn)) {
             let mut conn = self.conns.remove(index);

@@ -90,7 +90,7 @@ fn a_syn_ack_that_comes_again_is_acknowledged_again() {
     again.ack = lab.sent[before].seq.wrapping_add(1).to_be_bytes();
     again.seq = lab.sent.last().unwrap().ack.wrapping_sub(1).to_be_bytes();
     again.flags = SYN | ACK;
-    lab.hear(&again);
+    lab.report(&again);
     assert_eq!(lab.engine.stats().pure_acks, alone + 1);
 }
 
@@ -109,13 +109,13 @@ fn only_payload_tells_whether_a_server_waits_for_acknowledgements() {
         let mut bare = lab.bare_ack();
         bare.ack = lab.sent[0].seq.wrapping_add(1 + 2).to_be_bytes();
         bare.flags = flags;
-        lab.hear(&bare);
+        lab.report(&bare);
         assert_eq!(lab.engine.profiles[0].nagle, known);
     }
 }
 
-/// How many segments did nothing but acknowledge, up to each answer of a server that has written all of it, or waits for its
-/// beginning to be acknowledged.
+/// How many segments did nothing but acknowledge, up to each answer of a server that has written all of it, or waits
+/// for its beginning to be acknowledged.
 fn alone(answers: usize, waits: fn(usize) -> bool) -> Vec<u64> {
     let mut lab = Lab::new();
     let mut lines = 0;
@@ -200,7 +200,7 @@ fn what_the_target_s_intercept_has_acknowledged_is_counted_and_costs_nothing() {
         answer.seq = first.wrapping_add(5000 * n).to_be_bytes();
         answer.payload_len = 5000;
         answer.options |= option::REFLECTED;
-        lab.hear(&answer);
+        lab.report(&answer);
     }
     lab.run_ms(100);
     let stats = lab.engine.stats();

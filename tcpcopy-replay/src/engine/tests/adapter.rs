@@ -1,5 +1,5 @@
-//! The seam between what live clients send and what is sent in its place, with an adapter that is not the identity: each target
-//! connection begins with a header that no client has sent, and a range of the client's octets is left out.
+//! The seam between what live clients send and what is sent in its place, with an adapter that is not the identity:
+//! each target connection begins with a header that no client has sent, and a range of the client's octets is left out.
 
 use std::ops::Range;
 

@@ -1,5 +1,6 @@
-//! Clients and targets that misbehave, in any order: whatever they do, sessions end, the counts add up (the lab checks after
-//! every step), and each target connection gets one contiguous piece of a live stream that begins with a request (rule S5).
+//! Clients and targets that misbehave, in any order: whatever they do, sessions end, the counts add up (the lab checks
+//! after every step), and each target connection gets one contiguous piece of a live stream that begins with a request
+//! (rule S5).
 
 use proptest::prelude::*;
 use tcpcopy_common::tcp_flags::ACK;

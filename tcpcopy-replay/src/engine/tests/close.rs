@@ -28,8 +28,8 @@ fn a_target_with_a_keep_alive_limit_gets_every_request_once() {
     assert_eq!((stats.sessions.seen, stats.reconnects, stats.bytes.sent), (1, 4, 69));
 }
 
-/// Answers so many lines, and closes this many nanoseconds after the last: long enough for the next line to be taken by the
-/// target's kernel, which acknowledges it in the FIN.
+/// Answers so many lines, and closes this many nanoseconds after the last: long enough for the next line to be taken by
+/// the target's kernel, which acknowledges it in the FIN.
 fn close_late(most: usize, after: u64) -> App {
     let mut lines = 0;
     Box::new(move |input| {
@@ -525,7 +525,8 @@ fn a_connection_that_the_target_resets_before_any_request_is_opened_again_for_th
 #[test]
 fn a_request_that_crosses_the_target_s_fin_does_not_wait_for_the_live_client_to_go_on() {
     let mut lab = Lab::new();
-    // Closes when the second request is under way: after the quiet behind the first answer, and before that has arrived.
+    // Closes when the second request is under way: after the quiet behind the first answer, and before that has
+    // arrived.
     lab.target.new_app = Box::new(|n| close_late(if n == 0 { 1 } else { 99 }, 560_000));
     let mut client = Client::new(40_000);
     client.syn(&mut lab);

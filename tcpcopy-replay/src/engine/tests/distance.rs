@@ -245,8 +245,8 @@ fn a_greeting_is_acknowledged_late_and_waited_for() {
     assert_eq!(acknowledged(&lab, &client), 50);
 }
 
-/// The first connections after the start wait up to 50 ms to find out who speaks first. That this client has read nothing yet is
-/// known from its handshake.
+/// The first connections after the start wait up to 50 ms to find out who speaks first. That this client has read
+/// nothing yet is known from its handshake.
 #[test]
 fn a_client_that_has_read_nothing_is_not_suspected_of_having_been_greeted() {
     let mut lab = live();

@@ -24,7 +24,7 @@ fn a_fin_that_was_lost_is_sent_again_whatever_the_target_says_meanwhile() {
     lab.weather.lose = 0;
     let mut all_but_the_fin = lab.bare_ack();
     all_but_the_fin.ack = lab.sent[0].seq.wrapping_add(1 + 4).to_be_bytes();
-    lab.hear(&all_but_the_fin);
+    lab.report(&all_but_the_fin);
     lab.run_ms(500);
     assert!(lab.only().fin_received);
     lab.assert_nothing_lost();

@@ -375,14 +375,15 @@ fn what_comes_after_a_second_is_no_greeting() {
         lab.run_until(open + 1000 * MS - early);
         let mut complaint = lab.bare_ack();
         complaint.payload_len = 30;
-        lab.hear(&complaint);
+        lab.report(&complaint);
         assert_eq!(lab.engine.profiles[0].first_speaker, word);
     }
 }
 
 #[test]
 fn a_request_counts_as_late_when_its_answer_was_for_more_than_five_milliseconds() {
-    /// A request so long before the quiet behind the answer to the one before is over, which is short because it is late.
+    /// A request so long before the quiet behind the answer to the one before is over, which is short because it is
+    /// late.
     fn late(ahead: u64, answer_ms: u64) -> u64 {
         let mut lab = Lab::new();
         lab.target.new_app = Box::new(move |_| slow(answer_ms, 10));

@@ -20,7 +20,7 @@ use crate::{
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const TARGET: TargetId = TargetId(0);
 /// More steps than any test needs: a livelock.
-const MOST_STEPS: usize = 400_000;
+const MAX_STEPS: usize = 400_000;
 
 enum Event {
     ToTarget(Packet),
@@ -142,7 +142,7 @@ impl Lab {
                 self.travel(|| Event::ToTarget(packet.clone()));
             }
             n += 1;
-            assert!(n < MOST_STEPS, "the engine does not stop sending");
+            assert!(n < MAX_STEPS, "the engine does not stop sending");
         }
         if self.audits {
             self.audit();
@@ -162,7 +162,8 @@ impl Lab {
         }
     }
 
-    /// An acknowledgement of nothing but the SYN by the first connection's target, with the number that is expected next.
+    /// An acknowledgement of nothing but the SYN by the first connection's target, with the number that is expected
+    /// next.
     pub fn bare_ack(&self) -> ResponseHeader {
         let mut header: ResponseHeader = bytemuck::Zeroable::zeroed();
         header.flow = self.sent[0].flow;
@@ -178,7 +179,7 @@ impl Lab {
     }
 
     /// A report that the target's model has nothing to do with.
-    pub fn hear(&mut self, header: &ResponseHeader) {
+    pub fn report(&mut self, header: &ResponseHeader) {
         self.engine.handle_response(self.now, TARGET, header);
         self.settle();
     }
@@ -187,7 +188,7 @@ impl Lab {
     pub fn act(&mut self, act: Act) {
         let (flow, isn) = (self.sent[0].flow, self.sent[0].seq);
         let (responses, _) = self.target.later(self.now, Later::Do(flow, isn, act));
-        responses.iter().for_each(|response| self.hear(response));
+        responses.iter().for_each(|response| self.report(response));
     }
 
     /// The target's `intercept` is killed, and has a successor after `ms`.
@@ -203,7 +204,7 @@ impl Lab {
 
     /// Lets everything happen until `end`.
     pub fn run_until(&mut self, end: u64) {
-        for _ in 0..MOST_STEPS {
+        for _ in 0..MAX_STEPS {
             let event = self.events.keys().next().map(|k| k.0);
             let timer = self.engine.poll_timeout().map(|t| t.0.max(self.now.0));
             let Some(next) = [event, timer].into_iter().flatten().min().filter(|&t| t <= end) else {

@@ -1,4 +1,4 @@
-//! Connections that are joined in the middle, and captures with holes.
+//! Connections that are joined in the middle, and captures with gaps.
 
 use tcpcopy_common::tcp_flags::ACK;
 
@@ -110,7 +110,7 @@ fn a_gap_in_the_capture_resets_the_session_and_joins_again_later() {
     assert_eq!((stats.sessions.seen, stats.sessions.finished), (2, 1));
 }
 
-/// The live server has received what did not fit into our ring: nobody will send it again.
+/// The live server has received what did not fit into our ring: it is not retransmitted.
 #[test]
 fn a_gap_that_a_full_ring_has_left_is_given_up_at_once() {
     let mut lab = Lab::new();
@@ -120,7 +120,7 @@ fn a_gap_that_a_full_ring_has_left_is_given_up_at_once() {
     lab.run_ms(1000);
     lab.engine.handle_ring_full(lab.now);
     lab.run_ms(500);
-    // More than is ever kept beyond a hole.
+    // More than is ever kept behind a gap.
     client.seq = client.seq.wrapping_add(40 << 20);
     client.send(&mut lab, 50, b"the rest\n");
     lab.run_ms(15);

@@ -297,7 +297,8 @@ fn shutdown_resets_every_open_session() {
     assert_eq!((stats.bytes.discarded.get(Reason::Shutdown), stats.resets_sent), (30, 5));
 }
 
-/// Nothing may be sent, so there is nothing to look after every round-trip time; afterwards what is unacknowledged is sent again.
+/// Nothing may be sent, so there is nothing to look after every round-trip time; afterwards what is unacknowledged is
+/// sent again.
 #[test]
 fn retransmission_rests_while_the_channel_is_down() {
     let mut lab = Lab::new();

@@ -188,7 +188,8 @@ fn a_lost_final_ack_does_not_leave_the_target_in_last_ack() {
     lab.assert_nothing_lost();
 }
 
-/// Requests of mixed sizes over several connections, with and without keep-alive, in bad weather; and what should arrive.
+/// Requests of mixed sizes over several connections, with and without keep-alive, in bad weather; and what should
+/// arrive.
 fn storm(seed: u64, weather: Weather) -> (Lab, Vec<String>) {
     let mut lab = Lab::new();
     lab.seed(seed);

@@ -1,5 +1,5 @@
-//! Two thousand clients at once, none of which does what a textbook's does, on a path that loses a little: no session gets
-//! stuck, nothing panics, and the counts add up.
+//! Two thousand clients at once, none of which does what a textbook's does, on a path that loses a little: no session
+//! gets stuck, nothing panics, and the counts add up.
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags};
 

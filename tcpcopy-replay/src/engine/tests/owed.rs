@@ -1,4 +1,4 @@
-//! Answers that the target owes when it closes: told from what it has said, or counted as unclear.
+//! Answers that the target owes when it closes: told from what it has sent, or counted as unclear.
 
 use super::{
     harness::{Client, Lab, MS},
@@ -195,7 +195,8 @@ fn a_pipeline_that_the_target_answers_in_part_and_closes_upon_is_counted() {
 #[test]
 fn an_answer_that_the_replayed_fin_cuts_off_is_counted() {
     let mut lab = Lab::new();
-    // The late answer to the first line passes for the second's, so the FIN follows; the target closes before the second.
+    // The late answer to the first line passes for the second's, so the FIN follows; the target closes before the
+    // second.
     lab.target.new_app = Box::new(|_| script(vec![vec![Act::Write(2500 * MS, 10)], vec![Act::Write(2600 * MS, 10)]]));
     live_lines(&mut lab, &[0, 0]);
     assert_eq!((lab.engine.stats().gate_expired, owed(&lab)), (1, (0, 1)));
@@ -220,8 +221,8 @@ fn slightly_shorter_answers_after_a_greeting_do_not_add_up() {
     assert_eq!((lab.engine.stats().reconnects, owed(&lab)), (1, (0, 0)));
 }
 
-/// Three answers never come, so the two servers do not speak in step: what the target leaves unsaid when the client ends says
-/// nothing, but what it leaves unsaid when it closes itself does.
+/// Three answers never come, so the two servers do not speak in step: what the target leaves unsaid when the client
+/// ends tells nothing, but what is missing when it closes itself does.
 #[test]
 fn a_session_that_is_no_longer_gated_owes_something_only_where_the_target_ends_first() {
     for closes in [false, true] {

@@ -11,7 +11,7 @@ use crate::{config::Config, stats::Reason};
 /// Payload of a full segment.
 const SEGMENT: usize = 988;
 
-/// A connection to a target that reads and says nothing.
+/// A connection to a target that reads and sends nothing.
 fn uploading() -> (Lab, Client) {
     uploading_with(Lab::new())
 }
@@ -46,14 +46,14 @@ fn what_carries_payload_or_moves_the_window_is_no_duplicate_acknowledgement() {
     answer.payload_len = 100;
     for n in 0..5 {
         answer.seq = lab.bare_ack().seq;
-        lab.hear(&answer);
+        lab.report(&answer);
         lab.run_ms(1);
         let mut update = lab.bare_ack();
         update.window = (500 + n * 10u16).to_be_bytes();
-        lab.hear(&update);
+        lab.report(&update);
     }
     assert_eq!((lab.engine.stats().response_bytes, lab.engine.stats().fast_retransmits), (500, 0));
-    (0..3).for_each(|_| lab.hear(&lab.bare_ack()));
+    (0..3).for_each(|_| lab.report(&lab.bare_ack()));
     assert_eq!(lab.engine.stats().fast_retransmits, 1);
 }
 
@@ -111,7 +111,7 @@ fn an_echo_comes_only_from_what_has_a_timestamp() {
     let (mut lab, mut client) = uploading();
     let mut without = lab.bare_ack();
     (without.options, without.tsval) = (0, 7u32.to_be_bytes());
-    lab.hear(&without);
+    lab.report(&without);
     client.send(&mut lab, 0, b"one\n");
     assert_eq!(lab.sent.last().unwrap().options.timestamps.unwrap().1, 99);
 }
@@ -129,7 +129,7 @@ fn what_is_lost_after_a_closed_window_has_opened_is_soon_sent_again() {
     lab.weather.lose = 1000;
     let mut update = lab.bare_ack();
     update.window = 4000u16.to_be_bytes();
-    lab.hear(&update);
+    lab.report(&update);
     assert_eq!(sent(&lab), 1);
     lab.weather.lose = 0;
     lab.run_ms(300);

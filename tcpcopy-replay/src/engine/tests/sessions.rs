@@ -281,8 +281,8 @@ fn an_idle_connection_holds_no_buffer() {
     assert!(lab.engine.pool.allocated() < 4096, "{}", lab.engine.pool.allocated());
 }
 
-/// With `-R`: neither the end of the handshake nor the first octets come before a round-trip time has passed, and no response
-/// is acknowledged earlier.
+/// With `-R`: neither the end of the handshake nor the first octets come before a round-trip time has passed, and no
+/// response is acknowledged earlier.
 #[test]
 fn a_distant_client_acknowledges_late() {
     const ROUND_TRIP: u64 = 30;
@@ -308,8 +308,8 @@ fn a_distant_client_acknowledges_late() {
     lab.assert_nothing_lost();
 }
 
-/// With `-R`, and responses that are to be acknowledged just while the channel is down: nothing is sent, the engine does not
-/// spin, and the session goes on afterwards.
+/// With `-R`, and responses that are to be acknowledged just while the channel is down: nothing is sent, the engine
+/// does not spin, and the session goes on afterwards.
 #[test]
 fn late_acknowledgements_wait_for_the_channel() {
     let mut lab = Lab::with(Config { round_trip: RoundTrip::Same(std::time::Duration::from_millis(30)), ..config() });

@@ -1,5 +1,5 @@
-//! A model of the target's TCP: just enough to accept, acknowledge, answer, retransmit and close, and strict about what it
-//! is sent. Written from RFC 9293 and not from the engine.
+//! A model of the target's TCP: just enough to accept, acknowledge, answer, retransmit and close, and strict about what
+//! it is sent. Written from RFC 9293 and not from the engine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -214,7 +214,8 @@ impl Target {
             let newer = p.seq.wrapping_sub(old.rcv_nxt) as i32 > 0
                 && p.options.timestamps.is_some_and(|(tsval, _)| tsval.wrapping_sub(old.echo) as i32 > 0);
             if !(time_wait && newer) {
-                // Half-open (RFC 9293, section 3.5.1), or a SYN that is not above the connection in TIME-WAIT (RFC 6191).
+                // Half-open (RFC 9293, section 3.5.1), or a SYN that is not above the connection in TIME-WAIT (RFC
+                // 6191).
                 self.late += usize::from(time_wait);
                 out.push(self.header(p.flow, Some(&old), old.snd_nxt, 0, ACK));
                 self.conns.insert(p.flow, old);
@@ -433,7 +434,7 @@ pub(crate) fn lines_then_reset(answer: u32, most: usize) -> App {
     })
 }
 
-/// Reads and says nothing.
+/// Reads, and sends nothing.
 pub(crate) fn silent() -> App {
     Box::new(|_| Vec::new())
 }

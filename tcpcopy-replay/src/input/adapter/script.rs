@@ -1,5 +1,5 @@
-//! An adapter that is not the identity, for tests of the seam: each target connection begins with octets that no live client
-//! has sent, and a range of what the live client has sent is left out.
+//! An adapter that is not the identity, for tests of the seam: each target connection begins with octets that no live
+//! client has sent, and a range of what the live client has sent is left out.
 
 use std::ops::Range;
 

@@ -39,9 +39,9 @@ impl Rig {
 fn a_late_segment_closes_the_hole_and_the_rest_follows() {
     let mut rig = Rig::new(u32::MAX - 2);
     assert_eq!(rig.put(4, b"efgh").unique, 4);
-    assert_eq!((rig.all(), rig.stream.hole_since()), (&b""[..], Some(Nanos(0))));
+    assert_eq!((rig.all(), rig.stream.gap_since()), (&b""[..], Some(Nanos(0))));
     assert_eq!(rig.put(0, b"abcd").unique, 4);
-    assert_eq!((rig.all(), rig.stream.hole_since()), (&b"abcdefgh"[..], None));
+    assert_eq!((rig.all(), rig.stream.gap_since()), (&b"abcdefgh"[..], None));
 }
 
 #[test]
@@ -59,11 +59,11 @@ fn octets_after_the_fin_are_refused_and_counted() {
     assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Close::New);
     assert_eq!(rig.stream.close(rig.isn.plus(4), Nanos(0), None), Close::Repeated);
     assert_eq!(rig.stream.close(rig.isn.plus(3), Nanos(0), None), Close::Contradictory);
-    assert!(rig.stream.fin().is_none() && rig.stream.hole_since().is_some());
+    assert!(rig.stream.fin().is_none() && rig.stream.gap_since().is_some());
     assert_eq!(rig.put(2, b"cdef"), Inserted { unique: 2, nonsense: 2, ..Inserted::default() });
     rig.put(0, b"ab");
     assert_eq!(rig.all(), b"abcd");
-    assert!(rig.stream.fin().is_some() && rig.stream.hole_since().is_none());
+    assert!(rig.stream.fin().is_some() && rig.stream.gap_since().is_none());
     assert_eq!(rig.put(9, b"z"), Inserted { nonsense: 1, ..Inserted::default() });
 }
 
@@ -148,12 +148,12 @@ fn a_hole_can_be_given_up() {
     rig.put(5, b"fg");
     rig.put(9, b"j");
     assert_eq!(rig.stream.held_from(LiveOffset::new(1)), 4);
-    assert_eq!(rig.stream.skip_hole(&mut rig.pool), 3);
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 3);
     assert_eq!((rig.all(), rig.stream.start().get()), (&b"fg"[..], 5));
-    assert_eq!(rig.stream.hole_since(), Some(Nanos(0)));
+    assert_eq!(rig.stream.gap_since(), Some(Nanos(0)));
     assert!(!rig.stream.begins_request(rig.stream.first_mark()), "nobody knows what the hole held");
-    assert_eq!(rig.stream.skip_hole(&mut rig.pool), 2);
-    assert_eq!((rig.all(), rig.stream.hole_since()), (&b"j"[..], None));
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 2);
+    assert_eq!((rig.all(), rig.stream.gap_since()), (&b"j"[..], None));
     rig.put(10, b"k");
     assert_eq!(rig.all(), b"jk");
 }
@@ -170,10 +170,10 @@ fn too_much_is_refused_without_a_trace() {
 #[test]
 fn a_flood_of_single_octets_does_not_grow_a_mark_for_each() {
     let mut rig = Rig::new(7);
-    for i in 0..3 * MANY_MARKS as u32 {
+    for i in 0..3 * MAX_MARKS as u32 {
         rig.put(i, b"x");
     }
-    assert!(rig.stream.mark(MANY_MARKS as u64 - 1).is_some() && rig.stream.mark(MANY_MARKS as u64).is_none());
+    assert!(rig.stream.mark(MAX_MARKS as u64 - 1).is_some() && rig.stream.mark(MAX_MARKS as u64).is_none());
 }
 
 #[test]
@@ -219,8 +219,8 @@ fn a_fin_ahead_stays_a_hole_until_everything_before_it_is_there() {
     let mut rig = Rig::new(7);
     assert_eq!(rig.stream.close(rig.isn.plus(6), Nanos(5), None), Close::New);
     rig.put(0, b"ab");
-    assert_eq!(rig.stream.hole_since(), Some(Nanos(5)));
-    assert_eq!(rig.stream.skip_hole(&mut rig.pool), 4, "octets that are missing before the FIN");
+    assert_eq!(rig.stream.gap_since(), Some(Nanos(5)));
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 4, "octets that are missing before the FIN");
     assert_eq!((rig.stream.end().get(), rig.stream.fin().map(|fin| fin.offset.get())), (6, Some(6)));
 }
 
@@ -290,6 +290,6 @@ proptest! {
         got.extend_from_slice(&rest);
         prop_assert_eq!(unique, len as u64);
         prop_assert_eq!(got, octets);
-        prop_assert_eq!(rig.stream.hole_since(), None);
+        prop_assert_eq!(rig.stream.gap_since(), None);
     }
 }

@@ -126,8 +126,9 @@ impl Connecting {
         if ours || r.flags & (ACK | RST) != ACK {
             return Err(Outcome::Continue);
         }
-        // RFC 9293, section 3.5.1: the target still holds a connection that we know nothing of. Our RST ends that connection, but
-        // its challenge has cost us the SYN. What comes late may be none, so that these do not count as retries.
+        // RFC 9293, section 3.5.1: the target still holds a connection that we know nothing of. Our RST ends that
+        // connection, but its challenge has cost us the SYN. What comes late may be none, so that these do not count as
+        // retries.
         if self.provoked < MAX_PROVOKED {
             self.provoked += 1;
             self.syn = Syn::Resend;

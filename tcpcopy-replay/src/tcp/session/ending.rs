@@ -41,8 +41,8 @@ impl Shared {
         }
     }
 
-    /// Handles that the target has closed its direction, having acknowledged what lies before `acked`. It may still read, so
-    /// only what it cannot answer any more is moved to another connection.
+    /// Handles that the target has closed its direction, having acknowledged what lies before `acked`. It may still
+    /// read, so only what it cannot answer any more is moved to another connection.
     ///
     /// A request that the target acknowledged before it closed may have reached an application that had closed already,
     /// or its answer may be the close (`quit`). What the live server did decides.
@@ -64,7 +64,7 @@ impl Shared {
             self.repeat_from(stream, config)
         } else if stream.end() > self.sent {
             self.resume_at(stream, config)
-        } else if stream.hole_since().is_none() && stream.is_over() {
+        } else if stream.gap_since().is_none() && stream.is_over() {
             return Outcome::Finished(Final::Nothing, self.owed_at_end(Final::Nothing, closed, stream));
         } else if config.rejoin {
             return Outcome::Rest(Final::Nothing);
@@ -82,8 +82,8 @@ impl Shared {
         !self.answered && self.request < self.sent
     }
 
-    /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go to a
-    /// second connection).
+    /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go
+    /// to a second connection).
     fn repeat_from(&self, stream: &Stream, config: &Config) -> Option<LiveOffset> {
         let possible =
             config.rejoin && self.is_unanswered() && stream.start() <= self.request && self.fruitless < MAX_FRUITLESS;
@@ -97,8 +97,8 @@ impl Shared {
         (config.rejoin && begins && self.fruitless < MAX_FRUITLESS).then_some(self.sent)
     }
 
-    /// Where another connection carries on, if the live client's behaviour asks for one: at the newest request, which the
-    /// live server has answered and the target has not, or at what was never sent.
+    /// Where another connection carries on, if the live client's behaviour asks for one: at the newest request, which
+    /// the live server has answered and the target has not, or at what was never sent.
     fn carry_on_at(&self, stream: &Stream, config: &Config) -> Option<LiveOffset> {
         let repeat = if self.is_answered_live(stream) { self.repeat_from(stream, config) } else { None };
         repeat.or_else(|| self.resume_at(stream, config))
@@ -113,8 +113,8 @@ impl Shared {
         next.is_some_and(|ack| ack.is_after(read)) || end.is_some_and(|ack| ack.is_after(read.plus(1)))
     }
 
-    /// What the present target connection still owes when another carries on at `from`. `closed`: what the target's FIN had
-    /// acknowledged, if there was one.
+    /// What the present target connection still owes when another carries on at `from`. `closed`: what the target's FIN
+    /// had acknowledged, if there was one.
     fn owed_on_reconnect(&self, from: LiveOffset, closed: Option<SentOffset>, stream: &Stream) -> Owed {
         let crossed = closed.is_some_and(|acked| self.adapter.live_of(acked) < self.sent);
         if from > self.request && (self.is_unanswered() || crossed) {
@@ -124,8 +124,8 @@ impl Shared {
         }
     }
 
-    /// What the present target connection still owes when the session ends as the live connection does, with a segment of
-    /// this kind. A session that is aborted is counted as that.
+    /// What the present target connection still owes when the session ends as the live connection does, with a segment
+    /// of this kind. A session that is aborted is counted as that.
     pub(super) fn owed_at_end(&self, kind: Final, closed: Option<SentOffset>, stream: &Stream) -> Owed {
         let answered_live = self.is_answered_live(stream);
         if self.is_unanswered() && answered_live {
@@ -138,7 +138,8 @@ impl Shared {
         }
     }
 
-    /// How many requests may have stayed without an answer on the present target connection, which cannot be told for certain.
+    /// How many requests may have stayed without an answer on the present target connection, which cannot be told for
+    /// certain.
     fn unclear(&self, closed: Option<SentOffset>, stream: &Stream) -> u64 {
         let closed_first = closed.is_none_or(|acked| stream.fin().is_none() || acked <= self.adapter.end(stream));
         // Where the gate has been given up, the two servers do not speak in step, and the target had its reason to end.

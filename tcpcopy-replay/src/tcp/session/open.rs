@@ -21,8 +21,8 @@ use crate::{
 
 /// Maximum consecutive retransmissions of data or FIN: about a hundred seconds at the minimum RTO.
 const MAX_RETRIES: u8 = 8;
-/// How long the target's FIN is waited with: well before the target forgets its half of the connection (60 s,
-/// `tcp_fin_timeout`) and would answer our FIN with a RST that nobody there recognises as ours.
+/// How long a target connection stays half-closed after the target's FIN: well before the target forgets its half of
+/// the connection (60 s, `tcp_fin_timeout`) and would answer our FIN with a RST that is not recognised there as ours.
 const CLOSE_WAIT_LIMIT: Duration = Duration::from_secs(20);
 
 /// Assumed when the SYN-ACK has no MSS option (RFC 9293, section 3.7.1; RFC 8200 for IPv6).
@@ -64,7 +64,8 @@ pub(super) struct Open {
     rare: Option<Box<Rare>>,
 }
 
-/// What a target connection has only after a loss or near its end: most are idle most of the time, and are to be small then.
+/// What a target connection has only after a loss or near its end: most are idle most of the time, and are to be small
+/// then.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rare {
     /// In fast recovery until this is acknowledged (RFC 6582).
@@ -126,8 +127,8 @@ impl Open {
         self.rare().closed.map(|(_, acked)| acked)
     }
 
-    /// The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when nothing was lost
-    /// on the way, that is the highest sent.
+    /// The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when nothing
+    /// was lost on the way, that is the highest sent.
     pub fn reset_seq(&self, shared: &Shared) -> ReplaySeq {
         shared.seq_of(self.high)
     }
@@ -206,7 +207,7 @@ impl Open {
 
     /// Everything unacknowledged is sent again, slowly (RFC 5681, section 3.1).
     fn handle_retransmission_timeout(&mut self) {
-        self.congestion.collapse(self.high.since(self.una) as u32, self.segment_size);
+        self.congestion.handle_timeout(self.high.since(self.una) as u32, self.segment_size);
         self.nxt = self.una;
         let guard = self.high;
         let rare = self.rare_mut();

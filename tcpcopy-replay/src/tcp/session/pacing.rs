@@ -1,5 +1,5 @@
-//! The live client's segments, passed one by one: each goes to the target once what the live client had read before it was
-//! answered there, too.
+//! The live client's segments, passed one by one: each goes to the target once what the live client had read before it
+//! was answered there, too.
 
 use super::{Answers, Context, Shared};
 use crate::{
@@ -44,19 +44,19 @@ impl Shared {
                     return Clearance::Octets { len: begin.since(from) as usize, push: true };
                 }
                 let Some(pass) = self.permitted(mark.time, cx) else { return Clearance::Wait };
-                self.answers.request(self.read_by(mark.ack), pass == Pass::Early);
+                self.answers.record_request(self.read_by(mark.ack), pass == Pass::Early);
                 if stream.begins_request(self.next_mark) && self.answered {
                     self.request = mark.offset;
                     self.answered = false;
                 }
             }
-            if let Some(waited) = self.gate.pass(cx.now, mark.time) {
+            if let Some(waited) = self.gate.skip(cx.now, mark.time) {
                 // Meanwhile another connection has shown that there is nothing to wait for.
                 cx.stats.gate_wait.record(waited);
             }
             self.note_read(mark.ack);
             if mark.push {
-                self.answers.write();
+                self.answers.record_write();
             }
             self.next_mark += 1;
             cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));

@@ -93,7 +93,7 @@ impl Open {
             if self.una == self.high {
                 // With nothing under way the timer is the persist timer, which is done with once the window has opened.
                 if self.window_end > self.nxt && shared.retransmit_at.is_set() {
-                    shared.rto = shared.rto.calm();
+                    shared.rto = shared.rto.reset_backoff();
                     shared.retransmit_at = Moment::NEVER;
                 }
             } else if pure && !window_moved {
@@ -139,7 +139,7 @@ impl Open {
         self.duplicates = self.duplicates.saturating_add(1);
         let Rare { recover, guard, .. } = self.rare();
         if self.duplicates == DUPLICATES && recover.is_none() && self.una >= guard {
-            self.congestion.lose(self.flight(), self.segment_size);
+            self.congestion.handle_loss(self.flight(), self.segment_size);
             self.rare_mut().recover = Some(self.high);
             self.resend = true;
             cx.stats.fast_retransmits += 1;
@@ -160,7 +160,7 @@ impl Open {
             self.receiver.note_end(seq.plus(r.payload_len));
         }
         if r.options & option::IN_ORDER != 0 {
-            self.receiver.pass(seq);
+            self.receiver.skip_to(seq);
         }
         let received = self.receiver.receive(seq, r.payload_len, fin);
         self.acknowledger.handle_segment(
@@ -182,17 +182,17 @@ impl Open {
         }
         if received.new > 0 || closes {
             shared.last_progress = cx.now;
-            shared.gate.answered(cx.now, self.receiver.is_complete(), self.una == self.high);
+            shared.gate.handle_response(cx.now, self.receiver.is_complete(), self.una == self.high);
         }
         if received.new > 0 {
-            shared.answers.said(received.new);
+            shared.answers.record_response(received.new);
             let first = shared.adapter.sent_of(shared.adapter.origin());
             if acked > shared.adapter.sent_of(shared.request) {
                 shared.answered = true;
                 shared.fruitless = 0;
             } else if acked > first {
                 shared.gate.opened_early();
-                shared.answers.went_on();
+                shared.answers.record_continuation();
             }
             if acked <= first && cx.now.since(self.since) < GREETING {
                 cx.profile.first_speaker = FirstSpeaker::Server;

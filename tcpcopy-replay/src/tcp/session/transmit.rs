@@ -127,7 +127,8 @@ impl Open {
         let segment = usize::from(self.segment_size);
         let usable = self.usable();
         if usable == 0 || (usable < available && usable < segment as u64 && self.flight() > 0) {
-            // Closed, or open by less than a segment while more will be acknowledged: wait (RFC 9293, section 3.8.6.2.1).
+            // Closed, or open by less than a segment while more will be acknowledged: wait (RFC 9293, section
+            // 3.8.6.2.1).
             if self.flight() == 0 && !shared.retransmit_at.is_set() {
                 shared.restart_retransmission(cx.now);
             }
@@ -163,7 +164,7 @@ impl Open {
             cx.stats.retransmitted_bytes += len as u64;
         } else {
             cx.stats.sent_segments += 1;
-            shared.gate.sent(cx.now);
+            shared.gate.record_sent(cx.now);
             if !self.timed_at.is_set() {
                 (self.timed, self.timed_at) = (self.nxt, Moment::at(cx.now));
             }
