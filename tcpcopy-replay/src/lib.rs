@@ -20,6 +20,7 @@
 //! and counted, until a request begins at which a session can join.
 
 #![deny(unsafe_code)]
+#![warn(unreachable_pub)]
 // The second line of the same rule: clippy.toml at the top of the workspace has the list.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 

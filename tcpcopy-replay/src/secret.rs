@@ -33,12 +33,12 @@ impl std::fmt::Debug for Secret {
 
 impl Secret {
     /// Expands a seed to a key. As hard to guess as the seed.
-    pub const fn new(seed: u64) -> Self {
+    pub(crate) const fn new(seed: u64) -> Self {
         Self(MarkKey { k0: seed, k1: seed.rotate_left(32) ^ 0x243f_6a88_85a3_08d3 })
     }
 
     /// Returns the SipHash-2-4 of a four-tuple and a purpose, which stands where a mark has ISN and instance.
-    pub fn hash(&self, flow: &Flow, purpose: Purpose) -> u64 {
+    pub(crate) fn hash(&self, flow: &Flow, purpose: Purpose) -> u64 {
         let (purpose, number) = match purpose {
             Purpose::Opening => (1, 0),
             Purpose::OtherPort(n) => (2, n),

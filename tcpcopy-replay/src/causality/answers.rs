@@ -26,23 +26,23 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// Records payload of the target.
-    pub const fn record_response(&mut self, octets: u32) {
+    pub(crate) const fn record_response(&mut self, octets: u32) {
         self.received = self.received.saturating_add(octets);
     }
 
     /// Records that the target went on with an answer after the request that was to wait for it had been let through.
-    pub const fn record_continuation(&mut self) {
+    pub(crate) const fn record_continuation(&mut self) {
         self.newest_early = true;
     }
 
     /// Records that a write of the live client ends with the segment that is sent.
-    pub const fn record_write(&mut self) {
+    pub(crate) const fn record_write(&mut self) {
         self.writes = self.writes.saturating_add(1);
     }
 
     /// Records that a request is let through which the live client sent after it had read `live` octets. `early`: not
     /// because the target has answered.
-    pub fn record_request(&mut self, live: u32, early: bool) {
+    pub(crate) fn record_request(&mut self, live: u32, early: bool) {
         let exact = self.early() > 0 || self.behind >= self.last / 2;
         // Less than half an answer is how versions of a server differ, and would add up.
         let carried = if exact { self.behind } else { 0 };
@@ -57,7 +57,7 @@ impl Answers {
     /// Returns how many requests may have stayed without an answer, if the target sends no more. `answered`: it has
     /// sent payload since the newest one, which is not among them otherwise; `live`: how much the live server has
     /// answered to that.
-    pub fn unclear(&self, answered: bool, live: u32) -> u64 {
+    pub(crate) fn unclear(&self, answered: bool, live: u32) -> u64 {
         let early = u64::from(self.early());
         if !answered {
             // An answer is missing to the requests before it.

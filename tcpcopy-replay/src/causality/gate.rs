@@ -72,25 +72,25 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { answer: Answer::Nothing, response_ended: false, waiting: Waiting::Never, strikes: 0, patient: false }
     }
 
     /// Resets the gate for a new target connection of the same session.
-    pub const fn reconnect(&mut self) {
+    pub(crate) const fn reconnect(&mut self) {
         self.answer = Answer::Nothing;
         self.response_ended = false;
         self.waiting = Waiting::Never;
     }
 
     /// Records that something new is sent.
-    pub const fn record_sent(&mut self, now: Nanos) {
+    pub(crate) const fn record_sent(&mut self, now: Nanos) {
         self.answer = if self.response_ended { Answer::Early(Moment::at(now)) } else { Answer::Nothing };
     }
 
     /// Handles payload or a FIN of the target. `ends`: with PSH or FIN, and nothing before it is missing;
     /// `all_acknowledged`: after it had acknowledged everything that was sent.
-    pub const fn handle_response(&mut self, now: Nanos, ends: bool, all_acknowledged: bool) {
+    pub(crate) const fn handle_response(&mut self, now: Nanos, ends: bool, all_acknowledged: bool) {
         self.response_ended |= ends;
         self.answer = match (ends, all_acknowledged) {
             (true, true) => Answer::Complete(Moment::at(now)),
@@ -101,18 +101,18 @@ impl Gate {
 
     /// Notes that the target went on with an answer after the segment that was to wait for it had been sent. If that
     /// happens when it closes, the rest of the one answer is taken for an answer to the next request.
-    pub const fn opened_early(&mut self) {
+    pub(crate) const fn opened_early(&mut self) {
         self.patient = true;
     }
 
     /// Whether the gate has been given up.
-    pub const fn is_off(&self) -> bool {
+    pub(crate) const fn is_off(&self) -> bool {
         self.strikes >= GATE_STRIKES
     }
 
     /// Asks whether a segment may be sent that was captured at `captured`, and that the live client sent after it had
     /// read something. Everything before it has been sent; `round_trip`: how long that takes to the target and back.
-    pub fn ask(
+    pub(crate) fn ask(
         &mut self,
         now: Nanos,
         captured: Nanos,
@@ -147,14 +147,14 @@ impl Gate {
     }
 
     /// Notes that the segment that waits, if one does, is sent without asking again; returns how long it has waited.
-    pub const fn skip(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
+    pub(crate) const fn skip(&mut self, now: Nanos, captured: Nanos) -> Option<Duration> {
         let Waiting::Since(_) = self.waiting else { return None };
         self.waiting = Waiting::Until(Moment::at(now));
         Some(now.since(captured))
     }
 
     /// Returns from when on a segment captured at `captured` could have been sent: the wait for the gate is no lag.
-    pub fn ready(&self, captured: Nanos) -> Nanos {
+    pub(crate) fn ready(&self, captured: Nanos) -> Nanos {
         match self.waiting {
             Waiting::Until(opened) => captured.max(opened.time()),
             Waiting::Never | Waiting::Since(_) => captured,
@@ -162,7 +162,7 @@ impl Gate {
     }
 
     /// Notes that the bound was reached; returns whether the gate is given up now.
-    pub const fn strike(&mut self) -> bool {
+    pub(crate) const fn strike(&mut self) -> bool {
         self.strikes = self.strikes.saturating_add(1);
         self.strikes == GATE_STRIKES
     }

@@ -48,12 +48,12 @@ enum Stage {
 impl Orphans {
     /// Returns how many are not settled.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.known.len()
     }
 
     /// Adds a connection; returns whether it was not known yet.
-    pub fn add(&mut self, flow: Flow, opening: Opening) -> bool {
+    pub(super) fn add(&mut self, flow: Flow, opening: Opening) -> bool {
         let is_new = !self.known.contains_key(&flow);
         if is_new {
             self.known.insert(flow, Orphan { opening, syns: 0, stage: Stage::Waiting });
@@ -63,7 +63,7 @@ impl Orphans {
     }
 
     /// Lets all of them wait again: no SYN that was sent counts any more.
-    pub fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         for orphan in self.known.values_mut() {
             (orphan.syns, orphan.stage) = (0, Stage::Waiting);
         }
@@ -73,7 +73,7 @@ impl Orphans {
     }
 
     /// Returns the next one to probe.
-    pub fn next(&mut self) -> Option<Flow> {
+    pub(super) fn next(&mut self) -> Option<Flow> {
         if self.asked >= MAX_ASKED {
             return None;
         }
@@ -86,7 +86,7 @@ impl Orphans {
     }
 
     /// Notes that a SYN is sent for one that waits; returns what the SYN begins with.
-    pub fn ask(&mut self, now: Nanos, flow: &Flow) -> Option<Opening> {
+    pub(super) fn ask(&mut self, now: Nanos, flow: &Flow) -> Option<Opening> {
         let orphan = self.known.get_mut(flow)?;
         let until = now.after(RETRY);
         orphan.stage = Stage::Asked(until);
@@ -97,7 +97,7 @@ impl Orphans {
     }
 
     /// Puts off one that waits.
-    pub fn postpone(&mut self, now: Nanos, flow: &Flow) {
+    pub(super) fn postpone(&mut self, now: Nanos, flow: &Flow) {
         if let Some(orphan) = self.known.get_mut(flow) {
             let until = now.after(RETRY);
             orphan.stage = Stage::Postponed(until);
@@ -106,14 +106,14 @@ impl Orphans {
     }
 
     /// Forgets the one on this four-tuple; returns whether there was one.
-    pub fn settle(&mut self, flow: &Flow) -> bool {
+    pub(super) fn settle(&mut self, flow: &Flow) -> bool {
         let Some(orphan) = self.known.remove(flow) else { return false };
         self.asked -= usize::from(matches!(orphan.stage, Stage::Asked(_)));
         true
     }
 
     /// Lets those wait again whose SYN has timed out; returns how many are given up.
-    pub fn expire(&mut self, now: Nanos) -> u64 {
+    pub(super) fn expire(&mut self, now: Nanos) -> u64 {
         let mut given_up = 0;
         while let Some(&(at, flow)) = self.later.front().filter(|(at, _)| *at <= now) {
             self.later.pop_front();
@@ -136,7 +136,7 @@ impl Orphans {
     }
 
     /// When to call [`expire`](Self::expire).
-    pub fn deadline(&self) -> Option<Nanos> {
+    pub(super) fn deadline(&self) -> Option<Nanos> {
         self.later.front().map(|(at, _)| *at)
     }
 }

@@ -40,23 +40,23 @@ pub(crate) enum Rewrite {
 
 impl Adapter {
     /// An adapter for a target connection that begins at a live offset.
-    pub const fn new(origin: LiveOffset, rewrite: Rewrite) -> Self {
+    pub(crate) const fn new(origin: LiveOffset, rewrite: Rewrite) -> Self {
         Self { origin, rewrite }
     }
 
     /// Begins another target connection.
-    pub const fn restart(&mut self, origin: LiveOffset) {
+    pub(crate) const fn restart(&mut self, origin: LiveOffset) {
         self.origin = origin;
     }
 
     /// Where in the live stream the present target connection begins.
-    pub const fn origin(&self) -> LiveOffset {
+    pub(crate) const fn origin(&self) -> LiveOffset {
         self.origin
     }
 
     /// Where the octet at a live offset is sent; if it is left out, the next one that is not. What is inserted before
     /// it goes first.
-    pub fn sent_of(&self, live: LiveOffset) -> SentOffset {
+    pub(crate) fn sent_of(&self, live: LiveOffset) -> SentOffset {
         match &self.rewrite {
             Rewrite::Identity => SentOffset::new(live.since(self.origin)),
             #[cfg(test)]
@@ -66,7 +66,7 @@ impl Adapter {
 
     /// The first live octet that is still needed when everything before a sent offset has arrived. Octets that are left
     /// out go with the next one that is sent. Behind the end it counts on, as sent offsets do.
-    pub fn live_of(&self, sent: SentOffset) -> LiveOffset {
+    pub(crate) fn live_of(&self, sent: SentOffset) -> LiveOffset {
         match &self.rewrite {
             Rewrite::Identity => self.origin.plus(sent.get()),
             #[cfg(test)]
@@ -75,12 +75,12 @@ impl Adapter {
     }
 
     /// Where the octets end that can be sent by now, and where the FIN is sent once the live client has closed.
-    pub fn end(&self, stream: &Stream) -> SentOffset {
+    pub(crate) fn end(&self, stream: &Stream) -> SentOffset {
         self.sent_of(stream.end())
     }
 
     /// How many of the live octets in a range are not sent.
-    pub fn left_out(&self, live: Range<LiveOffset>) -> u64 {
+    pub(crate) fn left_out(&self, live: Range<LiveOffset>) -> u64 {
         match &self.rewrite {
             Rewrite::Identity => {
                 let _ = live;
@@ -92,7 +92,7 @@ impl Adapter {
     }
 
     /// How many of the `len` octets from a sent offset on one [`slice`](Self::slice) holds; at least one of them.
-    pub fn contiguous(&self, from: SentOffset, len: usize) -> usize {
+    pub(crate) fn contiguous(&self, from: SentOffset, len: usize) -> usize {
         match &self.rewrite {
             Rewrite::Identity => {
                 let _ = from;
@@ -105,7 +105,7 @@ impl Adapter {
 
     /// The octets to send from a sent offset on: `len` that are [`contiguous`](Self::contiguous), as far as they are
     /// there.
-    pub fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
+    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
         match &self.rewrite {
             Rewrite::Identity => stream.slice(self.live_of(from), len),
             #[cfg(test)]

@@ -67,18 +67,18 @@ pub(crate) struct Pool {
 pub(crate) struct Exhausted;
 
 impl Pool {
-    pub const fn new(limit: usize) -> Self {
+    pub(crate) const fn new(limit: usize) -> Self {
         Self { unused: Vec::new(), kept: 0, allocated: 0, limit }
     }
 
     /// Returns the bytes that all stores take.
     #[cfg(test)]
-    pub const fn allocated(&self) -> usize {
+    pub(crate) const fn allocated(&self) -> usize {
         self.allocated
     }
 
     /// Returns an empty store.
-    pub fn take(&mut self) -> Box<Store> {
+    pub(crate) fn take(&mut self) -> Box<Store> {
         self.pop().unwrap_or_default()
     }
 
@@ -92,7 +92,7 @@ impl Pool {
     ///
     /// # Errors
     /// [`Exhausted`] when the pool's limit does not allow it.
-    pub fn reserve(&mut self, store: &mut Store, len: usize) -> Result<(), Exhausted> {
+    pub(crate) fn reserve(&mut self, store: &mut Store, len: usize) -> Result<(), Exhausted> {
         let capacity = store.bytes.capacity();
         if len <= capacity {
             return Ok(());
@@ -108,14 +108,14 @@ impl Pool {
     }
 
     /// Charges what the store takes by now.
-    pub fn settle(&mut self, store: &mut Store) {
+    pub(crate) fn settle(&mut self, store: &mut Store) {
         let footprint = store.footprint();
         self.allocated = self.allocated - store.charged + footprint;
         store.charged = footprint;
     }
 
     /// Takes a store back.
-    pub fn give_back(&mut self, mut store: Box<Store>) {
+    pub(crate) fn give_back(&mut self, mut store: Box<Store>) {
         self.settle(&mut store);
         let most = if store.bytes.capacity() <= MIN_CAPACITY {
             usize::MAX

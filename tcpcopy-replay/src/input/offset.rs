@@ -6,29 +6,28 @@ macro_rules! offset_space {
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub(crate) struct $name(u64);
 
-        #[allow(dead_code, reason = "both spaces offer the same arithmetic")]
         impl $name {
             /// Before the first octet.
-            pub const START: Self = Self(0);
+            pub(crate) const START: Self = Self(0);
 
             /// After `octets` octets.
-            pub const fn new(octets: u64) -> Self {
+            pub(crate) const fn new(octets: u64) -> Self {
                 Self(octets)
             }
 
             /// The number of octets before it.
-            pub const fn get(self) -> u64 {
+            pub(crate) const fn get(self) -> u64 {
                 self.0
             }
 
             /// `octets` further on.
             #[must_use]
-            pub const fn plus(self, octets: u64) -> Self {
+            pub(crate) const fn plus(self, octets: u64) -> Self {
                 Self(self.0 + octets)
             }
 
             /// How many octets lie between `earlier` and this; none if it is later.
-            pub const fn since(self, earlier: Self) -> u64 {
+            pub(crate) const fn since(self, earlier: Self) -> u64 {
                 self.0.saturating_sub(earlier.0)
             }
         }
@@ -47,7 +46,7 @@ offset_space! {
 
 impl SentOffset {
     /// The position `distance` octets away, unless that lies before the first octet.
-    pub const fn offset_by(self, distance: i64) -> Option<Self> {
+    pub(crate) const fn offset_by(self, distance: i64) -> Option<Self> {
         match self.0.checked_add_signed(distance) {
             Some(octets) => Some(Self(octets)),
             None => None,

@@ -89,7 +89,7 @@ struct Rare {
 
 impl Stream {
     /// Creates a stream whose first octet has sequence number `first`, or that begins with the next segment.
-    pub const fn new(first: Option<LiveSeq>) -> Self {
+    pub(crate) const fn new(first: Option<LiveSeq>) -> Self {
         Self { end_seq: first, start: 0, end: 0, store: None, first_mark: 0, before: None, rare: None }
     }
 
@@ -112,32 +112,32 @@ impl Stream {
     }
 
     /// Returns the offset after the last octet in order.
-    pub const fn end(&self) -> LiveOffset {
+    pub(crate) const fn end(&self) -> LiveOffset {
         LiveOffset::new(self.end)
     }
 
     /// Returns the offset of the first octet that has not been released.
-    pub const fn start(&self) -> LiveOffset {
+    pub(crate) const fn start(&self) -> LiveOffset {
         LiveOffset::new(self.start)
     }
 
     /// Returns since when a gap keeps later octets (or the FIN) from being in order.
-    pub fn gap_since(&self) -> Option<Nanos> {
+    pub(crate) fn gap_since(&self) -> Option<Nanos> {
         self.rare().gap_since
     }
 
     /// Returns the FIN, once everything before it is there.
-    pub fn fin(&self) -> Option<Ending> {
+    pub(crate) fn fin(&self) -> Option<Ending> {
         self.rare().fin.filter(|fin| fin.offset == self.end())
     }
 
     /// Returns the live client's reset.
-    pub fn reset(&self) -> Option<Ending> {
+    pub(crate) fn reset(&self) -> Option<Ending> {
         self.rare().reset
     }
 
     /// Whether the live client will send nothing more.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         let Rare { fin, reset, .. } = self.rare();
         fin.is_some() || reset.is_some()
     }
@@ -151,7 +151,7 @@ impl Stream {
     ///
     /// # Errors
     /// The reason why they cannot be kept; the stream is unchanged.
-    pub fn insert(
+    pub(crate) fn insert(
         &mut self,
         pool: &mut Pool,
         limit: usize,
@@ -284,7 +284,7 @@ impl Stream {
     }
 
     /// Notes a FIN, which follows the octet before `seq`.
-    pub fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Close {
+    pub(crate) fn close(&mut self, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) -> Close {
         let offset = self.offset_of(seq);
         if let Some(fin) = self.rare().fin {
             return if fin.offset.get() as i64 == offset { Close::Repeated } else { Close::Contradictory };
@@ -302,7 +302,7 @@ impl Stream {
     }
 
     /// Notes a reset; it takes effect after what is there in order.
-    pub fn abort(&mut self, ack: Option<LiveAck>) {
+    pub(crate) fn abort(&mut self, ack: Option<LiveAck>) {
         let offset = self.end();
         let rare = self.rare_mut();
         if rare.reset.is_none() {
@@ -312,7 +312,7 @@ impl Stream {
     }
 
     /// Returns the octets from `offset` on, at most `len`, as far as they are there in order.
-    pub fn slice(&self, offset: LiveOffset, len: usize) -> &[u8] {
+    pub(crate) fn slice(&self, offset: LiveOffset, len: usize) -> &[u8] {
         let Some(store) = &self.store else { return &[] };
         let from = offset.get().max(self.start);
         let len = len.min(self.end.saturating_sub(from) as usize);
@@ -321,19 +321,19 @@ impl Stream {
     }
 
     /// Returns the mark with a number, if it has not been released and its octets are in order.
-    pub fn mark(&self, number: u64) -> Option<&Mark> {
+    pub(crate) fn mark(&self, number: u64) -> Option<&Mark> {
         let index = number.checked_sub(self.first_mark)?;
         self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end())
     }
 
     /// Returns the number of the first mark that has not been released.
-    pub const fn first_mark(&self) -> u64 {
+    pub(crate) const fn first_mark(&self) -> u64 {
         self.first_mark
     }
 
     /// Whether the segment of a mark begins a request: the one before it ended with PSH, and its acknowledgement shows
     /// that the live client has received something in between.
-    pub fn begins_request(&self, number: u64) -> bool {
+    pub(crate) fn begins_request(&self, number: u64) -> bool {
         let before = number.checked_sub(1).and_then(|n| self.mark(n)).map_or(self.before, |m| Some((m.ack, m.push)));
         match (before, self.mark(number).and_then(|m| m.ack)) {
             (Some((Some(before), true)), Some(ack)) => ack.is_after(before),
@@ -342,7 +342,7 @@ impl Stream {
     }
 
     /// Returns how many octets at and after `offset` are held, in order or not.
-    pub fn held_from(&self, offset: LiveOffset) -> u64 {
+    pub(crate) fn held_from(&self, offset: LiveOffset) -> u64 {
         let Some(store) = &self.store else { return 0 };
         let offset = offset.get();
         let out_of_order: u64 = store.out_of_order.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
@@ -350,7 +350,7 @@ impl Stream {
     }
 
     /// Releases what lies before `offset`.
-    pub fn release(&mut self, pool: &mut Pool, offset: LiveOffset) {
+    pub(crate) fn release(&mut self, pool: &mut Pool, offset: LiveOffset) {
         let offset = offset.get().min(self.end);
         if offset <= self.start {
             return;
@@ -378,7 +378,7 @@ impl Stream {
 
     /// Gives up the octets of the first gap, and goes on with what follows them. Returns how many they are; when
     /// nothing is known to follow, the position becomes unknown.
-    pub fn skip_gap(&mut self, pool: &mut Pool) -> u64 {
+    pub(crate) fn skip_gap(&mut self, pool: &mut Pool) -> u64 {
         let end = self.end;
         self.release(pool, self.end());
         self.close_gap();
@@ -410,7 +410,7 @@ impl Stream {
     }
 
     /// Releases everything held; the next segment tells where the stream goes on.
-    pub fn clear(&mut self, pool: &mut Pool) {
+    pub(crate) fn clear(&mut self, pool: &mut Pool) {
         if let Some(store) = self.store.take() {
             self.first_mark += store.marks.len() as u64;
             pool.give_back(store);

@@ -9,27 +9,27 @@ use crate::time::Nanos;
 pub(crate) struct Moment(Nanos);
 
 impl Moment {
-    pub const NEVER: Self = Self(Nanos(u64::MAX));
+    pub(crate) const NEVER: Self = Self(Nanos(u64::MAX));
 
-    pub const fn at(time: Nanos) -> Self {
+    pub(crate) const fn at(time: Nanos) -> Self {
         Self(time)
     }
 
     /// Returns the point in time; the last of [`Nanos`] for never.
-    pub const fn time(self) -> Nanos {
+    pub(crate) const fn time(self) -> Nanos {
         self.0
     }
 
-    pub fn is_set(self) -> bool {
+    pub(crate) fn is_set(self) -> bool {
         self != Self::NEVER
     }
 
-    pub fn is_due(self, now: Nanos) -> bool {
+    pub(crate) fn is_due(self, now: Nanos) -> bool {
         self.is_set() && self.time() <= now
     }
 
     /// Sets it, unless it is set.
-    pub fn set_once(&mut self, time: Nanos) {
+    pub(crate) fn set_once(&mut self, time: Nanos) {
         if !self.is_set() {
             self.0 = time;
         }

@@ -33,15 +33,15 @@ pub(crate) struct Slab<T> {
 impl<T> Slab<T> {
     const PER_CHUNK: usize = CHUNK / size_of::<Slot<T>>();
 
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { chunks: Vec::new(), slots: 0, free: Vec::new() }
     }
 
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.slots as usize - self.free.len()
     }
 
-    pub fn insert(&mut self, value: T) -> Id {
+    pub(crate) fn insert(&mut self, value: T) -> Id {
         if let Some(index) = self.free.pop() {
             let id = Id::new(index);
             if let Some(slot) = self.slot_mut(id) {
@@ -61,44 +61,44 @@ impl<T> Slab<T> {
         Id::new(self.slots - 1)
     }
 
-    pub fn remove(&mut self, id: Id) -> Option<T> {
+    pub(crate) fn remove(&mut self, id: Id) -> Option<T> {
         let value = self.slot_mut(id)?.value.take()?;
         self.free.push(id.get());
         Some(value)
     }
 
-    pub fn get(&self, id: Id) -> Option<&T> {
+    pub(crate) fn get(&self, id: Id) -> Option<&T> {
         self.slot(id)?.value.as_ref()
     }
 
-    pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, id: Id) -> Option<&mut T> {
         self.slot_mut(id)?.value.as_mut()
     }
 
     /// Returns the armed timers of an index.
-    pub fn armed_mut(&mut self, id: Id) -> Option<&mut Armed> {
+    pub(crate) fn armed_mut(&mut self, id: Id) -> Option<&mut Armed> {
         self.slot_mut(id).map(|slot| &mut slot.armed)
     }
 
     #[cfg(test)]
-    pub fn armed(&self, id: Id) -> Armed {
+    pub(crate) fn armed(&self, id: Id) -> Armed {
         self.slot(id).map(|slot| slot.armed).unwrap_or_default()
     }
 
     /// Notes whether an index is in the queue of those with something to send; returns whether it was before.
-    pub fn set_queued(&mut self, id: Id, queued: bool) -> bool {
+    pub(crate) fn set_queued(&mut self, id: Id, queued: bool) -> bool {
         self.slot_mut(id).is_none_or(|slot| std::mem::replace(&mut slot.queued, queued))
     }
 
     /// Prefetches a value.
-    pub fn prefetch(&self, id: Id) {
+    pub(crate) fn prefetch(&self, id: Id) {
         if let Some(slot) = self.slot(id) {
             prefetch(slot);
         }
     }
 
     /// Returns the ids in use, ascending. Visits all indices: for rare events only.
-    pub fn ids(&self) -> Vec<Id> {
+    pub(crate) fn ids(&self) -> Vec<Id> {
         (0..self.slots).map(Id::new).filter(|&id| self.get(id).is_some()).collect()
     }
 

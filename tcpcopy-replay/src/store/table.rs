@@ -36,24 +36,24 @@ pub(crate) struct FlowTable {
 }
 
 impl FlowTable {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { slots: vec![VACANT; MIN_SLOTS], used: 0, hasher: FlowHasher::new(seed) }
     }
 
     /// Returns the tag of a four-tuple.
-    pub fn tag(&self, flow: &Flow) -> Tag {
+    pub(crate) fn tag(&self, flow: &Flow) -> Tag {
         let mut hasher = self.hasher;
         hasher.write(bytemuck::bytes_of(flow));
         Tag(hasher.finish() as u32)
     }
 
     /// Prefetches what a look-up needs.
-    pub fn prefetch(&self, tag: Tag) {
+    pub(crate) fn prefetch(&self, tag: Tag) {
         prefetch(&self.slots[self.home(tag.0)]);
     }
 
     /// Returns the first connection with a tag that `is` the one wanted.
-    pub fn find(&self, tag: Tag, mut is: impl FnMut(Id) -> bool) -> Option<Id> {
+    pub(crate) fn find(&self, tag: Tag, mut is: impl FnMut(Id) -> bool) -> Option<Id> {
         let mut at = self.home(tag.0);
         loop {
             let slot = self.slots[at];
@@ -68,7 +68,7 @@ impl FlowTable {
     }
 
     /// Adds a connection, whose four-tuple no other has.
-    pub fn insert(&mut self, flow: &Flow, id: Id) {
+    pub(crate) fn insert(&mut self, flow: &Flow, id: Id) {
         if (self.used + 1) * 8 > self.slots.len() * 7 {
             let larger = vec![VACANT; self.slots.len() * 2];
             let slots = std::mem::replace(&mut self.slots, larger);
@@ -80,7 +80,7 @@ impl FlowTable {
     }
 
     /// Removes a connection's entry for a four-tuple, if there is one.
-    pub fn remove(&mut self, flow: &Flow, id: Id) {
+    pub(crate) fn remove(&mut self, flow: &Flow, id: Id) {
         let Tag(tag) = self.tag(flow);
         let mut hole = self.home(tag);
         while (self.slots[hole].tag, self.slots[hole].id) != (tag, id.get()) {
@@ -134,7 +134,7 @@ pub(crate) struct FlowHasher {
 }
 
 impl FlowHasher {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let state = mix(seed ^ 0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7345);
         // Odd, so that the multiplication loses nothing.
         Self { state, key: mix(state, 0xa409_3822_299f_31d1) | 1 }

@@ -41,7 +41,7 @@ pub(crate) struct Armed([u32; 3]);
 
 impl Armed {
     /// Notes that an entry has expired; returns whether one of the timers had it in force.
-    pub fn fired(&mut self, tick: u32) -> bool {
+    pub(crate) fn fired(&mut self, tick: u32) -> bool {
         let mut in_force = false;
         for armed in self.0.iter_mut().filter(|armed| **armed == tick) {
             *armed = 0;
@@ -91,13 +91,13 @@ const fn tick_of(t: Nanos) -> u64 {
 }
 
 impl Timers {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { now: 0, blocks: Vec::new(), free: NONE, heads: Box::new([NONE; LEVELS * SLOTS]), occupied: [0; LEVELS] }
     }
 
     /// Arms one of a connection's timers, to fire at `deadline` or within a tick after it; or earlier, when it was
     /// armed for an earlier time. A deadline that is never arms nothing.
-    pub fn arm(&mut self, id: Id, armed: &mut Armed, timer: Timer, deadline: Moment) {
+    pub(crate) fn arm(&mut self, id: Id, armed: &mut Armed, timer: Timer, deadline: Moment) {
         if !deadline.is_set() {
             return;
         }
@@ -114,14 +114,14 @@ impl Timers {
 
     /// Whether an entry is in force that expires when the deadline does, or before.
     #[cfg(test)]
-    pub fn covers(&self, armed: Armed, timer: Timer, deadline: Moment) -> bool {
+    pub(crate) fn covers(&self, armed: Armed, timer: Timer, deadline: Moment) -> bool {
         let tick = armed.0[timer as usize];
         !deadline.is_set() || tick != 0 && self.widen(tick) <= tick_of(deadline.time()).max(self.now) + 1
     }
 
     /// Returns how many entries there are, in force or cancelled.
     #[cfg(test)]
-    pub fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         let blocks = |head: &u32| {
             std::iter::successors(self.blocks.get(*head as usize), |block| self.blocks.get(block.next as usize))
         };
@@ -130,13 +130,13 @@ impl Timers {
 
     /// Returns when to call [`expire`](Self::expire) next: not later than the earliest timer (it may be earlier, when
     /// entries are cancelled or have to move down a level).
-    pub fn next(&self) -> Option<Nanos> {
+    pub(crate) fn next(&self) -> Option<Nanos> {
         let (level, slot) = self.first_slot()?;
         Some(Nanos(self.start_of(level, slot).saturating_mul(1 << TICK_BITS)))
     }
 
     /// Appends the entries that expire at `now` to `due`.
-    pub fn expire(&mut self, now: Nanos, due: &mut Vec<Entry>) {
+    pub(crate) fn expire(&mut self, now: Nanos, due: &mut Vec<Entry>) {
         let until = now.0 >> TICK_BITS;
         while let Some((level, slot)) = self.first_slot().filter(|&(l, s)| self.start_of(l, s) <= until) {
             self.now = self.now.max(self.start_of(level, slot));

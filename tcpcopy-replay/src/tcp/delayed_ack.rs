@@ -96,7 +96,7 @@ pub(crate) struct Far {
 impl Acknowledger {
     /// Begins for a connection whose SYN-ACK came just now, `handshake` after the SYN. The end of the handshake is the
     /// first thing to be acknowledged. `distance` is `None` while the live handshake is under way.
-    pub fn new(now: Nanos, distance: Option<Distance>, handshake: Duration, receiver: &Receiver) -> Self {
+    pub(crate) fn new(now: Nanos, distance: Option<Distance>, handshake: Duration, receiver: &Receiver) -> Self {
         let first = receiver.next();
         let handshake_us = handshake.as_micros().min(1_000_000) as u32;
         match distance {
@@ -113,7 +113,7 @@ impl Acknowledger {
 
     /// Ends the replayed handshake, as the live one has ended just now. Nothing new if the target had not answered yet:
     /// then [`new`](Self::new) knows.
-    pub fn learn(&mut self, distance: Distance) {
+    pub(crate) fn learn(&mut self, distance: Distance) {
         if let Self::Awaited(Awaited { first, handshake_us, .. }) = *self {
             *self = match distance {
                 Distance::Near => Self::Near(Near::new(first, handshake_us)),
@@ -128,12 +128,12 @@ impl Acknowledger {
     }
 
     /// Whether the live handshake is still to end.
-    pub const fn is_awaited(&self) -> bool {
+    pub(crate) const fn is_awaited(&self) -> bool {
         matches!(self, Self::Awaited(_))
     }
 
     /// Returns the acknowledgement number of the segments that are sent now, if any may be sent.
-    pub fn number(&self, receiver: &Receiver) -> Option<TargetSeq> {
+    pub(crate) fn number(&self, receiver: &Receiver) -> Option<TargetSeq> {
         match self {
             Self::Awaited(_) => None,
             Self::Near(_) => Some(receiver.next()),
@@ -143,7 +143,7 @@ impl Acknowledger {
 
     /// Handles a segment of the target that the receiver has received: `new` octets of its payload had not been
     /// reported before. `segment_size`: about how many octets the target puts in a segment.
-    pub fn handle_segment(
+    pub(crate) fn handle_segment(
         &mut self,
         now: Nanos,
         want: Want,
@@ -161,7 +161,7 @@ impl Acknowledger {
     }
 
     /// Handles that the target's `intercept` has acknowledged everything before `next`. What may be left is a FIN.
-    pub fn handle_reflected(&mut self, now: Nanos, next: TargetSeq, receiver: &Receiver) {
+    pub(crate) fn handle_reflected(&mut self, now: Nanos, next: TargetSeq, receiver: &Receiver) {
         match self {
             Self::Awaited(_) => {}
             Self::Near(near) => {
@@ -174,7 +174,7 @@ impl Acknowledger {
     }
 
     /// Handles that the SYN-ACK came again: the end of the handshake was lost, or is not due yet.
-    pub fn handle_syn_ack_again(&mut self) {
+    pub(crate) fn handle_syn_ack_again(&mut self) {
         match self {
             Self::Awaited(_) => {}
             Self::Near(near) => near.ack = Delayed::Now,
@@ -183,7 +183,7 @@ impl Acknowledger {
     }
 
     /// Fires expired timers.
-    pub fn handle_timeout(&mut self, now: Nanos) {
+    pub(crate) fn handle_timeout(&mut self, now: Nanos) {
         match self {
             // The end was not captured, or the live client has vanished: as without `-R`.
             Self::Awaited(awaited) => {
@@ -201,7 +201,7 @@ impl Acknowledger {
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) has something to do.
-    pub fn deadline(&self) -> Moment {
+    pub(crate) fn deadline(&self) -> Moment {
         match self {
             Self::Awaited(awaited) => awaited.until,
             Self::Near(Near { ack: Delayed::Until(at), .. }) => *at,
@@ -211,7 +211,7 @@ impl Acknowledger {
     }
 
     /// Whether the last segment sent acknowledged everything that the target had sent.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         match self {
             Self::Awaited(_) => false,
             Self::Near(near) => matches!(near.ack, Delayed::Settled | Delayed::SettledAlone(_)),
@@ -220,7 +220,7 @@ impl Acknowledger {
     }
 
     /// Whether to send a pure ACK, unless there is something else to send.
-    pub fn is_due(&self) -> bool {
+    pub(crate) fn is_due(&self) -> bool {
         match self {
             Self::Awaited(_) => false,
             Self::Near(near) => near.ack == Delayed::Now,
@@ -229,7 +229,7 @@ impl Acknowledger {
     }
 
     /// Records that a segment with the acknowledgement [`number`](Self::number) is sent.
-    pub fn record_sent(&mut self, receiver: &Receiver) {
+    pub(crate) fn record_sent(&mut self, receiver: &Receiver) {
         match self {
             Self::Awaited(_) => {}
             Self::Near(near) => {
@@ -241,7 +241,7 @@ impl Acknowledger {
     }
 
     /// Records that this segment was a pure ACK.
-    pub fn record_sent_alone(&mut self, now: Nanos, receiver: &Receiver) {
+    pub(crate) fn record_sent_alone(&mut self, now: Nanos, receiver: &Receiver) {
         if let Self::Near(near) = self
             && receiver.is_complete()
         {

@@ -25,12 +25,12 @@ impl Nagle {
 
     /// Servers that have been seen not to wait.
     #[cfg(test)]
-    pub fn learnt() -> Self {
+    pub(crate) fn learnt() -> Self {
         Self { tried: Self::FIRST, ..Self::default() }
     }
 
     /// Decides whether an answer, which came just now, is to be acknowledged at once.
-    pub fn is_to_be_tried(&mut self) -> bool {
+    pub(crate) fn is_to_be_tried(&mut self) -> bool {
         self.answers = self.answers.wrapping_add(1);
         let holds = self.went_on > self.tried / Self::CHANCE;
         if self.tried >= Self::FIRST && !holds && !self.answers.is_multiple_of(Self::EVERY) {
@@ -45,7 +45,7 @@ impl Nagle {
     }
 
     /// Records that an answer went on after it had been acknowledged; `because`: the time fits.
-    pub const fn judge(&mut self, because: bool) {
+    pub(crate) const fn judge(&mut self, because: bool) {
         if because {
             self.went_on = self.went_on.saturating_add(1);
         }

@@ -57,22 +57,22 @@ struct OutOfOrder {
 
 impl Receiver {
     /// Creates a receiver that expects the octet after the target's SYN.
-    pub fn new(irs: TargetSeq) -> Self {
+    pub(crate) fn new(irs: TargetSeq) -> Self {
         Self { irs, next: irs.plus(1), out_of_order: None, pushed: irs, fin: false, finished: false }
     }
 
     /// Returns the next sequence number expected, RCV.NXT: what is acknowledged.
-    pub const fn next(&self) -> TargetSeq {
+    pub(crate) const fn next(&self) -> TargetSeq {
         self.next
     }
 
     /// Whether everything up to the target's FIN has been received.
-    pub const fn is_finished(&self) -> bool {
+    pub(crate) const fn is_finished(&self) -> bool {
         self.finished
     }
 
     /// Whether a sequence number can belong to this connection.
-    pub const fn is_plausible(&self, seq: TargetSeq) -> bool {
+    pub(crate) const fn is_plausible(&self, seq: TargetSeq) -> bool {
         let distance = seq.distance(self.next);
         -PLAUSIBLE < distance && distance < PLAUSIBLE
     }
@@ -80,32 +80,32 @@ impl Receiver {
     /// Whether a RST that acknowledges nothing can belong to this connection: it answers a segment of ours, so its
     /// number is one that was acknowledged (RFC 9293, section 3.10.7.1). The target also answers segments of an earlier
     /// connection.
-    pub const fn is_plausible_reset(&self, seq: TargetSeq) -> bool {
+    pub(crate) const fn is_plausible_reset(&self, seq: TargetSeq) -> bool {
         seq.is_after(self.irs) && !seq.is_after(self.next)
     }
 
     /// Notes that an answer may end before this number: a segment with PSH or FIN ends there.
-    pub const fn note_end(&mut self, end: TargetSeq) {
+    pub(crate) const fn note_end(&mut self, end: TargetSeq) {
         if !self.fin && end.is_after(self.pushed) {
             self.pushed = end;
         }
     }
 
     /// Whether an answer may be complete: nothing is missing, and what came last may have ended one.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.out_of_order.is_none() && (self.finished || self.next == self.pushed)
     }
 
     /// Takes everything before `seq` for received: it has left the target, although not all of it may have been
     /// reported here.
-    pub fn skip_to(&mut self, seq: TargetSeq) {
+    pub(crate) fn skip_to(&mut self, seq: TargetSeq) {
         if seq.is_after(self.next) {
             self.insert(self.next, seq);
         }
     }
 
     /// Receives a segment.
-    pub fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
+    pub(crate) fn receive(&mut self, seq: TargetSeq, len: u32, fin: bool) -> Received {
         let end = seq.plus(len);
         if len == 0 && !fin {
             // A keep-alive probe lies before what we expect, and wants an answer (RFC 9293, section 3.8.4). What lies

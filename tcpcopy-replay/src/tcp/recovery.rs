@@ -24,12 +24,12 @@ pub(crate) struct Rto {
 }
 
 impl Rto {
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { smoothed_us: None, variation_us: 0, backoff: 0, expirations: 0 }
     }
 
     /// Returns the current time-out, back-off included.
-    pub fn current(&self) -> Duration {
+    pub(crate) fn current(&self) -> Duration {
         let base = match self.smoothed_us {
             None => INITIAL_RTO,
             Some(s) => Duration::from_micros(u64::from(s.get()) + 4 * u64::from(self.variation_us)).max(MIN_RTO),
@@ -38,35 +38,35 @@ impl Rto {
     }
 
     /// Returns about the shortest round trip: the mean less the variation, which delayed acknowledgements make large.
-    pub fn shortest(&self) -> Duration {
+    pub(crate) fn shortest(&self) -> Duration {
         let mean = self.smoothed_us.map_or(0, NonZeroU32::get);
         Duration::from_micros(mean.saturating_sub(self.variation_us).into())
     }
 
     /// Returns how often in a row it has expired.
-    pub const fn expirations(&self) -> u8 {
+    pub(crate) const fn expirations(&self) -> u8 {
         self.expirations
     }
 
     /// Backs off: the timer has expired (RFC 6298, section 5.5).
-    pub fn expire(&mut self) {
+    pub(crate) fn expire(&mut self) {
         self.backoff = self.backoff.saturating_add(1);
         self.expirations = self.expirations.saturating_add(1);
     }
 
     /// Records that the target has acknowledged something.
-    pub const fn progress(&mut self) {
+    pub(crate) const fn progress(&mut self) {
         self.expirations = 0;
     }
 
     /// Resets the back-off after a zero-window probe: the delay was not caused by loss.
     #[must_use]
-    pub const fn reset_backoff(self) -> Self {
+    pub(crate) const fn reset_backoff(self) -> Self {
         Self { backoff: 0, expirations: 0, ..self }
     }
 
     /// Adds the round-trip time of a segment that was sent only once (Karn's rule).
-    pub fn sample(&mut self, rtt: Duration) {
+    pub(crate) fn sample(&mut self, rtt: Duration) {
         self.backoff = 0;
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX).min(MAX_RTO.as_micros() as u32);
         match self.smoothed_us {
@@ -97,17 +97,17 @@ pub(crate) struct Congestion {
 }
 
 impl Congestion {
-    pub fn new(segment: u16) -> Self {
+    pub(crate) fn new(segment: u16) -> Self {
         Self { window: INITIAL_SEGMENTS * u32::from(segment), threshold: u32::MAX }
     }
 
     /// Returns how much may be in flight.
-    pub const fn window(&self) -> u32 {
+    pub(crate) const fn window(&self) -> u32 {
         self.window
     }
 
     /// Grows the window: `acked` octets were acknowledged while `flight` were under way.
-    pub fn acknowledge(&mut self, acked: u32, flight: u32, segment: u16) {
+    pub(crate) fn acknowledge(&mut self, acked: u32, flight: u32, segment: u16) {
         // Only a window that was used says something about the path (RFC 7661's concern, in its simplest form).
         if flight.saturating_mul(2) < self.window {
             return;
@@ -121,13 +121,13 @@ impl Congestion {
     }
 
     /// Halves the window: a segment was lost, but others arrived (RFC 5681, section 3.2).
-    pub fn handle_loss(&mut self, flight: u32, segment: u16) {
+    pub(crate) fn handle_loss(&mut self, flight: u32, segment: u16) {
         self.threshold = (flight / 2).max(2 * u32::from(segment));
         self.window = self.threshold;
     }
 
     /// Starts slowly again: the retransmission timer has expired (RFC 5681, section 3.1).
-    pub fn handle_timeout(&mut self, flight: u32, segment: u16) {
+    pub(crate) fn handle_timeout(&mut self, flight: u32, segment: u16) {
         self.threshold = (flight / 2).max(2 * u32::from(segment));
         self.window = u32::from(segment);
     }

@@ -44,19 +44,19 @@ impl Ticks {
         Self(u16::try_from((time + Self::TICK / 2).as_micros() / Self::TICK.as_micros()).unwrap_or(u16::MAX))
     }
 
-    pub fn time(self) -> Duration {
+    pub(crate) fn time(self) -> Duration {
         Self::TICK * u32::from(self.0)
     }
 }
 
 impl Distance {
     /// The distance of a client whose SYN was captured just now; `None` until its live handshake has ended.
-    pub fn of_new(wanted: RoundTrip) -> Option<Self> {
+    pub(crate) fn of_new(wanted: RoundTrip) -> Option<Self> {
         (wanted != RoundTrip::Live).then(|| Self::of_joined(wanted))
     }
 
     /// The distance of a client whose handshake was not captured.
-    pub fn of_joined(wanted: RoundTrip) -> Self {
+    pub(crate) fn of_joined(wanted: RoundTrip) -> Self {
         match wanted {
             RoundTrip::Same(time) if !time.is_zero() => Self::Far(Ticks::new(time)),
             RoundTrip::Near | RoundTrip::Same(_) | RoundTrip::Live => Self::Near,
@@ -64,7 +64,7 @@ impl Distance {
     }
 
     /// The distance of a client whose first segment after the last of its SYNs came `time` after that.
-    pub fn measured(time: Duration) -> Self {
+    pub(crate) fn measured(time: Duration) -> Self {
         if (FAR..AMBIGUOUS).contains(&time) { Self::Far(Ticks::new(time)) } else { Self::Near }
     }
 }

@@ -11,39 +11,39 @@ macro_rules! sequence_space {
         #[allow(dead_code, reason = "every space offers the same arithmetic")]
         impl $name {
             /// Converts from a number in host order.
-            pub const fn new(n: u32) -> Self {
+            pub(crate) const fn new(n: u32) -> Self {
                 Self(n)
             }
 
             /// Converts from the field of a header.
-            pub const fn from_be(octets: [u8; 4]) -> Self {
+            pub(crate) const fn from_be(octets: [u8; 4]) -> Self {
                 Self(u32::from_be_bytes(octets))
             }
 
             /// Returns the number in host order.
-            pub const fn get(self) -> u32 {
+            pub(crate) const fn get(self) -> u32 {
                 self.0
             }
 
             /// Returns the field of a header.
-            pub const fn to_be(self) -> [u8; 4] {
+            pub(crate) const fn to_be(self) -> [u8; 4] {
                 self.0.to_be_bytes()
             }
 
             /// Returns the number `n` octets further on.
             #[must_use]
-            pub const fn plus(self, n: u32) -> Self {
+            pub(crate) const fn plus(self, n: u32) -> Self {
                 Self(self.0.wrapping_add(n))
             }
 
             /// Returns how far this lies behind `other` (positive) or before it (negative); total, because the spaces
             /// are circles: what is more than half a circle away counts as on the other side.
-            pub const fn distance(self, other: Self) -> i32 {
+            pub(crate) const fn distance(self, other: Self) -> i32 {
                 self.0.wrapping_sub(other.0) as i32
             }
 
             /// Whether this comes later than `other`.
-            pub const fn is_after(self, other: Self) -> bool {
+            pub(crate) const fn is_after(self, other: Self) -> bool {
                 self.distance(other) > 0
             }
         }

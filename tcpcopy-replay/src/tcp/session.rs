@@ -117,12 +117,12 @@ pub(crate) struct FinalSegment {
 
 impl FinalSegment {
     /// A RST that acknowledges nothing.
-    pub const fn reset(target: TargetId, flow: Flow, seq: ReplaySeq) -> Self {
+    pub(crate) const fn reset(target: TargetId, flow: Flow, seq: ReplaySeq) -> Self {
         Self { target, flow, seq, ack: 0, flags: RST, timestamps: None }
     }
 
     /// Returns it as it goes on the wire.
-    pub fn transmit(self) -> Transmit<'static> {
+    pub(crate) fn transmit(self) -> Transmit<'static> {
         Transmit {
             flow: self.flow,
             seq: self.seq.get(),
@@ -210,7 +210,7 @@ struct Shared {
 
 impl Session {
     /// A session whose SYN is to be sent. `ports_tried`: how many four-tuples were passed over before `flow`.
-    pub fn new(
+    pub(crate) fn new(
         now: Nanos,
         target: TargetId,
         flow: Flow,
@@ -247,7 +247,7 @@ impl Session {
     }
 
     /// Begins another target connection that carries on at `from`.
-    pub fn reconnect(&mut self, now: Nanos, opening: Opening, from: LiveOffset, stream: &Stream) {
+    pub(crate) fn reconnect(&mut self, now: Nanos, opening: Opening, from: LiveOffset, stream: &Stream) {
         let shared = &mut self.shared;
         if let Some(mark) = stream.mark(shared.next_mark).filter(|m| m.offset == from) {
             // What it replies to was answered on the connection before: nothing to wait for.
@@ -264,7 +264,7 @@ impl Session {
     }
 
     /// Tries another client port; `ports_tried` as in [`new`](Self::new).
-    pub fn remap(&mut self, now: Nanos, flow: Flow, ports_tried: u8, opening: Opening) {
+    pub(crate) fn remap(&mut self, now: Nanos, flow: Flow, ports_tried: u8, opening: Opening) {
         self.shared.flow = flow;
         self.shared.opening = opening;
         self.shared.ports_tried = ports_tried;
@@ -280,54 +280,54 @@ impl Session {
     }
 
     /// Lets go of the target connection until there is something to send.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.shared.retransmit_at = Moment::NEVER;
         self.shared.gate_until = Moment::NEVER;
         self.state = State::Resting;
     }
 
     /// The channel that reports what the target sends.
-    pub const fn target(&self) -> TargetId {
+    pub(crate) const fn target(&self) -> TargetId {
         self.shared.target
     }
 
     /// The four-tuple that the target sees.
-    pub const fn flow(&self) -> &Flow {
+    pub(crate) const fn flow(&self) -> &Flow {
         &self.shared.flow
     }
 
     /// How many client ports were tried.
-    pub const fn ports_tried(&self) -> u8 {
+    pub(crate) const fn ports_tried(&self) -> u8 {
         self.shared.ports_tried
     }
 
     /// Live octets before this have been sent at least once.
-    pub const fn sent(&self) -> LiveOffset {
+    pub(crate) const fn sent(&self) -> LiveOffset {
         self.shared.sent
     }
 
     /// Whether nothing of what it began with, or went on with elsewhere, has been sent.
-    pub fn has_sent_nothing(&self) -> bool {
+    pub(crate) fn has_sent_nothing(&self) -> bool {
         self.shared.sent == self.shared.adapter.origin()
     }
 
     /// Whether the FIN has been sent at least once.
-    pub const fn fin_sent(&self) -> bool {
+    pub(crate) const fn fin_sent(&self) -> bool {
         self.shared.fin_sent
     }
 
     /// When the target last sent or acknowledged something new.
-    pub const fn last_progress(&self) -> Nanos {
+    pub(crate) const fn last_progress(&self) -> Nanos {
         self.shared.last_progress
     }
 
     /// Whether there is an established target connection.
-    pub const fn is_open(&self) -> bool {
+    pub(crate) const fn is_open(&self) -> bool {
         matches!(self.state, State::Open(_))
     }
 
     /// Whether the target may know of the present connection.
-    pub const fn is_visible(&self) -> bool {
+    pub(crate) const fn is_visible(&self) -> bool {
         match &self.state {
             State::Connecting(connecting) => connecting.is_visible(),
             State::Open(_) => true,
@@ -336,12 +336,12 @@ impl Session {
     }
 
     /// The instance that the target knows the present connection by.
-    pub const fn instance(&self) -> Option<u32> {
+    pub(crate) const fn instance(&self) -> Option<u32> {
         if self.is_visible() { Some(self.shared.instance) } else { None }
     }
 
     /// The sequence number after everything sent on the present connection: of a RST that the target must accept.
-    pub fn reset_seq(&self) -> ReplaySeq {
+    pub(crate) fn reset_seq(&self) -> ReplaySeq {
         match &self.state {
             State::Connecting(_) | State::Resting => self.shared.seq_of(SentOffset::START),
             State::Open(open) => open.reset_seq(&self.shared),
@@ -349,7 +349,7 @@ impl Session {
     }
 
     /// The final segment of the present target connection.
-    pub fn final_segment(&self, kind: Final) -> Option<FinalSegment> {
+    pub(crate) fn final_segment(&self, kind: Final) -> Option<FinalSegment> {
         let reset = FinalSegment::reset(self.shared.target, self.shared.flow, self.reset_seq());
         match (kind, &self.state) {
             (Final::Reset, _) if self.is_visible() => Some(reset),
@@ -362,17 +362,17 @@ impl Session {
     }
 
     /// Sequence number and timestamp so far, which a new connection on the same four-tuple must exceed.
-    pub fn used(&self) -> Opening {
+    pub(crate) fn used(&self) -> Opening {
         Opening { isn: self.reset_seq(), tsval: self.shared.opening.tsval }
     }
 
     /// The octets of a planned segment.
-    pub fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
+    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
         self.shared.adapter.slice(stream, from, len)
     }
 
     /// Live octets before this are no longer needed.
-    pub fn needed_from(&self, config: &Config) -> LiveOffset {
+    pub(crate) fn needed_from(&self, config: &Config) -> LiveOffset {
         let shared = &self.shared;
         let una = match &self.state {
             State::Open(open) => shared.adapter.live_of(open.una),
@@ -385,14 +385,14 @@ impl Session {
 
     /// Notes that the live client's handshake ended with this acknowledgement: the live server's first octet has that
     /// number.
-    pub fn learn_live_iss(&mut self, ack: LiveAck) {
+    pub(crate) fn learn_live_iss(&mut self, ack: LiveAck) {
         if self.shared.next_mark == 0 {
             self.shared.read.get_or_insert(ack);
         }
     }
 
     /// Notes that the live client's handshake has ended, which tells how far away it is.
-    pub fn learn_distance(&mut self, distance: Distance) {
+    pub(crate) fn learn_distance(&mut self, distance: Distance) {
         if let State::Open(open) = &mut self.state {
             open.learn_distance(distance);
         }
@@ -400,7 +400,7 @@ impl Session {
 
     /// When the present state has lasted long enough: then [`handle_timeout`](Self::handle_timeout) wants to be called,
     /// as it does at [`soon`](Self::soon) and [`retransmit_at`](Self::retransmit_at).
-    pub fn state_deadline(&self, channel_up: bool) -> Moment {
+    pub(crate) fn state_deadline(&self, channel_up: bool) -> Moment {
         match &self.state {
             State::Connecting(connecting) if !channel_up => connecting.channel_deadline(),
             State::Connecting(_) | State::Resting => Moment::NEVER,
@@ -409,7 +409,7 @@ impl Session {
     }
 
     /// When the gate or a delayed acknowledgement wants to be looked at.
-    pub fn soon(&self) -> Moment {
+    pub(crate) fn soon(&self) -> Moment {
         match &self.state {
             State::Open(open) => self.shared.gate_until.min(open.ack_deadline()),
             State::Connecting(_) | State::Resting => self.shared.gate_until,
@@ -417,19 +417,19 @@ impl Session {
     }
 
     /// When the retransmission timer, or the persist timer, expires. While nothing may be sent it does not run.
-    pub const fn retransmit_at(&self, channel_up: bool) -> Moment {
+    pub(crate) const fn retransmit_at(&self, channel_up: bool) -> Moment {
         if channel_up { self.shared.retransmit_at } else { Moment::NEVER }
     }
 
     /// Handles that the channel is up again: what was not acknowledged meanwhile may have been, and its report be lost.
-    pub fn handle_channel_up(&mut self, now: Nanos) {
+    pub(crate) fn handle_channel_up(&mut self, now: Nanos) {
         if self.shared.retransmit_at.is_due(now) {
             self.shared.retransmit_at = Moment::at(now.after(self.shared.rto.current()));
         }
     }
 
     /// Fires expired timers.
-    pub fn handle_timeout(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn handle_timeout(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
         let expired = self.retransmit_at(cx.credentials.is_some()).is_due(cx.now);
         let Self { shared, state } = self;
         if shared.gate_until.is_due(cx.now) {
@@ -443,7 +443,7 @@ impl Session {
     }
 
     /// Handles a response segment of this session's four-tuple.
-    pub fn handle_segment(&mut self, r: &ResponseHeader, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn handle_segment(&mut self, r: &ResponseHeader, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
         let Self { shared, state } = self;
         match state {
             State::Open(open) => open.handle_segment(shared, r, stream, cx),
@@ -469,13 +469,13 @@ impl Session {
     }
 
     /// Whether a SYN with this sequence number is on its way.
-    pub const fn awaits(&self, seq: ReplaySeq) -> bool {
+    pub(crate) const fn awaits(&self, seq: ReplaySeq) -> bool {
         matches!(&self.state, State::Connecting(connecting) if connecting.is_visible())
             && seq.get() == self.shared.opening.isn.get()
     }
 
     /// Returns what to send now: nothing while the channel is down.
-    pub fn poll(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
+    pub(crate) fn poll(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll {
         let Self { shared, state } = self;
         let Some(credentials) = cx.credentials else { return Poll::Idle };
         match state {

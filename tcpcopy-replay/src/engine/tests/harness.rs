@@ -65,11 +65,11 @@ pub(crate) fn config() -> Config {
 pub(crate) const CREDENTIALS: Credentials = Credentials { instance: INSTANCE, key: KEY };
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(config())
     }
 
-    pub fn with(config: Config) -> Self {
+    pub(super) fn with(config: Config) -> Self {
         let mut lab = Self {
             now: Nanos(1_000 * MS),
             engine: Engine::new(config, 42),
@@ -92,13 +92,13 @@ impl Lab {
     }
 
     /// What is known of who speaks first.
-    pub fn set_first_speaker(&mut self, word: FirstSpeaker) {
+    pub(super) fn set_first_speaker(&mut self, word: FirstSpeaker) {
         for profile in &mut self.engine.profiles {
             profile.first_speaker = word;
         }
     }
 
-    pub fn seed(&mut self, seed: u64) {
+    pub(super) fn seed(&mut self, seed: u64) {
         self.random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     }
 
@@ -127,13 +127,13 @@ impl Lab {
         }
     }
 
-    pub fn live(&mut self, segment: &LiveSegment<'_>) {
+    pub(super) fn live(&mut self, segment: &LiveSegment<'_>) {
         self.engine.handle_live(self.now, segment);
         self.settle();
     }
 
     /// Sends what the engine has to say, cut as the injector cuts it.
-    pub fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         let mut n = 0;
         while let Some(transmit) = self.engine.poll_transmit(self.now) {
             let packets = cut(&transmit, self.path);
@@ -164,7 +164,7 @@ impl Lab {
 
     /// An acknowledgement of nothing but the SYN by the first connection's target, with the number that is expected
     /// next.
-    pub fn bare_ack(&self) -> ResponseHeader {
+    pub(super) fn bare_ack(&self) -> ResponseHeader {
         let mut header: ResponseHeader = bytemuck::Zeroable::zeroed();
         header.flow = self.sent[0].flow;
         header.instance = self.target.instance;
@@ -179,20 +179,20 @@ impl Lab {
     }
 
     /// A report that the target's model has nothing to do with.
-    pub fn report(&mut self, header: &ResponseHeader) {
+    pub(super) fn report(&mut self, header: &ResponseHeader) {
         self.engine.handle_response(self.now, TARGET, header);
         self.settle();
     }
 
     /// What the application of the first connection's target does now.
-    pub fn act(&mut self, act: Act) {
+    pub(super) fn act(&mut self, act: Act) {
         let (flow, isn) = (self.sent[0].flow, self.sent[0].seq);
         let (responses, _) = self.target.later(self.now, Later::Do(flow, isn, act));
         responses.iter().for_each(|response| self.report(response));
     }
 
     /// The target's `intercept` is killed, and has a successor after `ms`.
-    pub fn restart_intercept(&mut self, ms: u64) {
+    pub(super) fn restart_intercept(&mut self, ms: u64) {
         self.engine.handle_channel_down(self.now, TARGET);
         self.target.sessions.clear();
         self.run_ms(ms);
@@ -203,7 +203,7 @@ impl Lab {
     }
 
     /// Lets everything happen until `end`.
-    pub fn run_until(&mut self, end: u64) {
+    pub(super) fn run_until(&mut self, end: u64) {
         for _ in 0..MAX_STEPS {
             let event = self.events.keys().next().map(|k| k.0);
             let timer = self.engine.poll_timeout().map(|t| t.0.max(self.now.0));
@@ -232,12 +232,12 @@ impl Lab {
         panic!("no end in sight at {:?}: {:?}", self.now, self.engine.stats());
     }
 
-    pub fn run_ms(&mut self, ms: u64) {
+    pub(super) fn run_ms(&mut self, ms: u64) {
         self.run_until(self.now.0 + ms * MS);
     }
 
     /// The statistics balance, and agree with what is really held.
-    pub fn audit(&self) {
+    pub(super) fn audit(&self) {
         let engine = &self.engine;
         engine.stats().check().unwrap();
         let (mut bytes, mut syns, mut fins, mut active) = (0, 0, 0, 0);
@@ -272,7 +272,7 @@ impl Lab {
     }
 
     /// Nothing is left: no connection, no memory in use, nothing pending.
-    pub fn assert_done(&self) {
+    pub(super) fn assert_done(&self) {
         assert_eq!(self.engine.connections.len(), 0, "{:?}", self.engine.connections);
         assert_eq!(self.engine.orphans_deadline(), None);
         let stats = self.engine.stats();
@@ -280,7 +280,7 @@ impl Lab {
     }
 
     /// Everything captured was sent, once, and every session ended well.
-    pub fn assert_nothing_lost(&self) {
+    pub(super) fn assert_nothing_lost(&self) {
         self.assert_done();
         let stats = self.engine.stats();
         assert_eq!(stats.bytes.discarded.total() + stats.syns.discarded.total() + stats.fins.discarded.total(), 0);
@@ -288,20 +288,20 @@ impl Lab {
     }
 
     /// The target's only connection, present or past.
-    pub fn only(&self) -> &Conn {
+    pub(super) fn only(&self) -> &Conn {
         let mut all: Vec<&Conn> = self.target.past.iter().map(|(_, c)| c).chain(self.target.conns.values()).collect();
         assert_eq!(all.len(), 1);
         all.remove(0)
     }
 
     /// The target's only present connection.
-    pub fn only_open(&self) -> &Conn {
+    pub(super) fn only_open(&self) -> &Conn {
         assert_eq!(self.target.conns.len(), 1);
         self.target.conns.values().next().unwrap()
     }
 
     /// Lines that arrived, on all connections in the order of their beginning, sorted.
-    pub fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .target
             .past
@@ -351,7 +351,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(port: u16) -> Self {
+    pub(super) fn new(port: u16) -> Self {
         let flow = Flow {
             client: IpAddress::from_v4([10, 1, 0, 1]),
             server: IpAddress::from_v4([10, 0, 0, 2]),
@@ -362,7 +362,7 @@ impl Client {
         Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70 }
     }
 
-    pub fn segment<'a>(&self, lab: &Lab, flags: TcpFlags, payload: &'a [u8]) -> LiveSegment<'a> {
+    pub(super) fn segment<'a>(&self, lab: &Lab, flags: TcpFlags, payload: &'a [u8]) -> LiveSegment<'a> {
         LiveSegment {
             time: lab.now,
             flow: self.flow,
@@ -376,20 +376,20 @@ impl Client {
         }
     }
 
-    pub fn syn(&mut self, lab: &mut Lab) {
+    pub(super) fn syn(&mut self, lab: &mut Lab) {
         let segment = self.segment(lab, SYN, &[]);
         lab.live(&segment);
         self.seq = self.seq.wrapping_add(1);
     }
 
     /// Acknowledges what it has read, and sends nothing.
-    pub fn acknowledge(&self, lab: &mut Lab) {
+    pub(super) fn acknowledge(&self, lab: &mut Lab) {
         let segment = self.segment(lab, ACK, &[]);
         lab.live(&segment);
     }
 
     /// Sends, after having read `read` octets.
-    pub fn send(&mut self, lab: &mut Lab, read: u32, payload: &[u8]) {
+    pub(super) fn send(&mut self, lab: &mut Lab, read: u32, payload: &[u8]) {
         self.ack = self.ack.wrapping_add(read);
         let segment = self.segment(lab, ACK | PSH, payload);
         lab.live(&segment);
@@ -397,19 +397,19 @@ impl Client {
     }
 
     /// The same, without going on from there.
-    pub fn send_as_is(&self, lab: &mut Lab, payload: &[u8]) {
+    pub(super) fn send_as_is(&self, lab: &mut Lab, payload: &[u8]) {
         let segment = self.segment(lab, ACK | PSH, payload);
         lab.live(&segment);
     }
 
-    pub fn fin(&mut self, lab: &mut Lab, read: u32) {
+    pub(super) fn fin(&mut self, lab: &mut Lab, read: u32) {
         self.ack = self.ack.wrapping_add(read);
         let segment = self.segment(lab, ACK | FIN, &[]);
         lab.live(&segment);
         self.seq = self.seq.wrapping_add(1);
     }
 
-    pub fn rst(&mut self, lab: &mut Lab, read: u32) {
+    pub(super) fn rst(&mut self, lab: &mut Lab, read: u32) {
         self.ack = self.ack.wrapping_add(read);
         let segment = self.segment(lab, ACK | RST, &[]);
         lab.live(&segment);

@@ -220,7 +220,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_arrives_byte_exact_through_bad_weather(seed: u64, lose in 0u32..80, duplicate in 0u32..80, delay in 0u32..150) {
+    fn everything_arrives_byte_exact_through_bad_weather(
+        seed: u64, lose in 0u32..80, duplicate in 0u32..80, delay in 0u32..150,
+    ) {
         let (lab, expected) = storm(seed, Weather { lose, duplicate, delay });
         lab.assert_done();
         prop_assert_eq!(lab.target.late, 0);

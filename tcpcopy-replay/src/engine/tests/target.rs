@@ -99,7 +99,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             conns: HashMap::new(),
             past: Vec::new(),
@@ -144,7 +144,7 @@ impl Target {
     }
 
     /// Takes a packet; responses and later work come back.
-    pub fn handle(&mut self, now: Nanos, p: Packet) -> (Vec<ResponseHeader>, Vec<(u64, Later)>) {
+    pub(super) fn handle(&mut self, now: Nanos, p: Packet) -> (Vec<ResponseHeader>, Vec<(u64, Later)>) {
         let mut out = Vec::new();
         let mut later = Vec::new();
         self.largest_packet = self.largest_packet.max(p.payload.len());
@@ -333,7 +333,7 @@ impl Target {
         self.conns.insert(p.flow, conn);
     }
 
-    pub fn later(&mut self, now: Nanos, work: Later) -> (Vec<ResponseHeader>, Vec<(u64, Later)>) {
+    pub(super) fn later(&mut self, now: Nanos, work: Later) -> (Vec<ResponseHeader>, Vec<(u64, Later)>) {
         let (mut out, mut later) = (Vec::new(), Vec::new());
         let (flow, isn) = match &work {
             Later::Do(flow, isn, _) | Later::Retransmit(flow, isn) => (*flow, *isn),

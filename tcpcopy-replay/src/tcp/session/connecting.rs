@@ -46,17 +46,17 @@ enum Syn {
 }
 
 impl Connecting {
-    pub const fn new(now: Nanos) -> Self {
+    pub(super) const fn new(now: Nanos) -> Self {
         Self { since: now, syn: Syn::Unsent, provoked: 0 }
     }
 
     /// Whether the target may know of the connection.
-    pub const fn is_visible(&self) -> bool {
+    pub(super) const fn is_visible(&self) -> bool {
         !matches!(self.syn, Syn::Unsent)
     }
 
     /// When a session that has not sent its SYN gives up waiting for a channel.
-    pub fn channel_deadline(&self) -> Moment {
+    pub(super) fn channel_deadline(&self) -> Moment {
         match self.syn {
             Syn::Unsent => Moment::at(self.since.after(CHANNEL_PATIENCE)),
             Syn::InFlight | Syn::Resend => Moment::NEVER,
@@ -64,7 +64,7 @@ impl Connecting {
     }
 
     /// Fires expired timers; `expired`: the retransmission timer is one of them.
-    pub fn handle_timeout(&mut self, shared: &mut Shared, expired: bool, cx: &mut Context<'_>) -> Outcome {
+    pub(super) fn handle_timeout(&mut self, shared: &mut Shared, expired: bool, cx: &mut Context<'_>) -> Outcome {
         if self.syn == Syn::Unsent {
             // Only while the channel is down: otherwise it has nothing that is due.
             if cx.now.since(self.since) >= CHANNEL_PATIENCE {
@@ -83,7 +83,7 @@ impl Connecting {
     }
 
     /// Returns the SYN, if it is to be sent now.
-    pub fn poll(&mut self, shared: &mut Shared, credentials: &Credentials, cx: &mut Context<'_>) -> Poll {
+    pub(super) fn poll(&mut self, shared: &mut Shared, credentials: &Credentials, cx: &mut Context<'_>) -> Poll {
         match self.syn {
             Syn::InFlight => return Poll::Idle,
             Syn::Unsent => self.since = cx.now,
@@ -108,7 +108,7 @@ impl Connecting {
     ///
     /// # Errors
     /// What is to become of the session when the segment is none.
-    pub fn handle_segment(
+    pub(super) fn handle_segment(
         &mut self,
         shared: &mut Shared,
         r: &ResponseHeader,

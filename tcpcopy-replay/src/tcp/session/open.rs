@@ -78,7 +78,7 @@ pub(super) struct Rare {
 
 impl Open {
     /// Begins with a SYN-ACK, which came `handshake` after the SYN.
-    pub fn new(shared: &Shared, r: &ResponseHeader, handshake: Duration, cx: &Context<'_>) -> Self {
+    pub(super) fn new(shared: &Shared, r: &ResponseHeader, handshake: Duration, cx: &Context<'_>) -> Self {
         let timestamps = r.options & option::TIMESTAMPS != 0;
         let (ours, default) = if shared.flow.server.is_v4() {
             (cx.config.mss_v4, DEFAULT_MSS_V4)
@@ -114,56 +114,56 @@ impl Open {
         }
     }
 
-    pub fn rare(&self) -> Rare {
+    pub(super) fn rare(&self) -> Rare {
         self.rare.as_deref().copied().unwrap_or_default()
     }
 
-    pub fn rare_mut(&mut self) -> &mut Rare {
+    pub(super) fn rare_mut(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
 
     /// What the target's FIN acknowledged, if it has closed.
-    pub fn acknowledged_at_close(&self) -> Option<SentOffset> {
+    pub(super) fn acknowledged_at_close(&self) -> Option<SentOffset> {
         self.rare().closed.map(|(_, acked)| acked)
     }
 
     /// The target accepts a RST only at exactly the number that it expects next (RFC 5961, section 3.2): when nothing
     /// was lost on the way, that is the highest sent.
-    pub fn reset_seq(&self, shared: &Shared) -> ReplaySeq {
+    pub(super) fn reset_seq(&self, shared: &Shared) -> ReplaySeq {
         shared.seq_of(self.high)
     }
 
     /// Acknowledgement number and timestamps of a final ACK.
-    pub fn final_ack(&self, shared: &Shared) -> (TargetSeq, Option<(u32, u32)>) {
+    pub(super) fn final_ack(&self, shared: &Shared) -> (TargetSeq, Option<(u32, u32)>) {
         (self.receiver.next(), self.timestamps(shared))
     }
 
     /// The timestamps of a segment, if the target agreed to them.
-    pub fn timestamps(&self, shared: &Shared) -> Option<(u32, u32)> {
+    pub(super) fn timestamps(&self, shared: &Shared) -> Option<(u32, u32)> {
         self.echo.map(|echo| (shared.opening.tsval, echo))
     }
 
-    pub fn learn_distance(&mut self, distance: Distance) {
+    pub(super) fn learn_distance(&mut self, distance: Distance) {
         self.acknowledger.learn(distance);
     }
 
     /// When the live client must have closed too.
-    pub fn close_wait_deadline(&self) -> Moment {
+    pub(super) fn close_wait_deadline(&self) -> Moment {
         self.rare().closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)).into()
     }
 
     /// When an acknowledgement is due.
-    pub fn ack_deadline(&self) -> Moment {
+    pub(super) fn ack_deadline(&self) -> Moment {
         self.acknowledger.deadline()
     }
 
     /// How much is under way.
-    pub const fn flight(&self) -> u32 {
+    pub(super) const fn flight(&self) -> u32 {
         self.nxt.since(self.una) as u32
     }
 
     /// Fires expired timers; `expired`: the retransmission timer, or the persist timer, is one of them.
-    pub fn handle_timeout(
+    pub(super) fn handle_timeout(
         &mut self,
         shared: &mut Shared,
         expired: bool,
@@ -199,7 +199,7 @@ impl Open {
     }
 
     /// Lets acknowledgements out that are due.
-    pub fn release_acks(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn release_acks(&mut self, cx: &mut Context<'_>) {
         let awaited = self.acknowledger.is_awaited();
         self.acknowledger.handle_timeout(cx.now);
         cx.stats.handshakes_unseen += u64::from(awaited && !self.acknowledger.is_awaited());
