@@ -1,11 +1,14 @@
 //! Reading the programs' counters.
 
-use std::marker::PhantomData;
+use std::{borrow::Borrow, marker::PhantomData};
 
 use aya::maps::{MapData, PerCpuArray};
 use tcpcopy_common::counters::{CaptureCounter, TargetCounter};
 
-use super::BpfError;
+use super::{
+    BpfError,
+    object::{Object, map},
+};
 
 /// A set of counters that a program keeps in a per-CPU array, indexed by the enum.
 pub trait Counter: Copy + 'static {
@@ -40,7 +43,7 @@ pub struct CounterValues<C> {
 }
 
 impl<C: Counter> CounterValues<C> {
-    pub(super) fn read(map: &'static str, array: &PerCpuArray<&MapData, u64>) -> Result<Self, BpfError> {
+    pub(super) fn read(map: &'static str, array: &PerCpuArray<impl Borrow<MapData>, u64>) -> Result<Self, BpfError> {
         let values = C::ALL
             .iter()
             .map(|counter| Ok(array.get(&counter.index(), 0).map_err(BpfError::read(map))?.iter().sum()))
@@ -57,6 +60,25 @@ impl<C: Counter> CounterValues<C> {
     /// All counters with their values, in the order of the enum.
     pub fn iter(&self) -> impl Iterator<Item = (C, u64)> + '_ {
         C::ALL.iter().copied().zip(self.values.iter().copied())
+    }
+}
+
+/// The counters of the target's programs. Any number of threads may read them.
+pub struct TargetCounters(PerCpuArray<MapData, u64>);
+
+impl TargetCounters {
+    /// Takes the map out of an object whose programs are loaded.
+    pub(super) fn take(object: &mut Object) -> Result<Self, BpfError> {
+        let map = object.take_map(map::TARGET_COUNTERS)?;
+        Ok(Self(map.try_into().map_err(BpfError::read(map::TARGET_COUNTERS))?))
+    }
+
+    /// Returns what the programs have counted so far.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn read(&self) -> Result<CounterValues<TargetCounter>, BpfError> {
+        CounterValues::read(map::TARGET_COUNTERS, &self.0)
     }
 }
 

@@ -1,21 +1,11 @@
 //! The target's side: learning replayed sessions and swallowing the responses to them.
 
-use std::collections::HashMap as StdHashMap;
+use std::collections::HashMap;
 
-use aya::{
-    maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues},
-    programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink},
-    util::nr_cpus,
-};
-use tcpcopy_common::{
-    counters::TargetCounter,
-    flow::Flow,
-    mark::MarkKey,
-    response::{Session, WireStats},
-};
+use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
-    BpfError, CounterValues, KernelFeature, ProgramLogger, RingReader, Sessions,
+    BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
     object::{Object, map},
     ring::{SignalPage, ring_size},
     sys, tc,
@@ -48,11 +38,25 @@ pub struct InterceptSetup {
     pub debug: bool,
 }
 
+/// What the target's programs consist of: each part for the thread that owns it.
+pub struct Intercept {
+    /// The programs, which can be attached.
+    pub programs: Interceptor,
+    /// Whose marks are accepted.
+    pub instances: InstanceMaps,
+    /// What is swallowed.
+    pub sessions: Sessions,
+    /// What was counted.
+    pub counters: TargetCounters,
+    /// The reports of what was swallowed.
+    pub reports: RingReader,
+}
+
 /// The programs of the target, loaded. Dropping this detaches them: then responses reach the network again.
 pub struct Interceptor {
     // Dropped before the object: first detach, then give up maps and programs.
     /// By the index of the interface: a name may pass to another one.
-    hooks: StdHashMap<u32, Hooks>,
+    hooks: HashMap<u32, Hooks>,
     object: Object,
     tcx: bool,
 }
@@ -86,7 +90,7 @@ impl Interceptor {
     ///
     /// # Errors
     /// Any of [`BpfError`] but [`Attach`](BpfError::Attach) and those of capturing.
-    pub fn load(setup: &InterceptSetup) -> Result<(Self, RingReader), BpfError> {
+    pub fn load(setup: &InterceptSetup) -> Result<Intercept, BpfError> {
         let tcx = setup.attach.use_tcx()?;
         let ring_bytes = ring_size(setup.ring_bytes);
         let reflect: &'static u32 = if setup.reflect { &1 } else { &0 };
@@ -102,12 +106,18 @@ impl Interceptor {
         let signals = SignalPage::new(object.map_fd(map::SIGNALS)?, 1)?;
         let ring = object.map_fd(map::REPORTS)?.try_clone_to_owned();
         let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
-        let reader = RingReader::new(ring, ring_bytes, signals.of(0))?;
+        let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
             object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, &error))?;
         }
-        Ok((Self { hooks: StdHashMap::new(), object, tcx }, reader))
+        Ok(Intercept {
+            instances: InstanceMaps::take(&mut object)?,
+            sessions: Sessions::take(&mut object)?,
+            counters: TargetCounters::take(&mut object)?,
+            programs: Self { hooks: HashMap::new(), object, tcx },
+            reports,
+        })
     }
 
     /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
@@ -165,104 +175,9 @@ impl Interceptor {
         Ok(())
     }
 
-    /// Accepts marks of `instance` made with `key`, and counts what its sessions do.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`], in particular when there are too many instances.
-    pub fn add_instance(&mut self, instance: u32, key: &MarkKey) -> Result<(), BpfError> {
-        let zeros = nr_cpus()
-            .map_err(|(_, error)| error)
-            .and_then(|cpus| PerCpuValues::try_from(vec![WireStats::default(); cpus]))
-            .map_err(|error| BpfError::write(map::WIRE_STATS)(MapError::IoError(error)))?;
-        let mut stats: PerCpuHashMap<_, u32, WireStats> =
-            self.object.map_mut(map::WIRE_STATS)?.try_into().map_err(BpfError::write(map::WIRE_STATS))?;
-        stats.insert(instance, zeros, 0).map_err(BpfError::write(map::WIRE_STATS))?;
-        self.instances()?.insert(instance, key, 0).map_err(BpfError::write(map::INSTANCES))
-    }
-
-    /// Refuses marks of `instance` from now on, and forgets its statistics. Its sessions stay until they are removed.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn remove_instance(&mut self, instance: u32) -> Result<(), BpfError> {
-        absent_is_fine(self.instances()?.remove(&instance)).map_err(BpfError::write(map::INSTANCES))?;
-        let mut stats: PerCpuHashMap<_, u32, WireStats> =
-            self.object.map_mut(map::WIRE_STATS)?.try_into().map_err(BpfError::write(map::WIRE_STATS))?;
-        absent_is_fine(stats.remove(&instance)).map_err(BpfError::write(map::WIRE_STATS))
-    }
-
-    /// What the sessions of `instance` did so far, summed over the CPUs; zeros for an unknown one.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
-        let stats: PerCpuHashMap<_, u32, WireStats> =
-            self.object.map(map::WIRE_STATS)?.try_into().map_err(BpfError::read(map::WIRE_STATS))?;
-        match stats.get(&instance, 0) {
-            Ok(values) => Ok(values.iter().fold(WireStats::default(), |mut sum, cpu| {
-                sum += *cpu;
-                sum
-            })),
-            Err(MapError::KeyNotFound) => Ok(WireStats::default()),
-            Err(error) => Err(BpfError::read(map::WIRE_STATS)(error)),
-        }
-    }
-
-    /// The replayed sessions, for a look at all of them.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`], when there are too many open files.
-    pub fn sessions(&self) -> Result<Sessions, BpfError> {
-        Ok(Sessions::new(self.object.hash_map_fd(map::SESSIONS)?))
-    }
-
-    /// The session on `flow`, if there is one.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn session(&self, flow: &Flow) -> Result<Option<Session>, BpfError> {
-        let sessions: HashMap<_, Flow, Session> =
-            self.object.map(map::SESSIONS)?.try_into().map_err(BpfError::read(map::SESSIONS))?;
-        match sessions.get(flow, 0) {
-            Ok(session) => Ok(Some(session)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(BpfError::read(map::SESSIONS)(error)),
-        }
-    }
-
-    /// Forgets a session: responses on its four-tuple leave again. A session that is not there is no error.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn remove_session(&mut self, flow: &Flow) -> Result<(), BpfError> {
-        let mut sessions: HashMap<_, Flow, Session> =
-            self.object.map_mut(map::SESSIONS)?.try_into().map_err(BpfError::write(map::SESSIONS))?;
-        absent_is_fine(sessions.remove(flow)).map_err(BpfError::write(map::SESSIONS))
-    }
-
-    /// Enters a session that no SYN has opened.
-    #[cfg(test)]
-    pub(crate) fn add_session(&mut self, flow: &Flow, session: &Session) -> Result<(), BpfError> {
-        let mut sessions: HashMap<_, Flow, Session> =
-            self.object.map_mut(map::SESSIONS)?.try_into().map_err(BpfError::write(map::SESSIONS))?;
-        sessions.insert(flow, session, 0).map_err(BpfError::write(map::SESSIONS))
-    }
-
-    /// What the programs have counted so far.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn counters(&self) -> Result<CounterValues<TargetCounter>, BpfError> {
-        self.object.counters(map::TARGET_COUNTERS)
-    }
-
     /// The programs' log: `None` unless `debug` was set, or the second time.
     pub fn logger(&mut self) -> Option<ProgramLogger> {
         self.object.logger()
-    }
-
-    fn instances(&mut self) -> Result<HashMap<&mut MapData, u32, MarkKey>, BpfError> {
-        self.object.map_mut(map::INSTANCES)?.try_into().map_err(BpfError::write(map::INSTANCES))
     }
 
     #[cfg(test)]
@@ -280,12 +195,5 @@ impl TcAttach {
             Self::Tcx => Err(BpfError::Kernel(KernelFeature::Tcx)),
             Self::Clsact => Ok(false),
         }
-    }
-}
-
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result,
     }
 }

@@ -11,6 +11,7 @@ pub mod capture;
 pub mod clients;
 mod counters;
 mod error;
+mod instances;
 pub mod intercept;
 mod loader;
 mod object;
@@ -24,6 +25,7 @@ mod tc;
 #[cfg(test)]
 mod tests;
 
+use aya::maps::MapError;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     task::JoinHandle,
@@ -31,12 +33,13 @@ use tokio::{
 
 pub use capture::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use clients::{ClientFilter, Network, NetworkError};
-pub use counters::{Counter, CounterValues};
+pub use counters::{Counter, CounterValues, TargetCounters};
 pub use error::{BpfError, KernelFeature};
-pub use intercept::{InterceptSetup, Interceptor, TcAttach};
+pub use instances::InstanceMaps;
+pub use intercept::{Intercept, InterceptSetup, Interceptor, TcAttach};
 pub use ring::RingReader;
 pub use selection::{Sampling, Share};
-pub use sessions::Sessions;
+pub use sessions::{Sessions, Walk};
 
 /// Reads the log records of the eBPF programs and hands them to [`log`]: call `flush` whenever it becomes readable.
 pub type ProgramLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
@@ -65,4 +68,12 @@ pub fn forward_log(logger: ProgramLogger) -> std::io::Result<LogForwarder> {
             ready.clear_ready();
         }
     })))
+}
+
+/// Takes the absence of what was to be removed for success.
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
 }

@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapError, PerCpuArray},
+    maps::{Map, MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
 use aya_log::{EbpfLogger, Level};
@@ -71,14 +71,9 @@ impl Object {
         }
     }
 
-    /// A descriptor of our own of a hash map.
-    pub(super) fn hash_map_fd(&self, name: &'static str) -> Result<OwnedFd, BpfError> {
-        match self.map(name)? {
-            Map::HashMap(data) => {
-                data.fd().as_fd().try_clone_to_owned().map_err(|error| BpfError::read(name)(MapError::IoError(error)))
-            }
-            _ => Err(BpfError::Missing { name }),
-        }
+    /// Takes a map out, for one owner. Only after the programs that use it are loaded: it is closed with its owner.
+    pub(super) fn take_map(&mut self, name: &'static str) -> Result<Map, BpfError> {
+        self.ebpf.take_map(name).ok_or(BpfError::Missing { name })
     }
 
     /// A program of type `P` by its name.

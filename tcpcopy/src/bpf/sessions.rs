@@ -1,27 +1,28 @@
-//! Walking through the map of replayed sessions.
+//! The map of replayed sessions: walking through it, and removing what is over.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
-use aya::maps::MapError;
+use aya::maps::{HashMap, IterableMap as _, MapData, MapError};
 use bytemuck::Zeroable as _;
 use tcpcopy_common::{flow::Flow, response::Session};
 
-use super::{BpfError, object::map, sys};
+use super::{
+    BpfError, absent_is_fine,
+    object::{Object, map},
+    sys,
+};
 
 /// Sessions read by one system call at first. Few enough to take no memory worth mentioning, and enough that the call does not count.
 const BATCH: usize = 512;
 
-/// The session map, for reading all of it, be it long or short, in a small buffer. It takes no lock of ours: the programs, and whoever
-/// removes sessions, go on.
-#[derive(Debug)]
+/// The session map, for reading all of it, be it long or short, in a small buffer. It takes no lock: the programs go on.
 pub struct Sessions {
-    map: OwnedFd,
+    map: HashMap<MapData, Flow, Session>,
     flows: Vec<Flow>,
     sessions: Vec<Session>,
 }
 
 /// One pass through the map.
-#[derive(Debug)]
 pub struct Walk<'a> {
     of: &'a mut Sessions,
     at: At,
@@ -37,20 +38,49 @@ enum At {
 }
 
 impl Sessions {
-    pub(super) fn new(map: OwnedFd) -> Self {
-        Self { map, flows: Vec::new(), sessions: Vec::new() }.with_room(BATCH)
+    /// Takes the map out of an object whose programs are loaded.
+    pub(super) fn take(object: &mut Object) -> Result<Self, BpfError> {
+        let map = object.take_map(map::SESSIONS)?.try_into().map_err(BpfError::read(map::SESSIONS))?;
+        let mut sessions = Self { map, flows: Vec::new(), sessions: Vec::new() };
+        sessions.set_room(BATCH);
+        Ok(sessions)
     }
 
-    /// The same with a buffer for so many sessions.
-    pub(super) fn with_room(mut self, room: usize) -> Self {
+    /// Makes room for so many sessions in the buffer.
+    pub(super) fn set_room(&mut self, room: usize) {
         self.flows.resize(room, Flow::zeroed());
         self.sessions.resize(room, Session::zeroed());
-        self
     }
 
     /// Begins at the start.
     pub const fn walk(&mut self) -> Walk<'_> {
         Walk { of: self, at: At::Start }
+    }
+
+    /// Returns the session on `flow`, if there is one.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn get(&self, flow: &Flow) -> Result<Option<Session>, BpfError> {
+        match self.map.get(flow, 0) {
+            Ok(session) => Ok(Some(session)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(BpfError::read(map::SESSIONS)(error)),
+        }
+    }
+
+    /// Removes the session on `flow`: responses on its four-tuple leave again. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn remove(&mut self, flow: &Flow) -> Result<(), BpfError> {
+        absent_is_fine(self.map.remove(flow)).map_err(BpfError::write(map::SESSIONS))
+    }
+
+    /// Enters a session that no SYN has opened.
+    #[cfg(test)]
+    pub(crate) fn add(&mut self, flow: &Flow, session: &Session) -> Result<(), BpfError> {
+        self.map.insert(flow, session, 0).map_err(BpfError::write(map::SESSIONS))
     }
 }
 
@@ -65,20 +95,31 @@ impl Walk<'_> {
             At::Bucket(bucket) => Some(bucket),
             At::End => return Ok(None),
         };
-        let Sessions { map, flows, sessions } = &mut *self.of;
         let (count, next) = loop {
-            match sys::lookup_batch(map.as_fd(), from, flows, sessions) {
+            let of = &mut *self.of;
+            // The descriptor is borrowed of one field, the buffers are others.
+            let fd = of.map.map().fd().as_fd();
+            match sys::lookup_batch(fd, from, &mut of.flows, &mut of.sessions) {
                 Ok(read) => break read,
                 // A bucket is read as a whole.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    let room = 2 * flows.len();
-                    flows.resize(room, Flow::zeroed());
-                    sessions.resize(room, Session::zeroed());
-                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => of.set_room(2 * of.flows.len()),
                 Err(error) => return Err(BpfError::read(map::SESSIONS)(MapError::IoError(error))),
             }
         };
         self.at = next.map_or(At::End, At::Bucket);
-        Ok(Some(flows[..count].iter().zip(&sessions[..count])))
+        Ok(Some(self.of.flows[..count].iter().zip(&self.of.sessions[..count])))
+    }
+
+    /// Removes a session that is as it was `seen`; returns whether it was. Its owner may have taken the four-tuple for a new
+    /// one, or may have been heard of.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn forget(&mut self, flow: &Flow, seen: &Session) -> Result<bool, BpfError> {
+        let same = self.of.get(flow)?.is_some_and(|current| current == *seen);
+        if same {
+            self.of.remove(flow)?;
+        }
+        Ok(same)
     }
 }

@@ -25,7 +25,7 @@ use self::{
 };
 use crate::{
     affinity,
-    bpf::{BpfError, InterceptSetup, Interceptor},
+    bpf::{BpfError, Intercept, InterceptSetup, Interceptor},
     control::{Listener, Security, ServerCounters},
     mailbox::mailbox,
     net::{
@@ -59,13 +59,14 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         );
     }
 
-    let (mut interceptor, ring) = Interceptor::load(&InterceptSetup {
-        attach: settings.attach,
-        max_sessions: settings.max_sessions,
-        ring_bytes: settings.ring_bytes,
-        reflect: settings.ack == Ack::Reflect,
-        debug: log::log_enabled!(log::Level::Debug),
-    })?;
+    let Intercept { programs: mut interceptor, instances, sessions, counters, reports: ring } =
+        Interceptor::load(&InterceptSetup {
+            attach: settings.attach,
+            max_sessions: settings.max_sessions,
+            ring_bytes: settings.ring_bytes,
+            reflect: settings.ack == Ack::Reflect,
+            debug: log::log_enabled!(log::Level::Debug),
+        })?;
     let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;
     for interface in present.iter().filter(|i| !i.loopback) {
         match interceptor.attach_swallow(&interface.name) {
@@ -78,9 +79,9 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         interceptor.attach_learn(name).with_context(|| format!("cannot learn sessions on {name} (-i)"))?;
         warn_of_reverse_path_filter(name);
     }
-    let interceptor = Arc::new(Mutex::new(interceptor));
+    let counters = Arc::new(counters);
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
-    let instances = Arc::new(Instances::new(Arc::clone(&interceptor), orders));
+    let instances = Arc::new(Instances::new(instances, orders));
     let reports = Arc::new(Mutex::new(ReportCounts::default()));
     let reporter = Reporter::new(ring, inbox, Arc::clone(&instances), Arc::clone(&reports));
     let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().next());
@@ -89,7 +90,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
-    let reaper = Reaper::new(Arc::clone(&interceptor), Arc::clone(&instances), inbox)?;
+    let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), inbox);
     let reaper = spawn("reaper", move || reaper.run())?;
 
     let refused = Arc::new(ServerCounters::default());
@@ -102,7 +103,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
 
     let began = Instant::now();
     let figures = || -> Result<Report, BpfError> {
-        let programs = lock(&interceptor).counters()?;
+        let programs = counters.read()?;
         Ok(summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed()))
     };
     let ended = loop {
@@ -115,7 +116,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                 },
             },
             // Without it a new interface could leak: better to end, in good order.
-            e = follow_interfaces(&mut monitor, &interceptor) => {
+            e = follow_interfaces(&mut monitor, &mut interceptor) => {
                 break Err(e).context("cannot watch the interfaces any more");
             }
         }
@@ -140,7 +141,7 @@ fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
 }
 
 /// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails. Cancel safe: no change is lost.
-async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &Mutex<Interceptor>) -> std::io::Error {
+async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &mut Interceptor) -> std::io::Error {
     loop {
         let changes = match monitor.readable_mut().await {
             Ok(mut ready) => {
@@ -151,7 +152,7 @@ async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &Mut
             Err(e) => Err(e),
         };
         match changes {
-            Ok(changes) => apply(&changes, &mut lock(interceptor)),
+            Ok(changes) => apply(&changes, interceptor),
             Err(e) => return e,
         }
     }

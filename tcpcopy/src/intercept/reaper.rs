@@ -10,19 +10,16 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
 use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
 use tcpcopy_replay::Nanos;
 
-use super::{
-    refused::RefusedSyns,
-    registry::{Instances, lock},
-};
+use super::{refused::RefusedSyns, registry::Instances};
 use crate::{
-    bpf::{BpfError, Interceptor, Sessions},
+    bpf::{BpfError, Sessions, TargetCounters, Walk},
     clock::now,
     mailbox::{Closed, Inbox},
     net::{
@@ -67,10 +64,10 @@ pub enum ReapError {
 
 /// The reaper's state.
 pub struct Reaper {
-    interceptor: Arc<Mutex<Interceptor>>,
+    sessions: Sessions,
+    counters: Arc<TargetCounters>,
     instances: Arc<Instances>,
     inbox: Inbox<()>,
-    sessions: Sessions,
     /// When the session map is due.
     walk_at: Nanos,
     /// Hosts that do not answer for their address, as of the last round.
@@ -82,25 +79,18 @@ pub struct Reaper {
 
 impl Reaper {
     /// A reaper that ends when an order comes.
-    ///
-    /// # Errors
-    /// When the session map cannot be opened once more.
-    pub fn new(
-        interceptor: Arc<Mutex<Interceptor>>,
-        instances: Arc<Instances>,
-        inbox: Inbox<()>,
-    ) -> Result<Self, BpfError> {
-        let sessions = lock(&interceptor).sessions()?;
-        Ok(Self {
-            interceptor,
+    #[must_use]
+    pub fn new(sessions: Sessions, counters: Arc<TargetCounters>, instances: Arc<Instances>, inbox: Inbox<()>) -> Self {
+        Self {
+            sessions,
+            counters,
             instances,
             inbox,
-            sessions,
             walk_at: Nanos::default(),
             absent: HashSet::new(),
             unreachable: HashSet::new(),
             refused: RefusedSyns::default(),
-        })
+        }
     }
 
     /// Runs until it is told to stop, then destroys every replayed connection.
@@ -119,7 +109,7 @@ impl Reaper {
 
     fn round(&mut self, now: Nanos) -> Result<(), ReapError> {
         let orphaned = self.instances.expire();
-        let counters = lock(&self.interceptor).counters()?;
+        let counters = self.counters.read()?;
         self.refused.lines(|c| counters.get(c), now).iter().for_each(|line| log::warn!("{line}"));
         if counters.get(TargetCounter::Learned) == 0 {
             return Ok(());
@@ -141,7 +131,8 @@ impl Reaper {
         let mut destroyed = 0;
         let mut waited_for = HashSet::<IpAddr>::new();
         let mut walk = self.sessions.walk();
-        while let Some(batch) = walk.batch()? {
+        loop {
+            let Some(batch) = walk.batch()? else { break };
             for (flow, session) in batch {
                 if !self.absent.is_empty() && self.absent.contains(&flow.client.into()) {
                     waited_for.insert(flow.client.into());
@@ -151,10 +142,10 @@ impl Reaper {
                 }
             }
             if suspects.len() >= SUSPECTS {
-                destroyed += judge(&self.interceptor, &self.instances, now, std::mem::take(&mut suspects))?;
+                destroyed += judge(&mut walk, &self.instances, now, std::mem::take(&mut suspects))?;
             }
         }
-        destroyed += judge(&self.interceptor, &self.instances, now, suspects)?;
+        destroyed += judge(&mut walk, &self.instances, now, suspects)?;
         self.warn_of_unreachable_clients(absent.iter().filter(|n| waited_for.contains(&n.address)))?;
         Ok(destroyed)
     }
@@ -224,7 +215,7 @@ impl Reaper {
     }
 
     fn swallowed(&self) -> u64 {
-        lock(&self.interceptor).counters().map_or(0, |c| c.get(TargetCounter::Swallowed))
+        self.counters.read().map_or(0, |c| c.get(TargetCounter::Swallowed))
     }
 }
 
@@ -233,12 +224,7 @@ fn is_silent(session: &Session, now: Nanos) -> bool {
 }
 
 /// Destroys the sockets of suspects without an owner, and forgets the silent ones that have none; returns how many were destroyed.
-fn judge(
-    interceptor: &Mutex<Interceptor>,
-    instances: &Instances,
-    now: Nanos,
-    mut suspects: Suspects,
-) -> Result<usize, NetError> {
+fn judge(walk: &mut Walk<'_>, instances: &Instances, now: Nanos, mut suspects: Suspects) -> Result<usize, NetError> {
     if suspects.is_empty() {
         return Ok(0);
     }
@@ -251,23 +237,11 @@ fn judge(
     })?;
     orphans.iter().for_each(|socket| destroy(&mut sock_diag, socket));
     for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
-        forget(interceptor, flow, session);
+        if let Err(e) = walk.forget(flow, session) {
+            log::warn!("cannot forget a session: {e}");
+        }
     }
     Ok(orphans.len())
-}
-
-fn forget(interceptor: &Mutex<Interceptor>, flow: &Flow, seen: &Session) {
-    let mut interceptor = lock(interceptor);
-    // The owner may have taken the four-tuple for a new session since we looked.
-    match interceptor.session(flow) {
-        Ok(Some(current)) if current == *seen => {
-            if let Err(e) = interceptor.remove_session(flow) {
-                log::warn!("cannot forget a session: {e}");
-            }
-        }
-        Ok(_) => {}
-        Err(e) => log::warn!("cannot read the session map: {e}"),
-    }
 }
 
 fn destroy(sock_diag: &mut SockDiag, socket: &TcpSocket) {
@@ -287,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        bpf::{InterceptSetup, TcAttach},
+        bpf::{Intercept, InterceptSetup, Interceptor, TcAttach},
         control::{Hello, Registry as _},
         mailbox::mailbox,
         net::testing::{flow, isolated},
@@ -304,21 +278,21 @@ mod tests {
             reflect: false,
             debug: false,
         };
-        let interceptor = Arc::new(Mutex::new(Interceptor::load(&setup).unwrap().0));
-        let instances = Arc::new(Instances::new(Arc::clone(&interceptor), mailbox().unwrap().0));
+        let Intercept { instances, sessions, counters, .. } = Interceptor::load(&setup).unwrap();
+        let instances = Arc::new(Instances::new(instances, mailbox().unwrap().0));
         let owner = instances.register(&Hello::new(0, None, "test"), SocketAddr::from(([0; 4], 0))).unwrap();
-        (Reaper::new(interceptor, instances, mailbox().unwrap().1).unwrap(), owner.instance)
+        (Reaper::new(sessions, Arc::new(counters), instances, mailbox().unwrap().1), owner.instance)
     }
 
     impl Reaper {
-        fn add(&self, flow: &Flow, instance: u32, silent: Duration) {
+        fn add(&mut self, flow: &Flow, instance: u32, silent: Duration) {
             let seen = NOW.0 - silent.as_nanos() as u64;
             let session = Session { opened_ns: seen, last_seen_ns: seen, instance, ..Session::zeroed() };
-            lock(&self.interceptor).add_session(flow, &session).unwrap();
+            self.sessions.add(flow, &session).unwrap();
         }
 
         fn has(&self, flow: &Flow) -> bool {
-            lock(&self.interceptor).session(flow).unwrap().is_some()
+            self.sessions.get(flow).unwrap().is_some()
         }
     }
 
@@ -346,7 +320,7 @@ mod tests {
             assert_eq!(left, [true, false, true]);
             // A segment has come since the walk.
             let seen = Session { last_seen_ns: NOW.0 - LINGER.as_nanos() as u64, instance: owner, ..Session::zeroed() };
-            forget(&reaper.interceptor, &young, &seen);
+            assert!(!reaper.sessions.walk().forget(&young, &seen).unwrap());
             assert!(reaper.has(&young));
         });
     }

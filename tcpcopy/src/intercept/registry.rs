@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,7 +11,7 @@ use tcpcopy_common::{mark::MarkKey, response::WireStats};
 
 use super::reporter::Order;
 use crate::{
-    bpf::{BpfError, Interceptor},
+    bpf::{BpfError, InstanceMaps},
     clock::now,
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
     mailbox::Mailbox,
@@ -29,20 +29,27 @@ struct Instance {
     lost: Option<Instant>,
 }
 
-/// All instances, and the programs that know them.
+/// All instances, for every thread of the program. The lock is held for some map operations at most, and no other is taken
+/// meanwhile.
 pub struct Instances {
-    interceptor: Arc<Mutex<Interceptor>>,
     reporter: Mailbox<Order>,
-    known: Mutex<HashMap<u32, Instance>>,
+    known: Mutex<Known>,
+}
+
+/// What is known of instances, here and in the kernel.
+struct Known {
+    instances: HashMap<u32, Instance>,
+    maps: InstanceMaps,
     /// What was seen of instances that are gone.
-    past: Mutex<WireStats>,
+    past: WireStats,
 }
 
 impl Instances {
     /// None yet.
     #[must_use]
-    pub fn new(interceptor: Arc<Mutex<Interceptor>>, reporter: Mailbox<Order>) -> Self {
-        Self { interceptor, reporter, known: Mutex::default(), past: Mutex::default() }
+    pub fn new(maps: InstanceMaps, reporter: Mailbox<Order>) -> Self {
+        let known = Known { instances: HashMap::new(), maps, past: WireStats::default() };
+        Self { reporter, known: Mutex::new(known) }
     }
 
     /// Ends the report thread, once it has reported what there is.
@@ -52,21 +59,21 @@ impl Instances {
 
     /// The channel of `instance` broke: its sessions wait for [`RESUME_GRACE`].
     pub fn lost(&self, instance: u32) {
-        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+        if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = Some(Instant::now());
         }
     }
 
     /// The channel of `instance` is up.
     pub fn found(&self, instance: u32) {
-        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+        if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = None;
         }
     }
 
     /// The owner of `instance` said that it has ended: nothing is waited for.
     pub fn ended(&self, instance: u32) {
-        if let Some(instance) = lock(&self.known).get_mut(&instance) {
+        if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = Instant::now().checked_sub(RESUME_GRACE).or(Some(Instant::now()));
         }
     }
@@ -75,38 +82,26 @@ impl Instances {
     pub fn expire(&self) -> bool {
         let mut known = lock(&self.known);
         let expired: Vec<u32> = known
+            .instances
             .iter()
             .filter(|(_, i)| i.lost.is_some_and(|at| at.elapsed() >= RESUME_GRACE))
             .map(|(&id, _)| id)
             .collect();
-        for id in &expired {
-            known.remove(id);
-            self.forget(*id);
-        }
+        expired.iter().for_each(|id| known.forget(*id));
         !expired.is_empty()
     }
 
     /// Forgets every instance: no SYN is accepted any more.
     pub fn forget_all(&self) {
-        for (id, _) in lock(&self.known).drain() {
-            self.forget(id);
-        }
-    }
-
-    fn forget(&self, id: u32) {
-        let mut interceptor = lock(&self.interceptor);
-        if let Ok(seen) = interceptor.wire_stats(id) {
-            *lock(&self.past) += seen;
-        }
-        if let Err(e) = interceptor.remove_instance(id) {
-            log::warn!("cannot forget instance {id:08x}: {e}");
-        }
+        let mut known = lock(&self.known);
+        let all: Vec<u32> = known.instances.keys().copied().collect();
+        all.into_iter().for_each(|id| known.forget(id));
     }
 
     /// Whether sessions of `instance` are still somebody's.
     #[must_use]
     pub fn is_known(&self, instance: u32) -> bool {
-        lock(&self.known).contains_key(&instance)
+        lock(&self.known).instances.contains_key(&instance)
     }
 
     /// What the wire has seen of `instance`.
@@ -114,21 +109,30 @@ impl Instances {
     /// # Errors
     /// When the kernel's map cannot be read.
     pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
-        lock(&self.interceptor).wire_stats(instance)
+        lock(&self.known).maps.wire_stats(instance)
     }
 
     /// What the wire has seen of all instances, those that are gone included.
     #[must_use]
     pub fn total(&self) -> WireStats {
-        // Held all the time: an instance that ends meanwhile would be in neither.
         let known = lock(&self.known);
-        let mut sum = *lock(&self.past);
-        for id in known.keys() {
-            if let Ok(seen) = self.wire_stats(*id) {
-                sum += seen;
-            }
+        let seen = known.instances.keys().filter_map(|id| known.maps.wire_stats(*id).ok());
+        seen.fold(known.past, |mut sum, seen| {
+            sum += seen;
+            sum
+        })
+    }
+}
+
+impl Known {
+    fn forget(&mut self, id: u32) {
+        self.instances.remove(&id);
+        if let Ok(seen) = self.maps.wire_stats(id) {
+            self.past += seen;
         }
-        sum
+        if let Err(e) = self.maps.remove(id) {
+            log::warn!("cannot forget instance {id:08x}: {e}");
+        }
     }
 }
 
@@ -137,13 +141,13 @@ impl Registry for Instances {
         let mut known = lock(&self.known);
         let (id, key, token) = match &hello.resume {
             Some(resume) => {
-                let instance =
-                    known.get_mut(&resume.instance).filter(|i| i.token == resume.token).ok_or_else(|| {
-                        Refusal::new(
-                            RefusalCode::CannotResume,
-                            "intercept was restarted, or the channel was down for too long",
-                        )
-                    })?;
+                let instance = known.instances.get(&resume.instance).filter(|i| i.token == resume.token);
+                let instance = instance.ok_or_else(|| {
+                    Refusal::new(
+                        RefusalCode::CannotResume,
+                        "intercept was restarted, or the channel was down for too long",
+                    )
+                })?;
                 // The report thread calls it found, once it has the new channel in the place of the old.
                 (resume.instance, instance.key, instance.token)
             }
@@ -156,11 +160,11 @@ impl Registry for Instances {
                 let key = MarkKey { k0: key[0], k1: key[1] };
                 let token = Token(random_bytes().map_err(|e| internal("no token", &e))?);
                 let mut id = u32::from_ne_bytes(random_bytes().map_err(|e| internal("no instance id", &e))?);
-                while id == 0 || known.contains_key(&id) {
+                while id == 0 || known.instances.contains_key(&id) {
                     id = id.wrapping_add(1);
                 }
-                lock(&self.interceptor).add_instance(id, &key).map_err(|e| internal("no instance", &e))?;
-                known.insert(id, Instance { key, token, lost: None });
+                known.maps.add(id, &key).map_err(|e| internal("no instance", &e))?;
+                known.instances.insert(id, Instance { key, token, lost: None });
                 (id, key, token)
             }
         };

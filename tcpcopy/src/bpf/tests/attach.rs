@@ -23,8 +23,8 @@ use tcpcopy_replay::LiveSegment;
 use super::{learn, packets::packet, privileged};
 use crate::{
     bpf::{
-        Attachment, BpfError, Capture, CaptureRule, CaptureSetup, Hook, InterceptSetup, Interceptor, RingReader,
-        TcAttach,
+        Attachment, BpfError, Capture, CaptureRule, CaptureSetup, Hook, Intercept, InterceptSetup, Interceptor,
+        RingReader, TcAttach,
     },
     net::NetError,
 };
@@ -192,14 +192,15 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
     for attach in [TcAttach::Tcx, TcAttach::Clsact] {
         in_namespace(move || {
             let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: false, debug: true };
-            let (mut interceptor, mut reader) = Interceptor::load(&setup).unwrap();
+            let Intercept { programs: mut interceptor, mut instances, counters, reports: mut reader, .. } =
+                Interceptor::load(&setup).unwrap();
             interceptor.attach_swallow("lo").unwrap();
             interceptor.attach_swallow("lo").unwrap();
             assert!(matches!(interceptor.attach_learn("nonesuch0"), Err(BpfError::Net(NetError::NoInterface { .. }))));
             // The session is opened by hand: `learn` is not attached, so that the ordinary SYN below does not end it.
             let listener = TcpListener::bind("127.0.0.1:80").unwrap();
             let client: SocketAddr = "127.0.0.1:40000".parse().unwrap();
-            interceptor.add_instance(1, &learn::KEY).unwrap();
+            instances.add(1, &learn::KEY).unwrap();
             let syn = learn::marked_syn_to("127.0.0.1:40000", "127.0.0.1:80", 1, 7);
             super::run_tc(interceptor.object(), "learn", &syn.bytes());
 
@@ -218,7 +219,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
                 syn_acks == 2
             });
             assert!(socket.peer_addr().is_err(), "the connection must not be established");
-            assert!(interceptor.counters().unwrap().get(TargetCounter::Swallowed) >= 2);
+            assert!(counters.read().unwrap().get(TargetCounter::Swallowed) >= 2);
             let mut logger = interceptor.logger().expect("debug is on");
             assert!(interceptor.logger().is_none());
             let timeout = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -247,7 +248,7 @@ fn an_interface_that_takes_another_ones_name_is_hooked_too() {
     for attach in [TcAttach::Tcx, TcAttach::Clsact] {
         in_namespace(move || {
             let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: false, debug: false };
-            let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
+            let mut interceptor = Interceptor::load(&setup).unwrap().programs;
             ip("link add v0 type veth peer name p0");
             interceptor.attach_swallow("v0").unwrap();
             ip("link set v0 name v1");
@@ -288,7 +289,7 @@ fn child_holds_programs_attached() {
     let held = std::env::var(HOLD).expect("run by the other test");
     let intercept = |attach| {
         let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 4096, reflect: false, debug: false };
-        let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
+        let mut interceptor = Interceptor::load(&setup).unwrap().programs;
         interceptor.attach_learn("lo").unwrap();
         interceptor.attach_swallow("lo").unwrap();
         interceptor
@@ -332,7 +333,7 @@ fn nothing_outlives_a_killed_process() {
                     reflect: false,
                     debug: false,
                 };
-                let (mut interceptor, _reader) = Interceptor::load(&setup).unwrap();
+                let mut interceptor = Interceptor::load(&setup).unwrap().programs;
                 interceptor.attach_swallow("lo").unwrap();
                 assert_eq!(filters().matches("direct-action").count(), 1, "{}", filters());
             }

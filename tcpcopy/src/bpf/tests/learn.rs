@@ -13,7 +13,9 @@ use super::{
     packets::{Packet, packet},
     privileged, run_tc,
 };
-use crate::bpf::{InterceptSetup, Interceptor, RingReader, TcAttach};
+use crate::bpf::{
+    InstanceMaps, Intercept, InterceptSetup, Interceptor, RingReader, Sessions, TargetCounters, TcAttach,
+};
 
 pub(super) const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
 const ISN: u32 = 0xdead_beef;
@@ -21,6 +23,9 @@ const ISN: u32 = 0xdead_beef;
 /// The programs of the target with two instances, 1 and 2, of the same key.
 pub(super) struct Fixture {
     pub(super) interceptor: Interceptor,
+    pub(super) instances: InstanceMaps,
+    pub(super) sessions: Sessions,
+    pub(super) counters: TargetCounters,
     reader: RingReader,
 }
 
@@ -35,11 +40,11 @@ impl Fixture {
     }
 
     pub(super) fn with_setup(setup: &InterceptSetup) -> Self {
-        let (mut interceptor, reader) = Interceptor::load(setup).unwrap();
+        let Intercept { programs, mut instances, sessions, counters, reports } = Interceptor::load(setup).unwrap();
         for instance in [1, 2] {
-            interceptor.add_instance(instance, &KEY).unwrap();
+            instances.add(instance, &KEY).unwrap();
         }
-        Self { interceptor, reader }
+        Self { interceptor: programs, instances, sessions, counters, reader: reports }
     }
 
     pub(super) fn run(&mut self, program: &'static str, packet: &Packet) -> u32 {
@@ -47,7 +52,7 @@ impl Fixture {
     }
 
     pub(super) fn count(&self, counter: TargetCounter) -> u64 {
-        self.interceptor.counters().unwrap().get(counter)
+        self.counters.read().unwrap().get(counter)
     }
 
     pub(super) fn reports(&mut self) -> Vec<ResponseHeader> {
@@ -58,17 +63,16 @@ impl Fixture {
 
     /// Runs `learn`, and checks its verdict and that it counts `reason` alone.
     fn expect(&mut self, what: &str, packet: &Packet, verdict: u32, reason: Option<TargetCounter>) {
-        let before = self.interceptor.counters().unwrap();
+        let before = self.counters.read().unwrap();
         assert_eq!(self.run("learn", packet), verdict, "{what}");
-        for (counter, value) in self.interceptor.counters().unwrap().iter() {
+        for (counter, value) in self.counters.read().unwrap().iter() {
             let more = u64::from(Some(counter) == reason);
             assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.label());
         }
     }
 
-    fn entries(&self) -> Vec<(Flow, Session)> {
-        let mut sessions = self.interceptor.sessions().unwrap();
-        let mut walk = sessions.walk();
+    fn entries(&mut self) -> Vec<(Flow, Session)> {
+        let mut walk = self.sessions.walk();
         let mut entries = Vec::new();
         while let Some(batch) = walk.batch().unwrap() {
             entries.extend(batch.map(|(flow, session)| (*flow, *session)));
@@ -77,7 +81,7 @@ impl Fixture {
         entries
     }
 
-    fn sessions(&self) -> Vec<(u32, u32)> {
+    fn sessions(&mut self) -> Vec<(u32, u32)> {
         let mut sessions: Vec<_> =
             self.entries().iter().map(|(_, s)| (s.instance, u32::from_be_bytes(s.isn))).collect();
         sessions.sort_unstable();
@@ -97,8 +101,8 @@ fn every_session_is_met_once_however_small_the_buffer() {
         assert_eq!(fixture.run("learn", &syn), TCX_NEXT);
     }
     for room in [1, 100, 512, 4096] {
-        let mut sessions = fixture.interceptor.sessions().unwrap().with_room(room);
-        let mut walk = sessions.walk();
+        fixture.sessions.set_room(room);
+        let mut walk = fixture.sessions.walk();
         let mut met = Vec::new();
         while let Some(batch) = walk.batch().unwrap() {
             for (flow, session) in batch {
@@ -143,14 +147,14 @@ fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
         let session = fixture.entries().into_iter().find(|(flow, _)| *flow == syn.flow());
         let (_, session) = session.expect("the session is there");
         assert_eq!((session.instance, session.isn), (1, ISN.to_be_bytes()), "{what}");
-        fixture.interceptor.remove_session(&syn.flow()).unwrap();
-        fixture.interceptor.remove_session(&syn.flow()).unwrap();
+        fixture.sessions.remove(&syn.flow()).unwrap();
+        fixture.sessions.remove(&syn.flow()).unwrap();
     }
     assert_eq!(fixture.sessions(), []);
     assert_eq!(fixture.reports(), []);
-    let stats = fixture.interceptor.wire_stats(1).unwrap();
+    let stats = fixture.instances.wire_stats(1).unwrap();
     assert_eq!(stats, WireStats { segments: 6, payload_bytes: 200, syns: 4, fins: 2, ..WireStats::default() });
-    assert_eq!(fixture.interceptor.wire_stats(2).unwrap(), WireStats::default());
+    assert_eq!(fixture.instances.wire_stats(2).unwrap(), WireStats::default());
 }
 
 #[test]
@@ -177,8 +181,8 @@ fn a_mark_that_is_not_valid_is_dropped() {
     for (what, reason, packet) in &table {
         fixture.expect(what, packet, TC_ACT_SHOT, Some(*reason));
     }
-    fixture.interceptor.remove_instance(1).unwrap();
-    fixture.interceptor.remove_instance(1).unwrap();
+    fixture.instances.remove(1).unwrap();
+    fixture.instances.remove(1).unwrap();
     fixture.expect("removed instance", &syn, TC_ACT_SHOT, Some(UnknownInstance));
     assert_eq!(fixture.sessions(), []);
     assert_eq!(fixture.reports(), []);
@@ -262,7 +266,7 @@ fn coalesced_segments_are_counted_as_they_were_on_the_wire() {
     let learn = fixture.interceptor.object().program::<SchedClassifier>("learn").unwrap();
     let options = TestRunOptions { data_in: Some(&data), ctx_in: Some(&context), ..TestRunOptions::new() };
     assert_eq!(learn.test_run(options).unwrap().return_value, TCX_NEXT);
-    let stats = fixture.interceptor.wire_stats(1).unwrap();
+    let stats = fixture.instances.wire_stats(1).unwrap();
     assert_eq!((stats.segments, stats.payload_bytes), (1 + 45, 900));
 }
 

@@ -201,10 +201,10 @@ fn a_reflected_acknowledgement_is_no_sign_of_life_and_no_segment_of_the_source()
     let mut fixture = fixture(TcAttach::Tcx, "swallow_tcx");
     let (_, reflected) = run(&mut fixture, "swallow_tcx", &piece(CLIENT4, 0, 100).bytes());
     let flow = packet(CLIENT4, server(CLIENT4)).flow();
-    let before = (fixture.interceptor.wire_stats(1).unwrap(), fixture.interceptor.session(&flow).unwrap().unwrap());
+    let before = (fixture.instances.wire_stats(1).unwrap(), fixture.sessions.get(&flow).unwrap().unwrap());
     let (verdict, after) = run(&mut fixture, "learn", &reflected);
     assert_eq!((verdict, after), (TCX_NEXT, reflected));
     assert_eq!(fixture.count(ReflectionSeen), 1);
-    let now = (fixture.interceptor.wire_stats(1).unwrap(), fixture.interceptor.session(&flow).unwrap().unwrap());
+    let now = (fixture.instances.wire_stats(1).unwrap(), fixture.sessions.get(&flow).unwrap().unwrap());
     assert_eq!((before.0.segments, before.1), (now.0.segments, now.1));
 }

@@ -108,7 +108,7 @@ fn responses_to_sessions_are_reported_and_swallowed() {
             swallowed_bytes += u64::from(payload_len);
         }
         assert_eq!((fixture.count(Swallowed), fixture.count(SwallowedBytes)), (swallowed, swallowed_bytes));
-        let stats = fixture.interceptor.wire_stats(1).unwrap();
+        let stats = fixture.instances.wire_stats(1).unwrap();
         assert_eq!(
             stats,
             WireStats { segments: 2, syns: 2, swallowed, swallowed_bytes, reports_lost: 1, ..WireStats::default() }
@@ -133,7 +133,7 @@ fn the_target_s_own_responses_leave() {
         assert_eq!(fixture.run("swallow_tcx", packet), TCX_NEXT, "{what}");
     }
     assert_eq!(fixture.run("swallow_tcx", &response(CLIENT4)), TC_ACT_REDIRECT);
-    fixture.interceptor.remove_session(&packet(CLIENT4, "10.0.0.3:80").flow()).unwrap();
+    fixture.sessions.remove(&packet(CLIENT4, "10.0.0.3:80").flow()).unwrap();
     assert_eq!(fixture.run("swallow_tcx", &response(CLIENT4)), TCX_NEXT, "a session that is over");
     assert_eq!(fixture.reports().len(), 1);
 }
