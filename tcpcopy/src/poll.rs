@@ -7,7 +7,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::mailbox::Inbox;
+use crate::{mailbox::Inbox, process::panics};
 
 /// A descriptor, and what of it ends a sleep.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,7 @@ impl<'a> Interest<'a> {
 /// Level-triggered: what is ready already ends the sleep at once. Of an order this is true until the sleep that it ends; take
 /// all of them before the next one.
 pub fn wait<'a, T>(inbox: &Inbox<T>, interests: impl Iterator<Item = Interest<'a>>, timeout: Duration) {
+    panics::provoked();
     let mut fds = vec![PollFd::from_borrowed_fd(inbox.wake_fd(), PollFlags::IN)];
     fds.extend(interests.map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.flags)));
     let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };

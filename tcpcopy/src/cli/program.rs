@@ -5,20 +5,17 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 
 use super::{ProcessArgs, exit, remedy, report};
-use crate::{
-    process::{
-        Output, Process,
-        daemon::{self, Readiness},
-        descriptors, logging,
-        pidfile::PidFile,
-        signals::Signals,
-    },
-    summary::Report,
+use crate::process::{
+    Ended, Output, Process,
+    daemon::{self, Readiness},
+    descriptors, logging, panics,
+    pidfile::PidFile,
+    signals::Signals,
 };
 
 /// Runs `work`, which opens at least `descriptors` files, as the process that `args` describe, and prints the figures it
 /// returns.
-pub fn run<F: Future<Output = anyhow::Result<Report>>>(
+pub fn run<F: Future<Output = anyhow::Result<Ended>>>(
     args: &ProcessArgs,
     descriptors: usize,
     work: impl FnOnce(Process) -> anyhow::Result<F>,
@@ -31,7 +28,7 @@ pub fn run<F: Future<Output = anyhow::Result<Report>>>(
     outcome.unwrap_or_else(|e| report(&e))
 }
 
-fn child<F: Future<Output = anyhow::Result<Report>>>(
+fn child<F: Future<Output = anyhow::Result<Ended>>>(
     args: &ProcessArgs,
     readiness: Readiness,
     work: impl FnOnce(Process) -> anyhow::Result<F>,
@@ -46,16 +43,19 @@ fn child<F: Future<Output = anyhow::Result<Report>>>(
     // Only now: whoever reads the process id may send a signal.
     let _pid_file = args.pid_file.as_deref().map(PidFile::create).transpose()?;
     let output = if args.daemon { Output::Log } else { Output::Stdout };
-    let process = Process::new(readiness, signals, output);
-    let summary = runtime.block_on(async { work(process)?.await }).inspect_err(|e| {
+    let process = Process::new(readiness, signals, panics::catch(), output);
+    let outcome = runtime.block_on(async { panics::caught(work(process)?).await? });
+    let outcome = outcome.and_then(|Ended { figures, failure }| {
+        if let Some(path) = &args.summary_json {
+            figures.write_json(path)?;
+        }
+        output.show(&figures);
+        failure.map_or(Ok(()), Err)
+    });
+    outcome.inspect_err(|e| {
         // The terminal may be gone; the log is not.
         if args.log_file.is_some() {
             log::error!("{}", remedy::worded(e));
         }
-    })?;
-    if let Some(path) = &args.summary_json {
-        summary.write_json(path)?;
-    }
-    output.show(&summary);
-    Ok(())
+    })
 }

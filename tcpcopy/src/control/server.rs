@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use log::{debug, error, info, warn};
+use log::{debug, info, warn};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -243,9 +243,8 @@ impl Listener {
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                Some(done) = handshakes.join_next() => if let Err(cause) = done {
-                    error!("a control handshake ended abnormally: {cause}");
-                },
+                // A panic was logged, and ends the program.
+                Some(_) = handshakes.join_next() => {}
             }
         }
     }

@@ -33,15 +33,15 @@ use crate::{
         interface::{self, Interface, LinkChange, LinkMonitor, interfaces},
         sockdiag::SockDiag,
     },
-    process::{Process, Request},
+    process::{Ended, Process, Request, panics::caught},
     summary::Report,
 };
 
-/// Intercepts until the process is asked to stop; returns what was counted.
+/// Intercepts until the process is asked to stop; returns what was counted, and what has ended it before its time.
 ///
 /// # Errors
 /// When something cannot be attached or opened at the start.
-pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Report> {
+pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Ended> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
     let listener = Listener::bind(&settings.listen, security)?;
@@ -106,33 +106,38 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         let programs = counters.read()?;
         Ok(summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed()))
     };
-    let ended = loop {
-        tokio::select! {
-            request = process.next_request() => match request {
-                Request::Stop(_) => break Ok(()),
-                Request::Report => match figures() {
-                    Ok(report) => process.show(&report),
-                    Err(e) => log::warn!("cannot show the figures so far: {e}"),
+    // A panic here is no reason to leave sessions behind either.
+    let ended = caught(async {
+        loop {
+            tokio::select! {
+                request = process.next_request() => match request {
+                    Request::Stop(_) => break Ok(()),
+                    Request::Fail(panicked) => break Err(panicked.into()),
+                    Request::Report => match figures() {
+                        Ok(report) => process.show(&report),
+                        Err(e) => log::warn!("cannot show the figures so far: {e}"),
+                    },
                 },
-            },
-            // Without it a new interface could leak: better to end, in good order.
-            e = follow_interfaces(&mut monitor, &mut interceptor) => {
-                break Err(e).context("cannot watch the interfaces any more");
+                // Without it a new interface could leak: better to end, in good order.
+                e = follow_interfaces(&mut monitor, &mut interceptor) => {
+                    break Err(e).context("cannot watch the interfaces any more");
+                }
             }
         }
-    };
+    });
+    let ended = ended.await.map_err(anyhow::Error::from).flatten();
     log::info!("stopping");
     serving.abort();
     // First the channels, so that tcpcopy sends no more; then the keys, so that no more sessions are learned; then the
     // sockets; and the programs last, when nothing is left that could answer.
     instances.stop_reporting();
-    join(reporter, "reporter")?;
+    join(reporter);
     instances.forget_all();
     stop_reaper.send(());
-    join(reaper, "reaper")?;
-    let summary = figures()?;
+    join(reaper);
+    let figures = figures()?;
     drop(logger);
-    ended.map(|()| summary)
+    Ok(Ended { figures, failure: ended.err() })
 }
 
 fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
@@ -213,6 +218,7 @@ fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) 
         .with_context(|| format!("cannot start the thread {name}"))
 }
 
-fn join<T>(thread: JoinHandle<T>, name: &str) -> anyhow::Result<T> {
-    thread.join().map_err(|_| anyhow::anyhow!("the thread {name} panicked"))
+/// Waits for a thread to end. A panic of it was logged, and is what has ended the program: the end goes on all the same.
+fn join(thread: JoinHandle<()>) {
+    let _ = thread.join();
 }

@@ -10,6 +10,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
@@ -93,8 +94,19 @@ impl Reaper {
         }
     }
 
-    /// Runs until it is told to stop, then destroys every replayed connection.
+    /// Runs until it is told to stop, then destroys every replayed connection: after a panic of the rounds, too.
     pub fn run(mut self) {
+        // What a round that panics leaves behind is true at every moment: sets of addresses, and a time.
+        if catch_unwind(AssertUnwindSafe(|| self.rounds())).is_err() {
+            // The main thread knows, and ends the program: first the channels and the keys, then this.
+            while self.inbox.next() == Ok(None) {
+                std::thread::sleep(FINAL_PAUSE);
+            }
+        }
+        self.destroy_all();
+    }
+
+    fn rounds(&mut self) {
         loop {
             if let Err(e) = self.round(now()) {
                 log::warn!("cannot look after the replayed connections: {e}");
@@ -102,7 +114,7 @@ impl Reaper {
             poll::wait(&self.inbox, std::iter::empty(), INTERVAL);
             match self.inbox.next() {
                 Ok(None) => {}
-                Ok(Some(())) | Err(Closed) => return self.destroy_all(),
+                Ok(Some(())) | Err(Closed) => return,
             }
         }
     }

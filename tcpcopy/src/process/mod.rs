@@ -1,29 +1,40 @@
-//! What a program is to the system that it runs on: a daemon or not, with limits, a log, a process id file, signals and an output.
+//! What a program is to the system that it runs on: a daemon or not, with limits, a log, a process id file, signals, panics and an output.
 
 pub mod daemon;
 pub mod descriptors;
 pub mod logging;
 mod output;
+pub mod panics;
 pub mod pidfile;
 pub mod signals;
 
-use self::{daemon::Readiness, signals::Signals};
+use self::{daemon::Readiness, panics::Panics, signals::Signals};
 pub use self::{output::Output, signals::Request};
 use crate::summary::Report;
+
+/// What a program's work has come to, once it had begun.
+#[derive(Debug)]
+pub struct Ended {
+    /// The figures of all of it.
+    pub figures: Report,
+    /// Why it ended before it was asked to, if it did.
+    pub failure: Option<anyhow::Error>,
+}
 
 /// The process around a program's work: tells of its readiness, shows its figures, passes on what the operator asks for.
 #[derive(Debug)]
 pub struct Process {
     readiness: Readiness,
     signals: Signals,
+    panics: Panics,
     output: Output,
 }
 
 impl Process {
     /// A process that is not ready yet.
     #[must_use]
-    pub const fn new(readiness: Readiness, signals: Signals, output: Output) -> Self {
-        Self { readiness, signals, output }
+    pub const fn new(readiness: Readiness, signals: Signals, panics: Panics, output: Output) -> Self {
+        Self { readiness, signals, panics, output }
     }
 
     /// Tells whoever waits for it that everything is attached.
@@ -34,9 +45,14 @@ impl Process {
         self.readiness.announce()
     }
 
-    /// Waits for the next request of the operator. Cancel safe: a request is never lost with the future.
+    /// Waits for the next request, of the operator or of a thread that has panicked. Cancel safe: a request is never lost with
+    /// the future.
     pub async fn next_request(&mut self) -> Request {
-        self.signals.next().await
+        tokio::select! {
+            biased;
+            panicked = self.panics.next() => Request::Fail(panicked),
+            request = self.signals.next() => request,
+        }
     }
 
     /// Shows the figures of the work so far.

@@ -15,13 +15,18 @@ use std::{io, mem::zeroed, ptr};
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::logging::LogFile;
+use super::{
+    logging::LogFile,
+    panics::{self, Panicked},
+};
 
-/// What the operator asks a running program for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a running program has to do beside its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// End in good order; by which signal.
     Stop(&'static str),
+    /// End in good order, with an error: a thread has panicked.
+    Fail(Panicked),
     /// Show the figures so far.
     Report,
 }
@@ -37,8 +42,8 @@ pub struct Signals {
     /// `None` when it is to be ignored.
     hangup: Option<Signal>,
     user1: Signal,
-    /// Caught, and never asked for.
-    _user2: Signal,
+    /// Caught, and asked for by tests only.
+    user2: Signal,
     log: Option<LogFile>,
 }
 
@@ -58,7 +63,7 @@ impl Signals {
             quit: catch(SignalKind::quit(), "SIGQUIT")?,
             hangup: if ignore_hangup { None } else { Some(catch(SignalKind::hangup(), "SIGHUP")?) },
             user1: catch(SignalKind::user_defined1(), "SIGUSR1")?,
-            _user2: catch(SignalKind::user_defined2(), "SIGUSR2")?,
+            user2: catch(SignalKind::user_defined2(), "SIGUSR2")?,
             log,
         })
     }
@@ -79,6 +84,7 @@ impl Signals {
                     },
                 },
                 _ = self.user1.recv() => return Request::Report,
+                _ = self.user2.recv() => panics::provoke(),
             }
         }
     }

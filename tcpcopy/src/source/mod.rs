@@ -39,8 +39,7 @@ use crate::{
     control::{Security, random_bytes},
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
-    process::{Process, Request},
-    summary::Report,
+    process::{Ended, Process, Request, panics::caught},
 };
 
 /// How often a line with the most important figures goes to the log.
@@ -49,11 +48,11 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 /// Packets in one batch of the injector.
 const INJECT_BATCH: usize = 64;
 
-/// Copies until the process is asked to stop; returns what was counted.
+/// Copies until the process is asked to stop; returns what was counted, and what has ended it before its time.
 ///
 /// # Errors
 /// When something cannot be attached, opened or reached at the start. Later failures are counted, logged and mended.
-pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Report> {
+pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Ended> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
     let plan = Plan::new(&settings)?;
     let (mut capture, rings) = Capture::load(&CaptureSetup {
@@ -84,6 +83,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                 dialled = &mut dialling => break dialled?,
                 request = process.next_request() => match request {
                     Request::Stop(signal) => anyhow::bail!("stopped by {signal} before it was ready"),
+                    Request::Fail(panicked) => return Err(panicked.into()),
                     Request::Report => show_so_far(&process, &workers, &capture, starting),
                 },
             }
@@ -108,36 +108,44 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let mut progress = tokio::time::interval_at((began + PROGRESS_INTERVAL).into(), PROGRESS_INTERVAL);
     let keeping_up = tokio::spawn(channels.keep_up(notice_receiver));
     let mut ramp = Ramp::new(&settings.selection);
-    loop {
-        tokio::select! {
-            request = process.next_request() => match request {
-                Request::Stop(_) => break,
-                Request::Report => show_so_far(&process, &workers, &capture, began),
-            },
-            share = ramp.next() => {
-                if let Err(e) = capture.set_share(share) {
-                    log::warn!("the sample stays as it is until the next step of the ramp: {e}");
-                } else if ramp.is_over() {
-                    let percentage = settings.selection.percentage;
-                    log::info!("the ramp is over: {percentage} % of the connections are copied from now on");
+    let stopped = caught(async {
+        loop {
+            tokio::select! {
+                request = process.next_request() => match request {
+                    Request::Stop(_) => break None,
+                    Request::Fail(panicked) => break Some(panicked),
+                    Request::Report => show_so_far(&process, &workers, &capture, began),
+                },
+                share = ramp.next() => {
+                    if let Err(e) = capture.set_share(share) {
+                        log::warn!("the sample stays as it is until the next step of the ramp: {e}");
+                    } else if ramp.is_over() {
+                        let percentage = settings.selection.percentage;
+                        log::info!("the ramp is over: {percentage} % of the connections are copied from now on");
+                    }
                 }
-            }
-            _ = progress.tick() => {
-                match capture.counters() {
-                    Ok(counters) => log::info!("{}", Summary::new(&workers.snapshots(), counters, began.elapsed()).one_line()),
-                    Err(e) => log::warn!("{e}"),
+                _ = progress.tick() => {
+                    match capture.counters() {
+                        Ok(counters) => log::info!("{}", Summary::new(&workers.snapshots(), counters, began.elapsed()).one_line()),
+                        Err(e) => log::warn!("{e}"),
+                    }
                 }
             }
         }
-    }
+    });
+    // A panic here is no reason to leave the end out either.
+    let failure = stopped.await.map_or_else(Some, |stopped| stopped).map(anyhow::Error::from);
     log::info!("stopping");
     capture.detach();
     keeping_up.abort();
     let snapshots = workers.stop();
     drop(logger);
     let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
-    summary.verify();
-    Ok(summary.report())
+    // A worker that has panicked has not published what it did last.
+    if failure.is_none() {
+        summary.verify();
+    }
+    Ok(Ended { figures: summary.report(), failure })
 }
 
 /// Shows the figures so far: those of the kernel as they are, those of the workers of the last second's end.
@@ -211,7 +219,7 @@ impl Workers {
         }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                log::error!("a worker thread panicked; its figures are from before");
+                log::error!("the figures of a worker that has panicked are of up to a second before");
             }
         }
     }
