@@ -1,7 +1,9 @@
 //! Counters that the programs keep, one per-CPU array each: the enum is the index, the sum over CPUs is the value.
 
+use crate::figures::{Family, Section, counter};
+
 macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident { $($(#[doc = $help:literal])* $variant:ident = $label:literal,)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $help:literal])* $variant:ident = $declaration:expr,)* }) => {
         $(#[$doc])*
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,10 +16,14 @@ macro_rules! counters {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
             /// How many there are.
             pub const COUNT: u32 = Self::ALL.len() as u32;
+            /// Their declarations, in the same order.
+            pub const FAMILIES: &'static [Family] =
+                &[$($declaration.declared(stringify!($variant), concat!($($help, "\n",)*)),)*];
 
-            /// The name in tables, JSON and metrics: snake case.
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$variant => $label,)* }
+            /// Its declaration.
+            #[must_use]
+            pub const fn family(self) -> &'static Family {
+                &Self::FAMILIES[self as usize]
             }
         }
     };
@@ -27,39 +33,38 @@ counters! {
     /// What the source's capture programs count. "Matched" means: of a flow that a rule names.
     CaptureCounter {
         /// Matched segments put into a ring.
-        Captured = "captured_segments",
-        /// Their payload octets.
-        CapturedBytes = "captured_bytes",
+        Captured = counter(Section::Stages).named("captured_segments"),
+        /// Payload octets of matched segments put into a ring, live retransmissions included.
+        CapturedBytes = counter(Section::Stages).named("captured_bytes").bytes(),
         /// Matched segments with neither payload nor SYN, FIN or RST: not copied.
-        PureAck = "pure_acks_skipped",
+        PureAck = counter(Section::Cost).named("pure_acks_skipped"),
         /// Packets of clients that are not wanted: not copied. (Pure ACKs are among them.)
-        Filtered = "filtered",
+        Filtered = counter(Section::NotSelected).named("filtered"),
         /// Packets of connections that are not in the sample: not copied. (Pure ACKs are among them.)
-        NotSampled = "not_sampled",
+        NotSampled = counter(Section::NotSelected).named("not_sampled"),
         /// Discarded: the worker's ring was full.
-        RingFull = "ring_full",
-        /// Payload octets lost with [`RingFull`](Self::RingFull).
-        RingFullBytes = "ring_full_bytes",
-        /// SYN and FIN flags lost with [`RingFull`](Self::RingFull).
-        RingFullControl = "ring_full_syn_fin",
+        RingFull = counter(Section::NotCopied).named("ring_full"),
+        /// Payload octets lost with segments that found a ring full.
+        RingFullBytes = counter(Section::NotCopied).named("ring_full_bytes").bytes(),
+        /// SYN and FIN flags lost with segments that found a ring full.
+        RingFullControl = counter(Section::NotCopied).named("ring_full_syn_fin"),
         /// Discarded: no ring at the index of the flow's worker.
-        NoRing = "no_ring",
+        NoRing = counter(Section::NotCopied).named("no_ring"),
         /// Discarded: the packet's octets could not be read.
-        CopyFailed = "copy_failed",
+        CopyFailed = counter(Section::NotCopied).named("copy_failed"),
         /// Discarded: larger than a record (IPv6 jumbograms of BIG TCP).
-        TooLarge = "too_large",
-        /// Payload octets lost with [`NoRing`](Self::NoRing), [`CopyFailed`](Self::CopyFailed) and
-        /// [`TooLarge`](Self::TooLarge).
-        OtherBytes = "other_bytes",
-        /// SYN and FIN flags lost with these three.
-        OtherControl = "other_syn_fin",
+        TooLarge = counter(Section::NotCopied).named("too_large"),
+        /// Payload octets lost with segments without a ring, that could not be read, or that are too large.
+        OtherBytes = counter(Section::NotCopied).named("other_bytes").bytes(),
+        /// SYN and FIN flags lost with segments without a ring, that could not be read, or that are too large.
+        OtherControl = counter(Section::NotCopied).named("other_syn_fin"),
         /// Discarded: an IP fragment, which has no whole TCP header or no whole payload. Counted when the address or the
         /// port of a rule can be seen in it, or cannot be excluded.
-        Fragment = "fragment",
+        Fragment = counter(Section::NotCopied).named("fragment"),
         /// Discarded: TCP or IP lengths of a matched packet contradict each other.
-        Malformed = "malformed",
+        Malformed = counter(Section::NotCopied).named("malformed"),
         /// Forced wake-ups of a sleeping worker.
-        Wakeups = "wakeups",
+        Wakeups = counter(Section::Cost).named("wakeups"),
     }
 }
 
@@ -67,39 +72,39 @@ counters! {
     /// What the target's programs count.
     TargetCounter {
         /// Sessions learned from a SYN with a valid mark.
-        Learned = "sessions_learned",
-        /// The same SYN again.
-        SynRepeated = "syn_repeated",
+        Learned = counter(Section::Sessions).named("sessions_learned"),
+        /// SYNs of sessions that are known already: retransmissions.
+        SynRepeated = counter(Section::Sessions).named("syn_repeated"),
         /// SYN dropped: its tag is wrong.
-        BadTag = "syn_bad_tag",
+        BadTag = counter(Section::RefusedSyns).named("syn_bad_tag"),
         /// SYN dropped: its instance is unknown.
-        UnknownInstance = "syn_unknown_instance",
+        UnknownInstance = counter(Section::RefusedSyns).named("syn_unknown_instance"),
         /// SYN dropped: the session map is full.
-        MapFull = "session_map_full",
+        MapFull = counter(Section::RefusedSyns).named("session_map_full"),
         /// SYN dropped: another instance holds the four-tuple.
-        Collision = "collision",
+        Collision = counter(Section::RefusedSyns).named("collision"),
         /// Sessions given up because the target's own traffic took their four-tuple.
-        Reclaimed = "reclaimed",
+        Reclaimed = counter(Section::Sessions).named("reclaimed"),
         /// Response segments swallowed.
-        Swallowed = "swallowed_segments",
-        /// Their payload octets.
-        SwallowedBytes = "swallowed_bytes",
+        Swallowed = counter(Section::Swallowed).named("swallowed_segments"),
+        /// Payload octets of the swallowed response segments.
+        SwallowedBytes = counter(Section::Swallowed).named("swallowed_bytes").bytes(),
         /// ICMP errors that quote a session, swallowed.
-        SwallowedIcmp = "swallowed_icmp",
+        SwallowedIcmp = counter(Section::Swallowed).named("swallowed_icmp"),
         /// Response segments that were turned into their acknowledgement and given back to the target. They are among the
         /// swallowed.
-        Reflected = "reflected",
-        /// The same failed: the target sends the segment again.
-        ReflectFailed = "reflect_failed",
+        Reflected = counter(Section::AcknowledgedHere).named("reflected"),
+        /// Response segments that should have been reflected and could not be: the target sends them again.
+        ReflectFailed = counter(Section::AcknowledgedHere).named("reflect_failed"),
         /// Reflected acknowledgements that came in.
-        ReflectionSeen = "reflections_seen",
+        ReflectionSeen = counter(Section::AcknowledgedHere).named("reflections_seen"),
         /// Fragments of responses, swallowed.
-        SwallowedFragments = "swallowed_fragments",
-        /// Reports lost because the ring was full (the response is swallowed all the same).
-        ReportLost = "reports_lost",
+        SwallowedFragments = counter(Section::Swallowed).named("swallowed_fragments"),
+        /// Reports lost because the ring was full, of whichever instance. (The response is swallowed all the same.)
+        ReportLost = counter(Section::Reports).named("reports_lost"),
         /// Marked SYNs whose headers could not be read: dropped.
-        Malformed = "malformed",
+        Malformed = counter(Section::RefusedSyns).named("malformed"),
         /// Forced wake-ups of a sleeping `intercept`.
-        Wakeups = "wakeups",
+        Wakeups = counter(Section::Reports).named("wakeups"),
     }
 }

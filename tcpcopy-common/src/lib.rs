@@ -7,6 +7,7 @@
 
 pub mod capture;
 pub mod counters;
+pub mod figures;
 pub mod flow;
 pub mod mark;
 #[cfg(feature = "user")]

@@ -2,7 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{flow::Flow, tcp_flags::TcpFlags};
+use crate::{
+    figures::{Figures as _, Section, counter},
+    flow::Flow,
+    tcp_flags::TcpFlags,
+};
 
 /// The headers of one swallowed response segment, or an event of a session. The same 80 octets travel on the control
 /// channel to the worker that owns the session.
@@ -101,34 +105,30 @@ pub struct Session {
 
 const _: () = assert!(size_of::<Session>() == 32);
 
-/// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct WireStats {
-    /// Segments of the instance's sessions, SYNs included.
-    pub segments: u64,
-    /// Their payload octets, retransmissions included.
-    pub payload_bytes: u64,
-    /// SYNs with a valid mark, retransmissions included.
-    pub syns: u64,
-    /// Segments with FIN, retransmissions included.
-    pub fins: u64,
-    /// Response segments swallowed.
-    pub swallowed: u64,
-    /// Their payload octets.
-    pub swallowed_bytes: u64,
-    /// Reports lost because the ring was full (the response is swallowed all the same).
-    pub reports_lost: u64,
+crate::figures! {
+    /// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+    pub struct WireStats {
+        /// Segments of replayed sessions, SYNs included.
+        pub segments: u64 = counter(Section::SeenOnTheWire),
+        /// Payload octets of replayed sessions, retransmissions included.
+        pub payload_bytes: u64 = counter(Section::SeenOnTheWire).bytes(),
+        /// SYNs with a valid mark, retransmissions included.
+        pub syns: u64 = counter(Section::SeenOnTheWire),
+        /// Segments with FIN, retransmissions included.
+        pub fins: u64 = counter(Section::SeenOnTheWire),
+        /// Response segments to replayed sessions, all of them swallowed.
+        pub swallowed: u64 = counter(Section::SeenOnTheWire).named("response_segments"),
+        /// Payload octets of responses to replayed sessions.
+        pub swallowed_bytes: u64 = counter(Section::SeenOnTheWire).named("response_bytes").bytes(),
+        /// Reports lost because the ring was full (the response is swallowed all the same).
+        pub reports_lost: u64 = counter(Section::NotReported).named("ring_full"),
+    }
 }
 
 impl core::ops::AddAssign for WireStats {
     fn add_assign(&mut self, more: Self) {
-        self.segments += more.segments;
-        self.payload_bytes += more.payload_bytes;
-        self.syns += more.syns;
-        self.fins += more.fins;
-        self.swallowed += more.swallowed;
-        self.swallowed_bytes += more.swallowed_bytes;
-        self.reports_lost += more.reports_lost;
+        self.merge(&more);
     }
 }

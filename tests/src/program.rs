@@ -246,18 +246,12 @@ impl Summary {
         self.0.get(section)?.get(name)?.as_u64()
     }
 
-    /// The figure `name` of a section that shows it always.
+    /// The figure `name` of a section.
     ///
     /// # Panics
-    /// When it is absent.
+    /// When it is absent: the summary has every figure, zeros included.
     pub fn count(&self, section: &str, name: &str) -> u64 {
         self.get(section, name).unwrap_or_else(|| panic!("the summary has no {name} in {section}: {:#}", self.0))
-    }
-
-    /// The figure `name` of a section that leaves out what is zero. A misspelt name is zero, too: assert elsewhere in the
-    /// same test that the figure can be something else.
-    pub fn count_or_zero(&self, section: &str, name: &str) -> u64 {
-        self.get(section, name).unwrap_or(0)
     }
 }
 
@@ -300,6 +294,6 @@ mod tests {
         let summary = Summary(serde_json::json!({"bytes": {"captured": 7, "lag": 0.5}, "syns": {"captured": 2}}));
         assert_eq!((summary.count("bytes", "captured"), summary.count("syns", "captured")), (7, 2));
         assert_eq!(summary.get("fins", "captured"), None);
-        assert_eq!((summary.get("bytes", "lag"), summary.count_or_zero("bytes", "sent")), (None, 0));
+        assert_eq!(summary.get("bytes", "lag"), None);
     }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod demo;
+mod figures;
 mod fuzz;
 mod kernels;
 mod lint;
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Compare what mirroring costs: nothing, tcpcopy, nginx's mirror, and others.
     Bench(bench::Arguments),
+    /// Write docs/figures.md from the declarations of figures.
+    Figures,
     /// Check formatting and lints, of the eBPF programs too.
     Lint,
 }
@@ -64,6 +67,7 @@ fn run() -> anyhow::Result<()> {
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Figures => figures::write(),
         Command::Lint => lint::run(),
     }
 }

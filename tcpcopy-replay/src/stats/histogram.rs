@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tcpcopy_common::figures::{Distribution, Family, Figure, Value, Visit};
+
 /// Sub-buckets per power of two: percentiles are at most 1/8 too high.
 const STEPS: u32 = 8;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
@@ -31,15 +33,6 @@ impl Histogram {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Adds the samples of another.
-    pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.counts.iter_mut().zip(other.counts.iter()) {
-            *mine += theirs;
-        }
-        self.count += other.count;
-        self.max_ns = self.max_ns.max(other.max_ns);
-    }
-
     /// Returns how many samples there are.
     #[must_use]
     pub const fn count(&self) -> u64 {
@@ -65,6 +58,38 @@ impl Histogram {
             }
         }
         Duration::ZERO
+    }
+}
+
+impl Distribution for Histogram {
+    fn count(&self) -> u64 {
+        self.count()
+    }
+
+    fn max(&self) -> Duration {
+        self.max()
+    }
+
+    fn percentile(&self, percent: f64) -> Duration {
+        self.percentile(percent)
+    }
+}
+
+impl Figure for Histogram {
+    type Declaration = Family;
+
+    /// Adds the samples of another.
+    fn add(&mut self, other: &Self) {
+        let Self { counts, count, max_ns } = other;
+        for (mine, theirs) in self.counts.iter_mut().zip(counts.iter()) {
+            *mine += theirs;
+        }
+        self.count += count;
+        self.max_ns = self.max_ns.max(*max_ns);
+    }
+
+    fn hand_out(&self, family: &'static Family, visitor: &mut dyn Visit) {
+        visitor.figure(family, &[], Value::Distribution(self));
     }
 }
 
@@ -124,7 +149,7 @@ mod tests {
         (0..1000).for_each(|_| h.record(Duration::from_micros(10)));
         (0..3000).for_each(|_| others.record(Duration::from_micros(1000)));
         for _ in 0..2 {
-            h.merge(&others);
+            h.add(&others);
         }
         assert_eq!((h.count(), h.max()), (7000, Duration::from_micros(1000)));
         let near = |percent, us: u64| {

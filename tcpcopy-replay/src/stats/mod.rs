@@ -1,287 +1,126 @@
 //! What the engine counts, and the identities that the counts obey (rule S6).
 
-pub(crate) mod histogram;
+mod histogram;
+mod ledger;
+mod reason;
 
-pub use self::histogram::Histogram;
+use tcpcopy_common::{
+    figures,
+    figures::{Group, Section, counter, gauge, histogram},
+};
 
-macro_rules! reasons {
-    ($($(#[doc = $help:literal])* $variant:ident = $label:literal,)*) => {
-        /// Why something captured was not replayed, or why a session ended early.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason {
-            $($(#[doc = $help])* $variant,)*
-        }
+pub use self::{
+    histogram::Histogram,
+    ledger::Ledger,
+    reason::{ByReason, Reason},
+};
+use self::{ledger::ledger, reason::by_reason};
 
-        impl Reason {
-            /// All reasons.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
-
-            /// Returns the name in tables, JSON and metrics: snake case.
-            #[must_use]
-            pub const fn label(self) -> &'static str {
-                match self { $(Self::$variant => $label,)* }
-            }
-        }
-    };
-}
-
-reasons! {
-    /// The connection was open before capture began, and no request boundary has been seen yet.
-    BeforeJoin = "before_join",
-    /// The connection's SYN was not captured, and only complete connections are replayed.
-    Incomplete = "incomplete",
-    /// The connection's SYN was not captured, because connections are admitted little by little.
-    NotAdmitted = "not_admitted",
-    /// The segment has a rule number that is not configured.
-    UnknownRule = "unknown_rule",
-    /// Client and target are of different IP versions.
-    AddressFamily = "address_family",
-    /// The limit of connections was reached.
-    SessionLimit = "session_limit",
-    /// The limit of octets that one connection may hold back was reached.
-    SessionMemory = "session_memory",
-    /// The limit of octets that all connections together may hold back was reached.
-    TotalMemory = "total_memory",
-    /// Octets of the live client's stream were never captured.
-    CaptureGap = "capture_gap",
-    /// Octets beyond the live client's FIN, or flags that contradict each other.
-    Nonsense = "nonsense",
-    /// Neither side sent anything for the session timeout.
-    IdleTimeout = "idle_timeout",
-    /// The control channel was down when the session should have begun.
-    NoChannel = "no_channel",
-    /// The target's `intercept` started afresh and knows none of its sessions.
-    ChannelLost = "channel_lost",
-    /// The target answered the SYN with RST: nothing listens.
-    TargetRefused = "target_refused",
-    /// The target reset the connection.
-    TargetReset = "target_reset",
-    /// The target closed in the middle of a request.
-    TargetClosed = "target_closed",
-    /// The target acknowledged none of several retransmissions.
-    TargetSilent = "target_silent",
-    /// Every client port tried is taken at the target.
-    Collision = "collision",
-    /// A client of the target's own opened a connection on the same four-tuple.
-    Reclaimed = "reclaimed",
-    /// The session's adapter left the octets out of what it sent.
-    Filtered = "filtered",
-    /// The live client reset its connection over octets that were still missing.
-    LiveReset = "live_reset",
-    /// The program was told to stop.
-    Shutdown = "shutdown",
-}
-
-/// A count for each [`Reason`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ByReason([u64; Reason::ALL.len()]);
-
-impl ByReason {
-    /// Returns the count of one reason.
-    #[must_use]
-    pub const fn get(&self, reason: Reason) -> u64 {
-        self.0[reason as usize]
-    }
-
-    /// Returns the sum over all reasons.
-    #[must_use]
-    pub fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-
-    /// Returns the reasons that occurred, with their counts.
-    pub fn iter(&self) -> impl Iterator<Item = (Reason, u64)> + '_ {
-        Reason::ALL.iter().map(|&r| (r, self.get(r))).filter(|&(_, n)| n > 0)
-    }
-
-    pub(crate) fn add(&mut self, reason: Reason, n: u64) {
-        self.0[reason as usize] += n;
-    }
-
-    fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
-            *mine += theirs;
-        }
+figures! {
+    /// Sessions: `seen = finished + active + aborted`. A connection that is joined again after its session was aborted
+    /// counts as another session; one that continues after an early close by the target does not.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Sessions {
+        /// Sessions begun.
+        pub seen: u64 = counter(Section::Sessions),
+        /// Sessions that ended as the live connection did, with everything sent.
+        pub finished: u64 = counter(Section::Sessions),
+        /// Sessions still there.
+        pub active: u64 = gauge(Section::Sessions),
+        /// Sessions that ended early.
+        pub aborted: ByReason = by_reason(Section::Sessions, Section::Aborted),
     }
 }
 
-/// Where everything captured of one kind went: `captured = sent + pending + discarded`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ledger {
-    /// Captured; what the live client retransmitted counts once.
-    pub captured: u64,
-    /// Sent to the target for the first time.
-    pub sent: u64,
-    /// Held, and still to be sent.
-    pub pending: u64,
-    /// Given up.
-    pub discarded: ByReason,
-}
-
-impl Ledger {
-    pub(crate) fn capture(&mut self, n: u64) {
-        self.captured += n;
-        self.pending += n;
+figures! {
+    /// The engine's counters. Plain numbers; [`merge`](tcpcopy_common::figures::Figures::merge) adds those of several workers up.
+    #[derive(Clone, Debug, Default)]
+    pub struct Stats {
+        /// Payload octets.
+        pub bytes: Ledger = ledger(Section::Bytes, Section::Discarded).bytes(),
+        /// SYNs: only of connections that were captured from their start.
+        pub syns: Ledger = ledger(Section::Syns, Section::SynsDiscarded),
+        /// FINs.
+        pub fins: Ledger = ledger(Section::Fins, Section::FinsDiscarded),
+        /// Sessions.
+        pub sessions: Sessions = Group,
+        /// How late segments with payload are first sent: from the capture, or from when the gate would have let
+        /// them through. The wait for a greeting, while it is unknown who speaks first, is the gate's too.
+        pub lag: Histogram = histogram(Section::Lag),
+        /// Time from the capture until the gate opened, the wait behind other requests included; only of segments
+        /// that had to ask. How far a replay trails behind shows here.
+        pub gate_wait: Histogram = histogram(Section::GateWait),
+        /// Segments of live clients handed in.
+        pub live_segments: u64 = counter(Section::Replay),
+        /// Payload octets in segments of live clients that had been captured before: live retransmissions, keep-alive probes.
+        pub duplicate_bytes: u64 = counter(Section::Replay).bytes(),
+        /// Octets of live clients that were never captured, as far as is known.
+        pub missing_bytes: u64 = counter(Section::Replay).bytes(),
+        /// Live SYNs on a four-tuple whose previous connection was still known.
+        pub port_reuses: u64 = counter(Section::Replay),
+        /// Target connections established.
+        pub connected: u64 = counter(Section::Replay),
+        /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each
+        /// has a round trip of its own.
+        pub distant_clients: u64 = counter(Section::Replay),
+        /// Sessions whose live client's handshake was not seen to end.
+        pub handshakes_unseen: u64 = counter(Section::Replay),
+        /// Connections joined in the middle, at a request boundary.
+        pub joined: u64 = counter(Section::Replay),
+        /// Sessions continued on another target connection after an early close by the target.
+        pub reconnects: u64 = counter(Section::Replay),
+        /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
+        /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
+        pub requests_unanswered: u64 = counter(Section::Replay),
+        /// Requests that may have stayed without an answer when the target closed: what it had sent since an earlier one
+        /// may be no more than the answer to the earlier one.
+        pub requests_unclear: u64 = counter(Section::Replay),
+        /// Segments (before re-segmentation) first sent with payload.
+        pub sent_segments: u64 = counter(Section::Replay),
+        /// Segments (before re-segmentation), SYNs and FINs included, sent again.
+        pub retransmitted_segments: u64 = counter(Section::Replay),
+        /// Payload octets sent again.
+        pub retransmitted_bytes: u64 = counter(Section::Replay).bytes(),
+        /// Retransmissions that a timer caused.
+        pub timeouts: u64 = counter(Section::Replay),
+        /// Retransmissions that three duplicate acknowledgements caused.
+        pub fast_retransmits: u64 = counter(Section::Replay),
+        /// Probes of a closed window.
+        pub window_probes: u64 = counter(Section::Replay),
+        /// Segments sent that only acknowledge.
+        pub pure_acks: u64 = counter(Section::Replay),
+        /// Resets sent.
+        pub resets_sent: u64 = counter(Section::Replay),
+        /// First-sent payload octets that the target acknowledged.
+        pub accepted_bytes: u64 = counter(Section::Stages).bytes(),
+        /// Response segments of known sessions.
+        pub response_segments: u64 = counter(Section::Stages).named("answered_segments"),
+        /// Response segments of known sessions that the target's `intercept` acknowledged itself.
+        pub reflected_segments: u64 = counter(Section::Replay),
+        /// Payload octets in response segments of known sessions; what was retransmitted counts once.
+        pub response_bytes: u64 = counter(Section::Stages).named("answered_bytes").bytes(),
+        /// Responses of no session, or of an earlier connection on the same four-tuple.
+        pub stale_responses: u64 = counter(Section::Replay),
+        /// ICMP errors reported by the target.
+        pub icmp_errors: u64 = counter(Section::Replay),
+        /// SYNs refused because another instance holds the four-tuple.
+        pub collisions: u64 = counter(Section::Replay),
+        /// SYNs refused because the target's session map is full.
+        pub session_map_full: u64 = counter(Section::Replay),
+        /// Orphaned connections: left at a target, by an `intercept` that was killed or because the channel was down when their
+        /// session ended.
+        pub orphans: u64 = counter(Section::Replay),
+        /// Orphaned connections that were removed, or were found to be owned by another session.
+        pub orphans_settled: u64 = counter(Section::Replay),
+        /// Orphaned connections abandoned after all probes timed out.
+        pub orphans_given_up: u64 = counter(Section::Replay),
+        /// Segments that waited for an answer until they were more than 5 ms old: the replay trails behind.
+        pub gate_late: u64 = counter(Section::Replay),
+        /// Times that a segment reached the limit of waiting for an answer.
+        pub gate_expired: u64 = counter(Section::Replay),
+        /// Sessions no longer gated because segments waited in vain too often.
+        pub sessions_ungated: u64 = counter(Section::Replay),
     }
-
-    pub(crate) fn send(&mut self, n: u64) {
-        self.sent += n;
-        self.pending -= n.min(self.pending);
-    }
-
-    pub(crate) fn discard(&mut self, reason: Reason, n: u64) {
-        self.discarded.add(reason, n);
-        self.pending -= n.min(self.pending);
-    }
-
-    /// Counts what is captured and given up at once, without ever being held.
-    pub(crate) fn refuse(&mut self, reason: Reason, n: u64) {
-        self.captured += n;
-        self.discarded.add(reason, n);
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.captured += other.captured;
-        self.sent += other.sent;
-        self.pending += other.pending;
-        self.discarded.merge(&other.discarded);
-    }
-
-    fn check(&self, what: &'static str) -> Result<(), Unbalanced> {
-        balance(what, self.captured, self.sent + self.pending + self.discarded.total())
-    }
-}
-
-/// Sessions: `seen = finished + active + aborted`. A connection that is joined again after its session was aborted
-/// counts as another session; one that continues after an early close by the target does not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sessions {
-    /// Begun.
-    pub seen: u64,
-    /// Ended as the live connection did, with everything sent.
-    pub finished: u64,
-    /// Still there.
-    pub active: u64,
-    /// Ended early.
-    pub aborted: ByReason,
-}
-
-macro_rules! plain_counters {
-    ($($(#[doc = $help:literal])* $name:ident,)*) => {
-        /// The engine's counters. Plain numbers; [`merge`](Self::merge) adds those of several workers up.
-        #[derive(Clone, Debug, Default)]
-        pub struct Stats {
-            /// Payload octets.
-            pub bytes: Ledger,
-            /// SYNs: only of connections that were captured from their start.
-            pub syns: Ledger,
-            /// FINs.
-            pub fins: Ledger,
-            /// Sessions.
-            pub sessions: Sessions,
-            /// How late segments with payload are first sent: from the capture, or from when the gate would have let
-            /// them through. The wait for a greeting, while it is unknown who speaks first, is the gate's too.
-            pub lag: Histogram,
-            /// Time from the capture until the gate opened, the wait behind other requests included; only of segments
-            /// that had to ask. How far a replay trails behind shows here.
-            pub gate_wait: Histogram,
-            $($(#[doc = $help])* pub $name: u64,)*
-        }
-
-        impl Stats {
-            /// Adds another worker's counts to these.
-            pub fn merge(&mut self, other: &Self) {
-                self.bytes.merge(&other.bytes);
-                self.syns.merge(&other.syns);
-                self.fins.merge(&other.fins);
-                self.sessions.seen += other.sessions.seen;
-                self.sessions.finished += other.sessions.finished;
-                self.sessions.active += other.sessions.active;
-                self.sessions.aborted.merge(&other.sessions.aborted);
-                self.lag.merge(&other.lag);
-                self.gate_wait.merge(&other.gate_wait);
-                $(self.$name += other.$name;)*
-            }
-
-            /// Returns the counters that stand alone, with their names in tables, JSON and metrics.
-            pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
-            }
-        }
-    };
-}
-
-plain_counters! {
-    /// Segments of live clients handed in.
-    live_segments,
-    /// Payload octets in them that had been captured before: live retransmissions, keep-alive probes.
-    duplicate_bytes,
-    /// Octets of live clients that were never captured, as far as is known.
-    missing_bytes,
-    /// Live SYNs on a four-tuple whose previous connection was still known.
-    port_reuses,
-    /// Target connections established.
-    connected,
-    /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each
-    /// has a round trip of its own.
-    distant_clients,
-    /// Sessions whose live client's handshake was not seen to end.
-    handshakes_unseen,
-    /// Connections joined in the middle, at a request boundary.
-    joined,
-    /// Sessions continued on another target connection after an early close by the target.
-    reconnects,
-    /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
-    /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
-    requests_unanswered,
-    /// Requests that may have stayed without an answer when the target closed: what it had sent since an earlier one
-    /// may be no more than the answer to the earlier one.
-    requests_unclear,
-    /// Segments (before re-segmentation) first sent with payload.
-    sent_segments,
-    /// Segments (before re-segmentation), SYNs and FINs included, sent again.
-    retransmitted_segments,
-    /// Payload octets sent again.
-    retransmitted_bytes,
-    /// Retransmissions that a timer caused.
-    timeouts,
-    /// Retransmissions that three duplicate acknowledgements caused.
-    fast_retransmits,
-    /// Probes of a closed window.
-    window_probes,
-    /// Segments sent that only acknowledge.
-    pure_acks,
-    /// Resets sent.
-    resets_sent,
-    /// First-sent payload octets that the target acknowledged.
-    accepted_bytes,
-    /// Response segments of known sessions.
-    response_segments,
-    /// Response segments that the target's `intercept` acknowledged itself.
-    reflected_segments,
-    /// Payload octets in response segments; what was retransmitted counts once.
-    response_bytes,
-    /// Responses of no session, or of an earlier connection on the same four-tuple.
-    stale_responses,
-    /// ICMP errors reported by the target.
-    icmp_errors,
-    /// SYNs refused because another instance holds the four-tuple.
-    collisions,
-    /// SYNs refused because the target's session map is full.
-    session_map_full,
-    /// Connections that were left at a target, by an `intercept` that was killed or because the channel was down when
-    /// their session ended.
-    orphans,
-    /// Orphaned connections that were removed, or were found to be owned by another session.
-    orphans_settled,
-    /// Orphaned connections abandoned after all probes timed out.
-    orphans_given_up,
-    /// Segments that waited for an answer until they were more than 5 ms old: the replay trails behind.
-    gate_late,
-    /// Times that a segment reached the limit of waiting for an answer.
-    gate_expired,
-    /// Sessions that are no longer gated because that happened too often.
-    sessions_ungated,
 }
 
 /// An identity of the counters that does not hold: a bug in the engine.
@@ -324,15 +163,9 @@ impl Stats {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tcpcopy_common::figures::Figures as _;
 
-    #[test]
-    fn labels_are_unique() {
-        let mut labels: Vec<_> = Reason::ALL.iter().map(|r| r.label()).collect();
-        labels.sort_unstable();
-        labels.dedup();
-        assert_eq!(labels.len(), Reason::ALL.len());
-    }
+    use super::*;
 
     #[test]
     fn a_lost_octet_is_noticed() {

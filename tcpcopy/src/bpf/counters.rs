@@ -3,7 +3,10 @@
 use std::{borrow::Borrow, marker::PhantomData};
 
 use aya::maps::{MapData, PerCpuArray};
-use tcpcopy_common::counters::{CaptureCounter, TargetCounter};
+use tcpcopy_common::{
+    counters::{CaptureCounter, TargetCounter},
+    figures::{Family, Value, Visit},
+};
 
 use super::{
     BpfError,
@@ -14,6 +17,8 @@ use super::{
 pub trait Counter: Copy + 'static {
     /// All of them, in the order of the array.
     const ALL: &'static [Self];
+    /// Their declarations, in the same order.
+    const FAMILIES: &'static [Family];
 
     /// The index in the array.
     fn index(self) -> u32;
@@ -21,6 +26,7 @@ pub trait Counter: Copy + 'static {
 
 impl Counter for CaptureCounter {
     const ALL: &'static [Self] = Self::ALL;
+    const FAMILIES: &'static [Family] = Self::FAMILIES;
 
     fn index(self) -> u32 {
         self as u32
@@ -29,6 +35,7 @@ impl Counter for CaptureCounter {
 
 impl Counter for TargetCounter {
     const ALL: &'static [Self] = Self::ALL;
+    const FAMILIES: &'static [Family] = Self::FAMILIES;
 
     fn index(self) -> u32 {
         self as u32
@@ -55,6 +62,13 @@ impl<C: Counter> CounterValues<C> {
     #[must_use]
     pub fn get(&self, counter: C) -> u64 {
         self.values.get(counter.index() as usize).copied().unwrap_or_default()
+    }
+
+    /// Hands out every counter.
+    pub fn visit(&self, visitor: &mut dyn Visit) {
+        for (counter, family) in C::ALL.iter().zip(C::FAMILIES) {
+            visitor.figure(family, &[], Value::Number(self.get(*counter)));
+        }
     }
 
     /// All counters with their values, in the order of the enum.

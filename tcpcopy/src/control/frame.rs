@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use tcpcopy_common::{
+    figures,
+    figures::{Figures as _, Group, Section, counter},
     mark::MarkKey,
     response::{ResponseHeader, WireStats},
 };
@@ -66,19 +68,20 @@ pub enum Frame<'a> {
 /// How long a [`Frame::Hurry`] holds.
 pub const HURRY: Duration = Duration::from_millis(50);
 
-/// What the target saw of an instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Segments at the target's ingress and egress.
-    pub wire: WireStats,
-    /// Responses reported by the kernel but not sent to this client because the channel was too slow.
-    pub responses_dropped: u64,
+figures! {
+    /// What the target saw of an instance.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Stats {
+        /// Segments at the target's ingress and egress.
+        pub wire: WireStats = Group,
+        /// Responses that the channel had no room for: `tcpcopy` was too slow.
+        pub responses_dropped: u64 = counter(Section::NotReported).named("channel_too_slow"),
+    }
 }
 
 impl std::ops::AddAssign for Stats {
     fn add_assign(&mut self, more: Self) {
-        self.wire += more.wire;
-        self.responses_dropped += more.responses_dropped;
+        self.merge(&more);
     }
 }
 

@@ -19,6 +19,10 @@ use std::{
 
 use log::{debug, info, warn};
 use socket2::{Domain, Protocol, Socket, Type};
+use tcpcopy_common::{
+    figures,
+    figures::{Section, counter},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -108,29 +112,31 @@ pub enum ServerError {
     NoAddress,
 }
 
-/// What became of the connections to the port. Their sum, with the handshakes under way, is the number of connections.
-#[derive(Debug, Default)]
-pub struct ServerCounters {
-    /// Established.
-    pub accepted: AtomicU64,
-    /// Refused: another key.
-    pub bad_key: AtomicU64,
-    /// Refused: not our protocol, or not as it should be.
-    pub garbage: AtomicU64,
-    /// Refused: not finished in time.
-    pub timeout: AtomicU64,
-    /// Refused: too many handshakes at a time.
-    pub too_many: AtomicU64,
-    /// Refused: another version of the protocol.
-    pub wrong_version: AtomicU64,
-    /// Refused: one side with a key, the other with `--insecure`.
-    pub insecure_mismatch: AtomicU64,
-    /// Refused by the [`Registry`].
-    pub refused: AtomicU64,
-    /// Closed by the peer during the handshake, or broken: port scanners and health checks look like this.
-    pub closed: AtomicU64,
-    /// Failed for a reason of our own, such as no random numbers.
-    pub failed: AtomicU64,
+figures! {
+    /// What became of the connections to the port. Their sum, with the handshakes under way, is the number of connections.
+    #[derive(Debug, Default)]
+    pub struct ServerCounters {
+        /// Established channels.
+        pub accepted: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: another key.
+        pub bad_key: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: not our protocol, or not as it should be.
+        pub garbage: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: not finished in time.
+        pub timeout: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: too many handshakes at a time.
+        pub too_many: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: another version of the protocol.
+        pub wrong_version: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused: one side with a key, the other with `--insecure`.
+        pub insecure_mismatch: AtomicU64 = counter(Section::ControlConnections),
+        /// Refused although authenticated: no instance is free, or the one to resume is not known any more.
+        pub refused: AtomicU64 = counter(Section::ControlConnections),
+        /// Closed by the peer during the handshake, or broken: port scanners and health checks look like this.
+        pub closed: AtomicU64 = counter(Section::ControlConnections),
+        /// Failed for a reason of our own, such as no random numbers.
+        pub failed: AtomicU64 = counter(Section::ControlConnections),
+    }
 }
 
 /// Why a connection did not become a channel.

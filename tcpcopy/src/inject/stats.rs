@@ -2,26 +2,33 @@
 
 use std::io;
 
-/// Counts of packets. Every packet built is in exactly one of [`packets`](Self::packets), the discards below, or still
-/// pending in the injector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InjectStats {
-    /// Handed to the kernel, which took them.
-    pub packets: u64,
-    /// Their octets, from the IP header on.
-    pub bytes: u64,
-    /// Discarded: the socket's or the interface's queue was full, and stayed full until the batch was needed again.
-    pub would_block: u64,
-    /// Discarded by the kernel: the interface's queue was full (ENOBUFS).
-    pub queue_full: u64,
-    /// Discarded by the kernel: larger than the interface's MTU (EMSGSIZE).
-    pub emsgsize: u64,
-    /// Discarded by the kernel: the interface is down or gone, or there is no route any more.
-    pub net_down: u64,
-    /// Discarded by the kernel for another reason; EPERM when a firewall rule says so.
-    pub other: u64,
-    /// Discarded: no route to the target, or its next hop does not answer.
-    pub unresolved: u64,
+use tcpcopy_common::{
+    figures,
+    figures::{Section, counter},
+};
+
+figures! {
+    /// Counts of packets. Every packet built is in exactly one of [`packets`](Self::packets), the discards below, or still
+    /// pending in the injector.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct InjectStats {
+        /// Packets handed to the kernel, which took them.
+        pub packets: u64 = counter(Section::Stages).named("injected_packets"),
+        /// Octets of the packets handed to the kernel, from the IP header on.
+        pub bytes: u64 = counter(Section::Stages).named("injected_bytes").bytes(),
+        /// Discarded: the socket's or the interface's queue was full, and stayed full until the batch was needed again.
+        pub would_block: u64 = counter(Section::NotInjected),
+        /// Discarded by the kernel: the interface's queue was full (ENOBUFS).
+        pub queue_full: u64 = counter(Section::NotInjected),
+        /// Discarded by the kernel: larger than the interface's MTU (EMSGSIZE).
+        pub emsgsize: u64 = counter(Section::NotInjected).named("larger_than_mtu"),
+        /// Discarded by the kernel: the interface is down or gone, or there is no route any more.
+        pub net_down: u64 = counter(Section::NotInjected).named("interface_down"),
+        /// Discarded by the kernel for another reason; EPERM when a firewall rule says so.
+        pub other: u64 = counter(Section::NotInjected),
+        /// Discarded: no route to the target, or its next hop does not answer.
+        pub unresolved: u64 = counter(Section::NotInjected).named("next_hop_unresolved"),
+    }
 }
 
 /// Why the kernel refused a packet.
@@ -65,18 +72,5 @@ impl InjectStats {
             Refusal::NetDown => &mut self.net_down,
             Refusal::Other => &mut self.other,
         }
-    }
-}
-
-impl std::ops::AddAssign for InjectStats {
-    fn add_assign(&mut self, other: Self) {
-        self.packets += other.packets;
-        self.bytes += other.bytes;
-        self.would_block += other.would_block;
-        self.queue_full += other.queue_full;
-        self.emsgsize += other.emsgsize;
-        self.net_down += other.net_down;
-        self.other += other.other;
-        self.unresolved += other.unresolved;
     }
 }

@@ -18,6 +18,8 @@ use anyhow::Context as _;
 use tokio::io::unix::AsyncFd;
 
 pub use self::settings::{Ack, Settings};
+#[cfg(test)]
+pub(crate) use self::summary::visit_nothing_counted;
 use self::{
     reaper::Reaper,
     registry::{Instances, lock},

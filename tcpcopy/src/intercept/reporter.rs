@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::{response::ResponseHeader, wakeup::MAX_SLEEP_MS};
+use tcpcopy_common::{
+    figures,
+    figures::{Section, counter},
+    response::ResponseHeader,
+    wakeup::MAX_SLEEP_MS,
+};
 use tcpcopy_replay::{
     Nanos,
     worker::nap::{Naps, Rest},
@@ -39,17 +44,19 @@ pub enum Order {
     Stop,
 }
 
-/// What the report thread has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReportCounts {
-    /// Responses handed to a channel.
-    pub reported: u64,
-    /// Responses that a channel had no room for.
-    pub dropped: u64,
-    /// Responses whose owner had no channel.
-    pub unowned: u64,
-    /// Ring records of a wrong size.
-    pub bad_records: u64,
+figures! {
+    /// What the report thread has counted.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct ReportCounts {
+        /// Responses handed to a channel.
+        pub reported: u64 = counter(Section::Reports).named("sent"),
+        /// Responses that a channel had no room for: `tcpcopy` was too slow.
+        pub dropped: u64 = counter(Section::NotReported).named("channel_too_slow"),
+        /// Responses whose owner had no channel.
+        pub unowned: u64 = counter(Section::NotReported).named("owner_without_channel"),
+        /// Ring records of a wrong size.
+        pub bad_records: u64 = counter(Section::NotReported),
+    }
 }
 
 /// The owner of sessions, as the report thread sees it.

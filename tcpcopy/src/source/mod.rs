@@ -24,6 +24,8 @@ use tcpcopy_replay::{
 use tokio::sync::mpsc::unbounded_channel;
 
 pub use self::settings::{Clients, Replay, Rule, Selection, Settings, most_targets};
+#[cfg(test)]
+pub(crate) use self::summary::visit_nothing_counted;
 use self::{
     channels::Channels,
     host::{Host, Notice, Order, Snapshot},

@@ -122,7 +122,7 @@ impl Fixture {
                 OtherBytes if reason == Some(TooLarge) => packet.payload.len() as u64,
                 _ => u64::from(Some(counter) == reason),
             };
-            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.label());
+            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.family().name);
         }
     }
 }

@@ -67,7 +67,7 @@ impl Fixture {
         assert_eq!(self.run("learn", packet), verdict, "{what}");
         for (counter, value) in self.counters.read().unwrap().iter() {
             let more = u64::from(Some(counter) == reason);
-            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.label());
+            assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.family().name);
         }
     }
 

@@ -132,7 +132,8 @@ pub fn measure(lab: &Lab, workload: &Workload, contender: &Contender, time: Dura
     let spent = |i: usize| Some(micros(after.trees[i]?.saturating_sub(before.trees[i]?)));
     let latency = |quantile| report_latency(&report, quantile);
     let figure = |section: &str, name: &str| summary.as_ref()?.0.get(section)?.get(name)?.as_f64();
-    let lag = |name| figure("lag_us", name);
+    // Without samples there is no lag.
+    let lag = |name| figure("lag_us", name).filter(|_| figure("lag_us", "count") > Some(0.0));
     Ok(Sample {
         throughput: answered as f64 / (after.at - before.at).as_secs_f64(),
         latency_p50: latency(0.5),
@@ -148,7 +149,7 @@ pub fn measure(lab: &Lab, workload: &Workload, contender: &Contender, time: Dura
         failed: report.failed.len() as u64,
         lost: settled.map(|(lost, _)| lost),
         trail: settled.map_or(0.0, |(_, trail)| trail.as_secs_f64() * 1e3),
-        lag: lag("p50").zip(lag("p99")).zip(lag("p99.9")).map(|((p50, p99), p999)| Lag { p50, p99, p999 }),
+        lag: lag("p50").zip(lag("p99")).zip(lag("p999")).map(|((p50, p99), p999)| Lag { p50, p99, p999 }),
         wakeups: figure("cost", "wakeups").zip(figure("run", "duration")).map(|(n, time)| n / time),
         replay: summary.as_ref().and_then(|summary| summary.0.get("replay").cloned()),
         counted: summary.as_ref().map(counted).unwrap_or_default(),
