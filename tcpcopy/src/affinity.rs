@@ -4,6 +4,8 @@ use std::{fmt, io, str::FromStr};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::finding::Finding;
+
 /// The most that the C library's sets of processors hold (`CPU_SETSIZE`).
 const MAX_CPUS: u32 = libc::CPU_SETSIZE as u32;
 
@@ -123,14 +125,16 @@ pub fn check(cpus: &CpuList) -> Result<(), PinError> {
 }
 
 /// Keeps the calling thread on one processor. A thread that cannot be kept there any more, because the processor went away since
-/// [`check`], runs elsewhere, with a warning.
-pub fn pin(cpu: u32) {
+/// [`check`], runs elsewhere; that is found.
+pub fn pin(cpu: u32) -> Option<Finding> {
     let mut set = CpuSet::new();
     set.set(cpu as usize);
-    if let Err(e) = sched_setaffinity(None, &set) {
+    sched_setaffinity(None, &set).err().map(|e| {
         let thread = std::thread::current();
-        log::warn!("{} cannot be kept on processor {cpu}: {e}", thread.name().unwrap_or("a thread"));
-    }
+        Finding::warning(format!("{} cannot be kept on processor {cpu}", thread.name().unwrap_or("a thread")))
+            .because(e.to_string())
+            .remedy("it runs wherever the kernel puts it; name processors that are online")
+    })
 }
 
 #[cfg(test)]
@@ -143,11 +147,20 @@ mod tests {
         let last = (0..CpuSet::MAX_CPU).rfind(|&cpu| set.is_set(cpu)).unwrap();
         check(&vec![last as u32].into()).unwrap();
         let now = std::thread::spawn(move || {
-            pin(last as u32);
+            assert_eq!(pin(last as u32), None);
             let set = sched_getaffinity(None).unwrap();
             (set.count(), set.is_set(last))
         });
         assert_eq!(now.join().unwrap(), (1, true));
+    }
+
+    #[test]
+    fn a_processor_that_went_away_is_found_and_the_thread_runs_on() {
+        // No machine of ours has so many.
+        let found =
+            std::thread::Builder::new().name("worker-3".into()).spawn(|| pin(MAX_CPUS - 1)).unwrap().join().unwrap();
+        let text = found.unwrap().to_string();
+        assert!(text.starts_with("worker-3 cannot be kept on processor 1023: Invalid argument"), "{text}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod bpf;
 pub mod cli;
 pub mod clock;
 pub mod control;
+pub mod finding;
 pub mod inject;
 pub mod intercept;
 pub mod mailbox;

@@ -76,7 +76,8 @@ sections! {
 }
 
 impl Section {
-    /// Whether a table shows figures that are zero: they are the ones that one looks for, or tell that nothing came so far.
+    /// Whether a table shows figures that are zero: they are the ones that one looks for, or tell that nothing came so
+    /// far.
     #[must_use]
     pub const fn shows_zeros(self) -> bool {
         matches!(self, Self::Run | Self::Stages | Self::SeenOnTheWire | Self::Sessions | Self::Bytes | Self::Swallowed)

@@ -33,7 +33,8 @@ figures! {
 }
 
 figures! {
-    /// The engine's counters. Plain numbers; [`merge`](tcpcopy_common::figures::Figures::merge) adds those of several workers up.
+    /// The engine's counters. Plain numbers; [`merge`](tcpcopy_common::figures::Figures::merge) adds those of several
+    /// workers up.
     #[derive(Clone, Debug, Default)]
     pub struct Stats {
         /// Payload octets.
@@ -52,7 +53,8 @@ figures! {
         pub gate_wait: Histogram = histogram(Section::GateWait),
         /// Segments of live clients handed in.
         pub live_segments: u64 = counter(Section::Replay),
-        /// Payload octets in segments of live clients that had been captured before: live retransmissions, keep-alive probes.
+        /// Payload octets in segments of live clients that had been captured before: live retransmissions, keep-alive
+        /// probes.
         pub duplicate_bytes: u64 = counter(Section::Replay).bytes(),
         /// Octets of live clients that were never captured, as far as is known.
         pub missing_bytes: u64 = counter(Section::Replay).bytes(),
@@ -107,8 +109,8 @@ figures! {
         pub collisions: u64 = counter(Section::Replay),
         /// SYNs refused because the target's session map is full.
         pub session_map_full: u64 = counter(Section::Replay),
-        /// Orphaned connections: left at a target, by an `intercept` that was killed or because the channel was down when their
-        /// session ended.
+        /// Orphaned connections: left at a target, by an `intercept` that was killed or because the channel was down
+        /// when their session ended.
         pub orphans: u64 = counter(Section::Replay),
         /// Orphaned connections that were removed, or were found to be owned by another session.
         pub orphans_settled: u64 = counter(Section::Replay),

@@ -25,6 +25,7 @@ use crate::{
     affinity::CpuList,
     bpf::Network,
     control::{Psk, PskError, Security},
+    finding::Finding,
 };
 
 /// Where the pre-shared key is looked for when `--psk-file` is absent.
@@ -154,12 +155,17 @@ impl SecurityArgs {
     /// When the key file is missing, malformed or readable by others.
     pub fn load(&self) -> Result<Security, PskError> {
         if self.insecure {
-            log::warn!("--insecure: whoever reaches the control channel can make the target swallow traffic");
+            insecure().log();
             return Ok(Security::Insecure);
         }
         let path = self.psk_file.clone().unwrap_or_else(|| DEFAULT_PSK_FILE.into());
         Ok(Security::Psk(Arc::new(Psk::read(&path)?)))
     }
+}
+
+/// Warns of a control channel that anybody may use.
+fn insecure() -> Finding {
+    Finding::warning("--insecure: whoever reaches the control channel can make the target swallow traffic")
 }
 
 /// How the program runs as a process: the letters are those of tcpcopy 1.0.
@@ -209,6 +215,22 @@ pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT 
 /// Prints `error` with its causes, and the option that removes them, to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     // A terminal that is gone is no reason for another exit code.
-    let _ = writeln!(std::io::stderr(), "error: {}", remedy::worded(error));
+    let _ = writeln!(std::io::stderr(), "error: {}", remedy::finding(error));
     if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::insecure;
+    use crate::finding::Severity;
+
+    #[test]
+    fn an_open_control_channel_is_a_warning_that_names_its_danger() {
+        let finding = insecure();
+        assert_eq!(finding.severity, Severity::Warning);
+        assert_eq!(
+            finding.to_string(),
+            "--insecure: whoever reaches the control channel can make the target swallow traffic"
+        );
+    }
 }

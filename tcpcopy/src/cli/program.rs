@@ -55,7 +55,7 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
     outcome.inspect_err(|e| {
         // The terminal may be gone; the log is not.
         if args.log_file.is_some() {
-            log::error!("{}", remedy::worded(e));
+            remedy::finding(e).log();
         }
     })
 }

@@ -1,4 +1,4 @@
-//! Which option removes the cause of an error.
+//! Errors as findings, with the option that removes their cause.
 //!
 //! What is below the command line says in its own terms what is wrong and what helps. This is the only place that knows by
 //! which option the operator says so.
@@ -11,20 +11,19 @@ use crate::{
     affinity::PinError,
     bpf::{BpfError, KernelFeature},
     control::{ConnectError, HandshakeError, PskError, ServerError},
+    finding::Finding,
     inject::InjectError,
     net::NetError,
     process::{descriptors, logging::LogFileError, pidfile::PidFileError},
 };
 
-/// Words an error for the operator, in one line: its causes, then the option that helps, if one does.
-pub(super) fn worded(error: &anyhow::Error) -> String {
-    let mut message = format!("{error:#}");
-    if message.contains(&io::Error::from(Errno::MFILE).to_string()) {
-        message = format!("{message}; {}", descriptors::REMEDY);
-    }
-    match error.chain().find_map(option) {
-        Some(option) => format!("{message} ({option})"),
-        None => message,
+/// Makes a finding of an error that ends the program: its causes, then the option that helps, if one does.
+pub(super) fn finding(error: &anyhow::Error) -> Finding {
+    let finding = Finding::error(format!("{error:#}")).option(error.chain().find_map(option));
+    if finding.what.contains(&io::Error::from(Errno::MFILE).to_string()) {
+        finding.remedy(descriptors::REMEDY)
+    } else {
+        finding
     }
 }
 
@@ -113,6 +112,13 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+    use crate::finding::Severity;
+
+    fn worded(error: &anyhow::Error) -> String {
+        let finding = finding(error);
+        assert_eq!(finding.severity, Severity::Error);
+        finding.to_string()
+    }
 
     /// Errors as they arrive, with and without context and wrapping, each with the option that must be named.
     fn samples() -> Vec<(anyhow::Error, &'static str)> {

@@ -11,6 +11,7 @@ use tcpcopy_wire::Written;
 
 use super::{
     address::SocketAddress,
+    checks,
     stats::{InjectStats, Refusal},
 };
 
@@ -141,7 +142,7 @@ impl Batch {
             self.takes_super_packets = false;
             log::info!("the kernel refuses packets of many segments ({error}); they are cut up before it gets them");
         } else if *stats.refused(refusal) == 0 {
-            log::warn!("the kernel refuses an injected packet: {error}; from now on this is only counted");
+            checks::refused(error).log();
         }
         *stats.refused(refusal) += u64::from(segments);
     }

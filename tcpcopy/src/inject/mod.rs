@@ -22,6 +22,7 @@ use crate::net::NetError;
 
 mod address;
 mod batch;
+mod checks;
 mod path;
 mod socket;
 mod stats;

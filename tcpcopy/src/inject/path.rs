@@ -21,13 +21,16 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcpcopy_common::flow::IpAddress;
 use tcpcopy_wire::EthernetHeader;
 
-use super::{Backend, InjectError, address::SocketAddress};
-use crate::net::{
-    NetError,
-    interface::{self, Interface, Mac},
-    neighbour,
-    netlink::{Announcements, Drained, Netlink},
-    route::{self, RouteKind},
+use super::{Backend, InjectError, address::SocketAddress, checks};
+use crate::{
+    finding::Finding,
+    net::{
+        NetError,
+        interface::{self, Interface, Mac},
+        neighbour,
+        netlink::{Announcements, Drained, Netlink},
+        route::{self, RouteKind},
+    },
 };
 
 /// How long to wait, at start, for a next hop to answer: the kernel asks three times, a second apart.
@@ -147,7 +150,7 @@ impl Paths {
             .map(|(&target, plan)| first_path(backend, target, plan, deadline))
             .collect::<Result<_, _>>()?;
         if first.iter().any(|path| matches!(path.way, Way::Raw(_))) {
-            warn_of_conntrack();
+            checks::connection_tracking().iter().for_each(Finding::log);
         }
 
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|e| InjectError::Watch(e.into()))?;
@@ -231,12 +234,7 @@ fn first_path(backend: Backend, target: IpAddr, plan: &Plan, deadline: Instant) 
             match neighbour::resolve(hop.address, hop.ifindex, &hop.interface, left) {
                 Ok(mac) => path(hop.mtu, hop.way(target.is_ipv6(), mac)),
                 Err(NetError::NeighbourSilent { .. }) if backend == Backend::Auto => {
-                    log::warn!(
-                        "{}, the next hop to the target {target}, does not answer on {}; until it does, packets go \
-                         through a raw socket",
-                        hop.address,
-                        hop.interface
-                    );
+                    checks::silent_next_hop(hop.address, target, &hop.interface).log();
                     path(hop.mtu, Way::Raw(SocketAddress::ip(target)))
                 }
                 Err(e) => return Err(e.into()),
@@ -248,23 +246,6 @@ fn first_path(backend: Backend, target: IpAddr, plan: &Plan, deadline: Instant) 
 /// The next hops whose neighbour entries matter.
 fn hops(plans: &[Plan]) -> Vec<IpAddr> {
     plans.iter().filter_map(|plan| if let Plan::Hop(hop) = plan { Some(hop.address) } else { None }).collect()
-}
-
-/// Through raw sockets, injected packets pass netfilter. Their responses never come back, so each replayed session leaves
-/// an unreplied connection-tracking entry for minutes, and a full table drops live packets.
-fn warn_of_conntrack() {
-    let read = |name| -> Option<u64> {
-        let text = std::fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
-        text.trim().parse().ok()
-    };
-    // Where the module is loaded but nothing here uses it, the table stays empty.
-    if let (Some(count @ 1..), Some(max)) = (read("count"), read("max")) {
-        log::warn!(
-            "connection tracking is active on this host ({count} of {max} entries): each replayed session sent through a \
-             raw socket takes one, and a full table drops live packets; use packet sockets, or exempt the packets to the \
-             target (nft: notrack at hook output, priority raw)"
-        );
-    }
 }
 
 /// The thread's state.
@@ -413,10 +394,7 @@ enum Woken {
 
 fn report(target: IpAddr, before: &Path, now: &Path) {
     match now.way {
-        Way::Blocked => log::warn!(
-            "the target {target} cannot be reached: there is no route any more, or its next hop does not answer; packets \
-             to it are discarded and counted until that changes"
-        ),
+        Way::Blocked => checks::unreachable(target).log(),
         _ if before.way != now.way => log::info!("packets to the target {target} take another path now"),
         _ => log::info!("the MTU of the path to the target {target} is now {}", now.mtu),
     }

@@ -1,5 +1,6 @@
 //! The program `intercept`: swallows responses and reports them to their owner.
 
+mod checks;
 mod reaper;
 mod refused;
 mod registry;
@@ -8,7 +9,6 @@ mod settings;
 mod summary;
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex},
     thread::JoinHandle,
     time::Instant,
@@ -29,6 +29,7 @@ use crate::{
     affinity,
     bpf::{BpfError, Intercept, InterceptSetup, Interceptor},
     control::{Listener, Security, ServerCounters},
+    finding::Finding,
     mailbox::mailbox,
     net::{
         NetError,
@@ -79,7 +80,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     }
     for name in &settings.interfaces {
         interceptor.attach_learn(name).with_context(|| format!("cannot learn sessions on {name} (-i)"))?;
-        warn_of_reverse_path_filter(name);
+        checks::reverse_path_filter(name).iter().for_each(Finding::log);
     }
     let counters = Arc::new(counters);
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
@@ -88,7 +89,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let reporter = Reporter::new(ring, inbox, Arc::clone(&instances), Arc::clone(&reports));
     let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().next());
     let reporter = spawn("reporter", move || {
-        cpu.into_iter().for_each(affinity::pin);
+        cpu.and_then(affinity::pin).iter().for_each(Finding::log);
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
@@ -193,23 +194,6 @@ fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) {
         // It was there for a moment only.
         Err(BpfError::Net(NetError::NoInterface { .. })) => {}
         Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
-    }
-}
-
-/// A strict reverse-path filter drops replayed packets without a word.
-fn warn_of_reverse_path_filter(interface: &str) {
-    let read = |name: &str| {
-        std::fs::read_to_string(Path::new("/proc/sys/net/ipv4/conf").join(name).join("rp_filter"))
-            .ok()
-            .and_then(|v| v.trim().parse::<u8>().ok())
-            .unwrap_or(0)
-    };
-    // The kernel uses the larger of the two (Documentation/networking/ip-sysctl.rst).
-    if read("all").max(read(interface)) == 1 {
-        log::warn!(
-            "net.ipv4.conf.{interface}.rp_filter is 1 (strict): the kernel drops replayed packets whose client it would \
-             answer by another interface; set it to 2 if the target receives nothing"
-        );
     }
 }
 

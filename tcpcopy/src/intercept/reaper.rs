@@ -18,10 +18,11 @@ use std::{
 use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
 use tcpcopy_replay::Nanos;
 
-use super::{refused::RefusedSyns, registry::Instances};
+use super::{checks, refused::RefusedSyns, registry::Instances};
 use crate::{
     bpf::{BpfError, Sessions, TargetCounters, Walk},
     clock::now,
+    finding::Finding,
     mailbox::{Closed, Inbox},
     net::{
         NetError, interface,
@@ -122,7 +123,7 @@ impl Reaper {
     fn round(&mut self, now: Nanos) -> Result<(), ReapError> {
         let orphaned = self.instances.expire();
         let counters = self.counters.read()?;
-        self.refused.lines(|c| counters.get(c), now).iter().for_each(|line| log::warn!("{line}"));
+        self.refused.findings(|c| counters.get(c), now).iter().for_each(Finding::log);
         if counters.get(TargetCounter::Learned) == 0 {
             return Ok(());
         }
@@ -170,12 +171,7 @@ impl Reaper {
         for neighbour in clients {
             if self.unreachable.insert(neighbour.address) {
                 let device = interface::by_index(neighbour.ifindex)?.name;
-                log::warn!(
-                    "client {} is on the link of {device} but nobody answers for it, so the answers to it wait for a neighbour \
-                     and its connections fail; give it one: ip neigh replace {} lladdr 02:00:00:00:00:01 dev {device} nud permanent",
-                    neighbour.address,
-                    neighbour.address,
-                );
+                checks::absent_client(neighbour.address, &device).log();
             }
         }
         Ok(())

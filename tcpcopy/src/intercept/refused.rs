@@ -3,37 +3,58 @@
 use std::time::Duration;
 
 use tcpcopy_common::counters::TargetCounter;
-
 use tcpcopy_replay::Nanos;
+
+use crate::finding::Finding;
 
 /// Between two lines about the same thing.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// What the operator is told about, and what it counts.
-const MATTERS: [(&[TargetCounter], &str); 2] = [
-    (
-        &[TargetCounter::BadTag, TargetCounter::UnknownInstance, TargetCounter::Malformed],
-        "with an invalid mark were dropped: somebody forges them, or a tcpcopy goes on whose channel was lost for too long",
-    ),
-    (&[TargetCounter::MapFull], "were dropped because the session map is full: raise --max-sessions"),
+/// A kind of refused SYNs that the operator is told about.
+struct Kind {
+    /// What it counts as.
+    counters: &'static [TargetCounter],
+    /// What became of them.
+    what: &'static str,
+    why: Option<&'static str>,
+    remedy: Option<&'static str>,
+}
+
+const KINDS: [Kind; 2] = [
+    Kind {
+        counters: &[TargetCounter::BadTag, TargetCounter::UnknownInstance, TargetCounter::Malformed],
+        what: "with an invalid mark were dropped",
+        why: Some("somebody forges them, or a tcpcopy goes on whose channel was lost for too long"),
+        remedy: None,
+    },
+    Kind {
+        counters: &[TargetCounter::MapFull],
+        what: "were dropped because the session map is full",
+        why: None,
+        remedy: Some("raise --max-sessions"),
+    },
 ];
 
 /// What was counted when the operator was last told, and when that was.
 #[derive(Debug, Default)]
-pub(super) struct RefusedSyns([(u64, Option<Nanos>); MATTERS.len()]);
+pub(super) struct RefusedSyns([(u64, Option<Nanos>); KINDS.len()]);
 
 impl RefusedSyns {
-    /// The lines that are due at `now`; `count` gives the value of a counter.
-    pub(super) fn lines(&mut self, count: impl Fn(TargetCounter) -> u64, now: Nanos) -> Vec<String> {
-        let mut lines = Vec::new();
-        for ((told, at), (reasons, what)) in self.0.iter_mut().zip(MATTERS) {
-            let count: u64 = reasons.iter().map(|&reason| count(reason)).sum();
+    /// What is due to be told at `now`; `count` gives the value of a counter.
+    pub(super) fn findings(&mut self, count: impl Fn(TargetCounter) -> u64, now: Nanos) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for ((told, at), kind) in self.0.iter_mut().zip(&KINDS) {
+            let count: u64 = kind.counters.iter().map(|&counter| count(counter)).sum();
             if count > *told && at.is_none_or(|at| now.since(at) >= PERIOD) {
-                lines.push(format!("{} SYNs {what}", count - *told));
+                findings.push(Finding {
+                    why: kind.why.map(str::to_owned),
+                    remedy: kind.remedy.map(str::to_owned),
+                    ..Finding::warning(format!("{} SYNs {}", count - *told, kind.what))
+                });
                 (*told, *at) = (count, Some(now));
             }
         }
-        lines
+        findings
     }
 }
 
@@ -49,14 +70,19 @@ mod tests {
     fn the_operator_is_told_at_once_and_then_once_a_minute() {
         let mut refused = RefusedSyns::default();
         let second = |n: u64| Nanos(n * 1_000_000_000);
-        assert!(refused.lines(counted(&[]), second(1)).is_empty());
+        assert!(refused.findings(counted(&[]), second(1)).is_empty());
         let forged =
             |n| move |counter| counted(&[(TargetCounter::BadTag, n), (TargetCounter::UnknownInstance, 1)])(counter);
-        assert!(refused.lines(forged(2), second(2))[0].starts_with("3 SYNs with an invalid mark"));
-        assert!(refused.lines(forged(50), second(30)).is_empty());
-        assert!(refused.lines(forged(99), second(62))[0].starts_with("97 SYNs"));
-        assert!(refused.lines(forged(99), second(200)).is_empty(), "nothing new");
+        assert!(refused.findings(forged(2), second(2))[0].what.starts_with("3 SYNs with an invalid mark"));
+        assert!(refused.findings(forged(50), second(30)).is_empty());
+        assert!(refused.findings(forged(99), second(62))[0].what.starts_with("97 SYNs"));
+        assert!(refused.findings(forged(99), second(200)).is_empty(), "nothing new");
+        let full = [(TargetCounter::MapFull, 2)];
+        assert_eq!(
+            RefusedSyns::default().findings(counted(&full), second(1))[0].to_string(),
+            "2 SYNs were dropped because the session map is full; raise --max-sessions"
+        );
         let both = [(TargetCounter::BadTag, 100), (TargetCounter::MapFull, 7)];
-        assert_eq!(refused.lines(counted(&both), second(201)).len(), 1, "the sum is as it was, but the map is full");
+        assert_eq!(refused.findings(counted(&both), second(201)).len(), 1, "the sum is as it was, but the map is full");
     }
 }

@@ -12,7 +12,8 @@ use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
 use super::host::{Notice, Order};
 use crate::{
-    control::{Backoff, ConnectError, Hello, Link, Resume, Security, Welcome, connect},
+    control::{Backoff, ConnectError, Hello, Link, LinkError, Resume, Security, Welcome, connect},
+    finding::Finding,
     mailbox::Mailbox,
 };
 
@@ -83,13 +84,13 @@ impl Channels {
                     None => return,
                     Some((worker, Notice::LinkDown { target, error })) => {
                         let address = self.intercepts[usize::from(target.0)];
-                        log::warn!("worker {worker}: the channel to intercept {address} broke: {error}; nothing is replayed there until it is up again");
+                        broken_channel(worker, address, &error).log();
                         dials.spawn(self.redial(worker, target));
                     }
                     Some((_, Notice::Reflects { target })) => {
                         let address = self.intercepts[usize::from(target.0)];
                         if self.paced && reflecting.insert(address) {
-                            log::warn!("intercept {address} acknowledges large answers itself, at once, so that -R has no effect on them: start it with --ack relay");
+                            early_acknowledgements(address).log();
                         }
                     }
                 },
@@ -160,5 +161,39 @@ impl Channels {
                 }
             }
         }
+    }
+}
+
+fn broken_channel(worker: u32, intercept: SocketAddr, error: &LinkError) -> Finding {
+    Finding::warning(format!("worker {worker}: the channel to intercept {intercept} broke"))
+        .because(error.to_string())
+        .remedy("nothing is replayed there until it is up again")
+}
+
+/// Finds that clients at a distance do not acknowledge by themselves, which is what they were to show the target.
+fn early_acknowledgements(intercept: SocketAddr) -> Finding {
+    Finding::warning(format!("intercept {intercept} acknowledges large answers itself, at once"))
+        .because("-R has no effect on them")
+        .remedy("start it with --ack relay")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_about_channels_name_the_intercept_and_what_follows() {
+        let address = "10.0.0.3:36524".parse().unwrap();
+        assert_eq!(
+            broken_channel(2, address, &LinkError::Closed).to_string(),
+            format!(
+                "worker 2: the channel to intercept 10.0.0.3:36524 broke: {}; nothing is replayed there until it is up again",
+                LinkError::Closed
+            )
+        );
+        assert_eq!(
+            early_acknowledgements(address).to_string(),
+            "intercept 10.0.0.3:36524 acknowledges large answers itself, at once: -R has no effect on them; start it with --ack relay"
+        );
     }
 }

@@ -39,6 +39,7 @@ use crate::{
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     clock,
     control::{Security, random_bytes},
+    finding::Finding,
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
     process::{Ended, Process, Request, panics::caught},
@@ -195,7 +196,7 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
-                    cpu.into_iter().for_each(affinity::pin);
+                    cpu.and_then(affinity::pin).iter().for_each(Finding::log);
                     worker.run(host);
                 })
                 .context("cannot start a worker thread")?;
