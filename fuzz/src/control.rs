@@ -67,7 +67,7 @@ fn link(data: &[u8]) {
         eprintln!("{whole:?}");
     }
     assert_eq!(whole, pieces, "in pieces of {chunk} octets");
-    let allowed: &[u8] = if of_tcpcopy { &[4, 5, 6, 7, 8] } else { &[6, 7, 8, 9] };
+    let allowed: &[u8] = if of_tcpcopy { &[4, 5, 6] } else { &[6, 7] };
     assert!(whole.frames.iter().all(|frame| allowed.contains(&frame[0])), "a frame out of place is handed over");
     // Every frame that was handed over came in this order, in records of its own.
     let mut rest = octets;
@@ -76,9 +76,7 @@ fn link(data: &[u8]) {
         assert_eq!(&rest[2..2 + length], &frame[..]);
         rest = &rest[2 + length..];
     }
-    let pings: Vec<_> = whole.frames.iter().filter(|frame| frame[0] == 6).map(|frame| &frame[1..]).collect();
-    let pongs: Vec<_> = pings.iter().flat_map(|nonce| [&[9, 0, 7], *nonce].concat()).collect();
-    assert_eq!(whole.answered, pongs, "each ping is answered, and nothing else");
+    assert!(whole.answered.is_empty(), "a link says nothing by itself");
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -7,9 +7,8 @@ use crate::{
     tcp_flags::TcpFlags,
 };
 
-/// A captured segment of a live client: this header, then [`options_len`](Self::options_len) bytes of TCP options, then
-/// [`payload_len`](Self::payload_len) bytes of payload. The ring record is as long as the size bucket it was reserved
-/// in; what follows the payload is undefined.
+/// A captured segment of a live client: this header, then [`payload_len`](Self::payload_len) octets of payload. The ring
+/// record is as long as the size bucket it was reserved in; what follows the payload is undefined.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CaptureHeader {
@@ -21,18 +20,14 @@ pub struct CaptureHeader {
     pub seq: [u8; 4],
     /// Acknowledgement number, network order.
     pub ack: [u8; 4],
-    /// Window field, unscaled, network order.
-    pub window: [u8; 2],
-    /// Control bits.
-    pub flags: TcpFlags,
-    /// Octets of TCP options after this header, 0 to 40.
-    pub options_len: u8,
-    /// Octets of payload after the options, host order.
+    /// Octets of payload after this header, host order.
     pub payload_len: u32,
     /// Which rule matched: [`Rule::id`].
     pub rule: u16,
+    /// Control bits.
+    pub flags: TcpFlags,
     /// Zero.
-    pub _reserved: [u8; 2],
+    pub _reserved: u8,
 }
 
 const _: () = assert!(size_of::<CaptureHeader>() == 64);

@@ -40,7 +40,13 @@ impl IpAddress {
     }
 }
 
-/// The four-tuple of a connection, seen from its client: the key of every session, live or replayed.
+/// IANA protocol numbers, as in the IP header.
+pub mod protocol {
+    /// Transmission Control Protocol (RFC 9293).
+    pub const TCP: u8 = 6;
+}
+
+/// The four-tuple of a connection and its protocol, seen from its client: the key of every session, live or replayed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Flow {
@@ -52,12 +58,23 @@ pub struct Flow {
     pub client_port: [u8; 2],
     /// The server's port, network order.
     pub server_port: [u8; 2],
+    /// The transport protocol, an IANA number: one of [`protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub _reserved: [u8; 3],
 }
 
-const _: () = assert!(size_of::<Flow>() == 36);
+const _: () = assert!(size_of::<Flow>() == 40);
+const _: () = assert!(core::mem::offset_of!(Flow, protocol) == 36);
 
 impl Flow {
-    /// A hash of the four-tuple that kernel and user space compute alike, so that every segment of a connection goes to
+    /// Makes the flow of a TCP connection; addresses and ports as in its packets.
+    #[inline(always)]
+    pub const fn tcp((client, client_port): (IpAddress, [u8; 2]), (server, server_port): (IpAddress, [u8; 2])) -> Self {
+        Self { client, server, client_port, server_port, protocol: protocol::TCP, _reserved: [0; 3] }
+    }
+
+    /// A hash of addresses and ports that kernel and user space compute alike, so that every segment of a connection goes to
     /// the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
     #[inline(always)]
     pub fn hash(&self) -> u32 {
@@ -122,12 +139,8 @@ mod tests {
     use super::*;
 
     fn flow(port: u16) -> Flow {
-        Flow {
-            client: IpAddress::from_v4([10, 0, 0, 1]),
-            server: IpAddress::from_v4([10, 0, 0, 2]),
-            client_port: port.to_be_bytes(),
-            server_port: 80u16.to_be_bytes(),
-        }
+        let [client, server] = [1, 2].map(|host| IpAddress::from_v4([10, 0, 0, host]));
+        Flow::tcp((client, port.to_be_bytes()), (server, 80u16.to_be_bytes()))
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | 8 | tag, little-endian SipHash-2-4 |
 //!
 //! The tag is keyed by a 128-bit key that `intercept` gave the instance over the authenticated channel, and covers the
-//! four-tuple, the initial sequence number and the instance, so that a mark cannot be moved to another connection.
+//! four-tuple, the protocol, the initial sequence number and the instance, so that a mark cannot be moved to another connection.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -69,8 +69,8 @@ impl core::fmt::Debug for MarkKey {
     }
 }
 
-/// SipHash-2-4 over client address, server address, client port, server port, ISN and instance: 44 octets, as they stand
-/// in the packet.
+/// SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a [`Flow`]), ISN and
+/// instance: 48 octets in network order.
 #[inline(always)]
 pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
     let c = &flow.client.0;
@@ -87,9 +87,10 @@ pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
     absorb(&mut v, le64(s, 8));
     let p = flow.client_port;
     let q = flow.server_port;
-    absorb(&mut v, u64::from_le_bytes([p[0], p[1], q[0], q[1], isn[0], isn[1], isn[2], isn[3]]));
+    absorb(&mut v, u64::from_le_bytes([p[0], p[1], q[0], q[1], flow.protocol, 0, 0, 0]));
     let i = instance.to_be_bytes();
-    absorb(&mut v, u64::from_le_bytes([i[0], i[1], i[2], i[3], 0, 0, 0, 44]));
+    absorb(&mut v, u64::from_le_bytes([isn[0], isn[1], isn[2], isn[3], i[0], i[1], i[2], i[3]]));
+    absorb(&mut v, 48 << 56);
     v[2] ^= 0xff;
     round(&mut v);
     round(&mut v);
@@ -134,12 +135,8 @@ mod tests {
 
     #[test]
     fn tag_is_siphash_2_4_of_the_documented_octets() {
-        let flow = Flow {
-            client: IpAddress::from_v4([192, 0, 2, 7]),
-            server: IpAddress(core::array::from_fn(|i| i as u8)),
-            client_port: [0xab, 0xcd],
-            server_port: [0, 80],
-        };
+        let server = IpAddress(core::array::from_fn(|i| i as u8));
+        let flow = Flow::tcp((IpAddress::from_v4([192, 0, 2, 7]), [0xab, 0xcd]), (server, [0, 80]));
         let isn = [1, 2, 3, 4];
         let key = MarkKey { k0: 0x0706_0504_0302_0100, k1: 0x0f0e_0d0c_0b0a_0908 };
         let mut reference = siphasher::sip::SipHasher24::new_with_keys(key.k0, key.k1);

@@ -8,13 +8,11 @@ use crate::{
     tcp_flags::TcpFlags,
 };
 
-/// The headers of one swallowed response segment, or an event of a session. The same 80 octets travel on the control
+/// The headers of one swallowed response segment, or an event of a session. The same 72 octets travel on the control
 /// channel to the worker that owns the session.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct ResponseHeader {
-    /// When the program saw it: ns of the target's `CLOCK_MONOTONIC`, host order (little-endian on the wire).
-    pub time_ns: u64,
     /// The replayed client and the target.
     pub flow: Flow,
     /// Sequence number, network order.
@@ -29,8 +27,6 @@ pub struct ResponseHeader {
     pub window_scale: u8,
     /// TSval of a timestamps option (RFC 7323), network order; zero without one.
     pub tsval: [u8; 4],
-    /// TSecr of a timestamps option, network order; zero without one.
-    pub tsecr: [u8; 4],
     /// Octets of payload (a super-packet's whole payload), host order (little-endian on the wire).
     pub payload_len: u32,
     /// The instance that owns the session, host order (little-endian on the wire).
@@ -45,7 +41,7 @@ pub struct ResponseHeader {
     pub _reserved: [u8; 4],
 }
 
-const _: () = assert!(size_of::<ResponseHeader>() == 80);
+const _: () = assert!(size_of::<ResponseHeader>() == 72);
 
 /// [`ResponseHeader::window_scale`]: the option was absent.
 pub const NO_WINDOW_SCALE: u8 = 0xff;
@@ -68,12 +64,10 @@ pub mod kind {
 pub mod option {
     /// A timestamps option was present.
     pub const TIMESTAMPS: u8 = 1;
-    /// SACK-permitted was present.
-    pub const SACK_PERMITTED: u8 = 2;
     /// The target was given the client's acknowledgement of this payload, and of everything before it.
-    pub const REFLECTED: u8 = 4;
+    pub const REFLECTED: u8 = 2;
     /// The target's programs have reported everything before this payload, be it that the reports were lost later.
-    pub const IN_ORDER: u8 = 8;
+    pub const IN_ORDER: u8 = 4;
 }
 
 /// An answer of at most so many octets, with PSH at its end, is left to the source to acknowledge: there it costs nothing when

@@ -79,12 +79,7 @@ fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
         return Err(NotCopied::Unmatched);
     }
     let addresses = ip.addresses(packet)?;
-    let flow = Flow {
-        client: addresses.source,
-        server: addresses.destination,
-        client_port: ports.source,
-        server_port: ports.destination,
-    };
+    let flow = Flow::tcp((addresses.source, ports.source), (addresses.destination, ports.destination));
     let rule = refine(rule, &flow);
     if rule.action & Rule::CAPTURE == 0 {
         return Err(NotCopied::Unmatched);
@@ -150,25 +145,19 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     if tcp.flags.contains(SYN) {
         log::syn_captured(&flow);
     }
-    let options_len = header_len - TcpHeader::LENGTH;
     let header = CaptureHeader {
         // SAFETY: the helper has no preconditions.
         time_ns: unsafe { bpf_ktime_get_ns() },
         flow,
         seq: tcp.seq,
         ack: tcp.ack,
-        window: tcp.window,
-        flags: tcp.flags,
-        options_len: options_len as u8,
         payload_len,
         rule,
-        _reserved: [0; 2],
+        flags: tcp.flags,
+        _reserved: 0,
     };
     let worker = flow.worker(maps::workers());
-    // Options and payload are neighbours in the packet as in the record.
-    if let Err(reason) =
-        ring::capture(packet, worker, &header, ip.payload() + TcpHeader::LENGTH, options_len + payload_len)
-    {
+    if let Err(reason) = ring::capture(packet, worker, &header, ip.payload() + header_len, payload_len) {
         return lose(reason, payload_len);
     }
     if maps::handshakes_wanted() && tcp.flags.contains(SYN) {

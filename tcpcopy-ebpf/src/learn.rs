@@ -46,12 +46,7 @@ pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
     }
     let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else { return Verdict::Pass };
     let Ok(addresses) = ip.addresses(packet) else { return Verdict::Pass };
-    let flow = Flow {
-        client: addresses.source,
-        server: addresses.destination,
-        client_port: tcp.ports.source,
-        server_port: tcp.ports.destination,
-    };
+    let flow = Flow::tcp((addresses.source, tcp.ports.source), (addresses.destination, tcp.ports.destination));
     if tcp.flags & (SYN | ACK) != SYN {
         if maps::reflects() && tcp.urgent == REFLECTION && tcp.flags == ACK {
             // The client has not sent it: neither a sign of life nor a segment of the source.

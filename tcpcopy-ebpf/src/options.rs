@@ -14,7 +14,6 @@ mod kind {
     pub const NO_OPERATION: u8 = 1;
     pub const MSS: u8 = 2;
     pub const WINDOW_SCALE: u8 = 3;
-    pub const SACK_PERMITTED: u8 = 4;
     pub const TIMESTAMPS: u8 = 8;
 }
 
@@ -95,7 +94,6 @@ impl Options {
                     let [shift] = self.array(option.start + 2);
                     set(&mut report.window_scale, shift);
                 }
-                (kind::SACK_PERMITTED, 2) => add(&mut report.options, option::SACK_PERMITTED),
                 (kind::TIMESTAMPS, 10) => self.timestamps(option.start, report),
                 _ => {}
             }
@@ -106,7 +104,6 @@ impl Options {
     #[inline(always)]
     fn timestamps(&self, start: usize, report: &mut ResponseHeader) {
         set(&mut report.tsval, self.array(start + 2));
-        set(&mut report.tsecr, self.array(start + 6));
         add(&mut report.options, option::TIMESTAMPS);
     }
 

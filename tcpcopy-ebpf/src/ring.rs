@@ -3,7 +3,6 @@
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     btf_maps::RingBuf,
-    helpers::bpf_ktime_get_ns,
 };
 use tcpcopy_common::{
     capture::CaptureHeader,
@@ -92,8 +91,7 @@ fn put<const SIZE: usize>(
     copied
 }
 
-/// Reports a response or an event of a session to `intercept`: what `make` makes, with the time of now, and what `complete`
-/// adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted
+/// Reports a response or an event of a session to `intercept`: what `make` makes, and what `complete` adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted
 /// with its `instance`. Whether there was room.
 #[inline(always)]
 pub fn report(
@@ -105,8 +103,6 @@ pub fn report(
     let room = match ring.reserve(0) {
         Some(mut record) => {
             let report = record.write(make());
-            // SAFETY: the helper has no preconditions.
-            report.time_ns = unsafe { bpf_ktime_get_ns() };
             complete(report);
             record.submit(NO_WAKEUP);
             true

@@ -153,12 +153,7 @@ fn target_may_wait(tcp: &TcpHeader, payload_len: u32) -> bool {
 pub fn response_flow(packet: &impl Packet, ip: &Ip, flow: &mut Flow) -> Option<()> {
     let ports: Ports = packet.read(ip.payload()).ok()?;
     let addresses = ip.addresses(packet).ok()?;
-    *flow = Flow {
-        client: addresses.destination,
-        server: addresses.source,
-        client_port: ports.destination,
-        server_port: ports.source,
-    };
+    *flow = Flow::tcp((addresses.destination, ports.destination), (addresses.source, ports.source));
     Some(())
 }
 
@@ -236,12 +231,7 @@ fn swallow_icmp(packet: &impl Packet, ip: &Ip, kinds: &[u8]) -> Option<()> {
     }
     let ports: Ports = packet.read(quoted.payload()).ok()?;
     let addresses = quoted.addresses(packet).ok()?;
-    let flow = Flow {
-        client: addresses.source,
-        server: addresses.destination,
-        client_port: ports.source,
-        server_port: ports.destination,
-    };
+    let flow = Flow::tcp((addresses.source, ports.source), (addresses.destination, ports.destination));
     let session = maps::session(&flow)?;
     TargetCounter::SwallowedIcmp.count();
     ring::report(

@@ -29,6 +29,7 @@ mod config;
 mod engine;
 mod identity;
 mod input;
+mod report;
 mod secret;
 pub mod segment;
 mod stats;
@@ -43,6 +44,7 @@ pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     engine::Engine,
     identity::{AddressPool, Identity, Ports, Slot},
+    report::{Report, SegmentReport, SessionReport, SynReport, UnknownKind},
     segment::{BadRecord, LiveSegment, SynOptions, Transmit, TransmitOptions},
     stats::{ByReason, Histogram, Ledger, Reason, Sessions, Stats, Unbalanced},
     tcp::RoundTrip,

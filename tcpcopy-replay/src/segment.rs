@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::try_pod_read_unaligned;
 use tcpcopy_common::{
-    capture::{CaptureHeader, MAX_PAYLOAD, MAX_TCP_OPTIONS},
+    capture::{CaptureHeader, MAX_PAYLOAD},
     flow::Flow,
     mark::Mark,
     tcp_flags::TcpFlags,
@@ -25,12 +25,8 @@ pub struct LiveSegment<'a> {
     pub seq: u32,
     /// Acknowledgement number, in the live server's space; meaningful with ACK.
     pub ack: u32,
-    /// Window, unscaled.
-    pub window: u16,
     /// Control bits.
     pub flags: TcpFlags,
-    /// TCP options, as in the packet.
-    pub options: &'a [u8],
     /// Payload: up to 64 KiB where the NIC or the stack coalesced segments.
     pub payload: &'a [u8],
 }
@@ -50,29 +46,25 @@ impl<'a> LiveSegment<'a> {
         try_pod_read_unaligned(flow.get(..size_of::<Flow>())?).ok()
     }
 
-    /// Reads a ring record: a [`CaptureHeader`], the TCP options, the payload.
+    /// Reads a ring record: a [`CaptureHeader`], then the payload.
     ///
     /// # Errors
-    /// [`BadRecord`] when the record is too short for the lengths in its header.
+    /// [`BadRecord`] when the record is too short for the length in its header.
     pub fn parse(record: &'a [u8]) -> Result<Self, BadRecord> {
         let bad = BadRecord { len: record.len() };
         let (header, rest) = record.split_at_checked(size_of::<CaptureHeader>()).ok_or(bad)?;
         let header: CaptureHeader = try_pod_read_unaligned(header).map_err(|_| bad)?;
-        let options_len = usize::from(header.options_len);
         let payload_len = header.payload_len as usize;
-        if options_len > MAX_TCP_OPTIONS || payload_len > MAX_PAYLOAD {
+        if payload_len > MAX_PAYLOAD {
             return Err(bad);
         }
-        let (options, rest) = rest.split_at_checked(options_len).ok_or(bad)?;
         Ok(Self {
             time: Nanos(header.time_ns),
             flow: header.flow,
             rule: header.rule,
             seq: u32::from_be_bytes(header.seq),
             ack: u32::from_be_bytes(header.ack),
-            window: u16::from_be_bytes(header.window),
             flags: header.flags,
-            options,
             payload: rest.get(..payload_len).ok_or(bad)?,
         })
     }
@@ -126,10 +118,9 @@ pub struct SynOptions {
 mod tests {
     use super::*;
 
-    fn record(options_len: u8, payload_len: u32) -> Vec<u8> {
+    fn record(payload_len: u32) -> Vec<u8> {
         let mut header: CaptureHeader = bytemuck::Zeroable::zeroed();
         header.seq = 7u32.to_be_bytes();
-        header.options_len = options_len;
         header.payload_len = payload_len;
         let mut record = bytemuck::bytes_of(&header).to_vec();
         record.extend_from_slice(&[1; 64]);
@@ -137,16 +128,17 @@ mod tests {
     }
 
     #[test]
-    fn a_record_yields_options_and_payload_without_the_bucket_s_rest() {
-        let record = record(12, 20);
+    fn a_record_yields_its_payload_without_the_bucket_s_rest() {
+        let record = record(20);
         let segment = LiveSegment::parse(&record).unwrap();
-        assert_eq!((segment.seq, segment.options.len(), segment.payload.len()), (7, 12, 20));
+        assert_eq!((segment.seq, segment.payload.len()), (7, 20));
     }
 
     #[test]
     fn a_record_shorter_than_it_says_is_refused() {
-        for (options, payload) in [(41, 0), (12, 53), (0, u32::MAX)] {
-            assert!(LiveSegment::parse(&record(options, payload)).is_err());
+        assert!(LiveSegment::parse(&record(64)).is_ok());
+        for payload in [65, u32::MAX] {
+            assert!(LiveSegment::parse(&record(payload)).is_err());
         }
         assert!(LiveSegment::parse(&[0; 63]).is_err());
     }

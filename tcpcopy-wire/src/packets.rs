@@ -174,7 +174,7 @@ mod tests {
                 IpAddress::from_v4([192, 0, 2, last])
             }
         };
-        Flow { client: address(1), server: address(2), client_port: [0x80, 1], server_port: [0, 80] }
+        Flow::tcp((address(1), [0x80, 1]), (address(2), [0, 80]))
     }
 
     fn transmit(v6: bool, payload: &[u8]) -> Transmit<'_> {

@@ -18,16 +18,14 @@ use tokio::sync::mpsc;
 /// Records of a batch: what `intercept` sends at once when it is not busy, and when it is.
 const BATCHES: [usize; 3] = [1, 16, 256];
 
-/// A ring record with timestamps and so much payload, to the segment that the engine takes.
+/// A ring record with so much payload, to the segment that the engine takes.
 fn parser(criterion: &mut Criterion) {
-    const OPTIONS: usize = 12;
     let mut group = criterion.benchmark_group("parser");
     group.throughput(Throughput::Elements(1));
     for payload in [0usize, 100, 1_448, 65_000] {
-        let header =
-            CaptureHeader { options_len: OPTIONS as u8, payload_len: payload as u32, ..bytemuck::Zeroable::zeroed() };
+        let header = CaptureHeader { payload_len: payload as u32, ..bytemuck::Zeroable::zeroed() };
         let mut record = bytemuck::bytes_of(&header).to_vec();
-        record.resize(record.len() + OPTIONS + payload, 7);
+        record.resize(record.len() + payload, 7);
         group.bench_function(BenchmarkId::new("record", payload), |bencher| {
             bencher.iter(|| {
                 let segment = LiveSegment::parse(black_box(&record)).expect("a record that is whole");
@@ -107,7 +105,7 @@ struct Door(mpsc::UnboundedSender<Accepted>);
 
 impl Registry for Door {
     fn register(&self, _: &Hello, _: std::net::SocketAddr) -> Result<Welcome, Refusal> {
-        Ok(Welcome { instance: 1, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]), time_ns: 0 })
+        Ok(Welcome { instance: 1, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]) })
     }
 
     fn established(&self, accepted: Accepted) {

@@ -37,12 +37,8 @@ fn sending(criterion: &mut Criterion) {
     if !sink() {
         return;
     }
-    let flow = Flow {
-        client: std::net::IpAddr::from([192, 0, 2, 7]).into(),
-        server: std::net::IpAddr::from(TARGET).into(),
-        client_port: [0x9c, 0x40],
-        server_port: [0, 80],
-    };
+    let client = (std::net::IpAddr::from([192, 0, 2, 7]).into(), [0x9c, 0x40]);
+    let flow = Flow::tcp(client, (std::net::IpAddr::from(TARGET).into(), [0, 80]));
     let payload = vec![7; 64_000];
     for (name, backend, bypass_qdisc) in [
         ("packet", Backend::Packet, false),

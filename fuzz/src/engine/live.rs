@@ -48,12 +48,7 @@ impl Client {
         };
         // The last is another client of the second to who looks only at the client's side: at a target they collide.
         let (host, port) = if number + 1 == CLIENTS { (201, 1) } else { (200, u16::from(number)) };
-        let flow = Flow {
-            client: address(1),
-            server: address(host),
-            client_port: (40_000 + port).to_be_bytes(),
-            server_port: [0, 80],
-        };
+        let flow = Flow::tcp((address(1), (40_000 + port).to_be_bytes()), (address(host), [0, 80]));
         // Numbers wrap early.
         Self { flow, rule, id: number, isn: 0, seq: u32::MAX - 2_000, ack: u32::MAX - 500 }
     }

@@ -127,7 +127,6 @@ impl Conn {
     /// A report with these control bits; what is acknowledged if ACK is among them.
     fn report(&self, now: Nanos, flags: TcpFlags, window: u16, timestamps: bool) -> ResponseHeader {
         let mut report: ResponseHeader = bytemuck::Zeroable::zeroed();
-        report.time_ns = now.0;
         report.flow = self.flow;
         report.seq = self.seq.to_be_bytes();
         report.ack = if flags.contains(ACK) { self.acked.to_be_bytes() } else { [0; 4] };
@@ -136,10 +135,9 @@ impl Conn {
         report.window_scale = NO_WINDOW_SCALE;
         report.instance = self.instance;
         report.kind = kind::SEGMENT;
-        if let Some(echo) = self.tsval.filter(|_| timestamps) {
+        if timestamps && self.tsval.is_some() {
             report.options |= option::TIMESTAMPS;
             report.tsval = ((now.0 / 1_000_000) as u32).to_be_bytes();
-            report.tsecr = echo.to_be_bytes();
         }
         report
     }

@@ -8,7 +8,7 @@ use tcpcopy_common::{
     response::ResponseHeader,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, TargetId, Transmit};
+use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, Report, TargetId, Transmit};
 
 use super::{
     input::{Reflex, Settings, Step, TARGETS},
@@ -264,9 +264,7 @@ impl<'a> World<'a> {
             rule: client.rule,
             seq,
             ack: client.ack,
-            window: 1_000,
             flags,
-            options: &[],
             payload: &payload,
         };
         self.handed.octets += u64::from(length);
@@ -303,7 +301,10 @@ impl<'a> World<'a> {
         let Conn { copy, target, .. } = self.conns[index];
         let copy = &mut self.copies[copy];
         if copy.channels[usize::from(target)].is_some() {
-            copy.engine.handle_response(self.now, TargetId(target), report);
+            // Unknown kinds do not get as far as the engine.
+            if let Ok(report) = Report::parse(report) {
+                copy.engine.handle_report(self.now, TargetId(target), &report);
+            }
         }
     }
 

@@ -56,12 +56,8 @@ pub(super) fn check(data: &[u8]) {
             true => address,
         }
     };
-    let flow = Flow {
-        client: address(input.addresses[0]),
-        server: address(input.addresses[1]),
-        client_port: input.ports[0],
-        server_port: input.ports[1],
-    };
+    let [client, server] = [0, 1].map(|end| (address(input.addresses[end]), input.ports[end]));
+    let flow = Flow::tcp(client, server);
     let mtu = input.mtu.max(if input.v6 { 1280 } else { 576 });
     let segment_size = input.segment_size.max(1);
     let piece = usize::from(segment_size.min(mtu - 120));
@@ -150,15 +146,17 @@ fn as_at_the_target(packet: &[u8], tcp: &TcpSlice<'_>, transmit: &Transmit<'_>, 
     let Ok(ip) = parse::link(&seen, Link::Bare) else { panic!("not IP for the programs") };
     let Ok(addresses) = ip.addresses(&seen) else { panic!("no addresses for the programs") };
     let Ok(header) = seen.read::<TcpHeader>(ip.payload()) else { panic!("no TCP header for the programs") };
-    let Flow { client, server, client_port, server_port } = transmit.flow;
+    let Flow { client, server, client_port, server_port, .. } = transmit.flow;
     assert_eq!((ip.protocol, ip.fragment.offset, ip.fragment.more), (protocol::TCP, 0, 0));
     assert_eq!((addresses.source, addresses.destination), (client, server));
     assert_eq!((header.ports.source, header.ports.destination), (client_port, server_port));
     assert_eq!((ip.payload_len - header.length()) as usize, tcp.payload().len());
     let (report, marking) = said_in(tcp.options());
-    let timestamps = (report.options & option::TIMESTAMPS != 0)
-        .then_some((u32::from_be_bytes(report.tsval), u32::from_be_bytes(report.tsecr)));
-    assert_eq!(timestamps, transmit.options.timestamps);
+    let tsval = (report.options & option::TIMESTAMPS != 0).then_some(u32::from_be_bytes(report.tsval));
+    assert_eq!(tsval, transmit.options.timestamps.map(|(tsval, _)| tsval));
+    // The programs have no use for TSecr; the option is the last.
+    let octets = transmit.options.timestamps.map(|(tsval, tsecr)| [tsval.to_be_bytes(), tsecr.to_be_bytes()].concat());
+    assert!(octets.is_none_or(|octets| tcp.options().ends_with(&octets)));
     match (transmit.options.syn, marking) {
         (None, Marking::Unmarked) => {}
         (Some(syn), Marking::Marked(mark)) => {

@@ -14,11 +14,10 @@ use super::Octets;
 struct Said {
     mss: [u8; 2],
     window_scale: u8,
-    timestamps: Option<([u8; 4], [u8; 4])>,
-    sack_permitted: bool,
+    tsval: Option<[u8; 4]>,
 }
 
-const NOTHING: Said = Said { mss: [0; 2], window_scale: NO_WINDOW_SCALE, timestamps: None, sack_permitted: false };
+const NOTHING: Said = Said { mss: [0; 2], window_scale: NO_WINDOW_SCALE, tsval: None };
 
 /// The mark in the options.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,14 +64,9 @@ fn report(options: &Options) -> ResponseHeader {
 
 fn said(options: &Options) -> Said {
     let report = report(options);
-    let timestamps = (report.options & option::TIMESTAMPS != 0).then_some((report.tsval, report.tsecr));
-    assert!(timestamps.is_some() || (report.tsval, report.tsecr) == ([0; 4], [0; 4]));
-    Said {
-        mss: report.mss,
-        window_scale: report.window_scale,
-        timestamps,
-        sack_permitted: report.options & option::SACK_PERMITTED != 0,
-    }
+    let tsval = (report.options & option::TIMESTAMPS != 0).then_some(report.tsval);
+    assert!(tsval.is_some() || report.tsval == [0; 4]);
+    Said { mss: report.mss, window_scale: report.window_scale, tsval }
 }
 
 fn marked(options: &Options) -> Marked {
@@ -107,8 +101,7 @@ fn plainly_said(field: &[u8]) -> Said {
         match (kind, body) {
             (2, &[a, b]) => said.mss = [a, b],
             (3, &[shift]) => said.window_scale = shift,
-            (4, []) => said.sack_permitted = true,
-            (8, &[a, b, c, d, e, f, g, h]) => said.timestamps = Some(([a, b, c, d], [e, f, g, h])),
+            (8, &[a, b, c, d, _, _, _, _]) => said.tsval = Some([a, b, c, d]),
             _ => {}
         }
     }
@@ -136,11 +129,10 @@ fn said_to_etherparse(field: &[u8]) -> Option<Said> {
         match element.ok()? {
             TcpOptionElement::MaximumSegmentSize(mss) => said.mss = mss.to_be_bytes(),
             TcpOptionElement::WindowScale(shift) => said.window_scale = shift,
-            TcpOptionElement::SelectiveAcknowledgementPermitted => said.sack_permitted = true,
-            TcpOptionElement::Timestamp(value, echo) => {
-                said.timestamps = Some((value.to_be_bytes(), echo.to_be_bytes()))
-            }
-            TcpOptionElement::Noop | TcpOptionElement::SelectiveAcknowledgement(..) => {}
+            TcpOptionElement::Timestamp(value, _) => said.tsval = Some(value.to_be_bytes()),
+            TcpOptionElement::Noop
+            | TcpOptionElement::SelectiveAcknowledgement(..)
+            | TcpOptionElement::SelectiveAcknowledgementPermitted => {}
         }
     }
     Some(said)

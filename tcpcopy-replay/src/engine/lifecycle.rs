@@ -43,8 +43,8 @@ impl Engine {
         let flow = Flow {
             client: client.into(),
             server: rule.address.ip().into(),
-            client_port: live.client_port,
             server_port: rule.address.port().to_be_bytes(),
+            ..*live
         };
         Ok((rule.target, flow))
     }
@@ -71,7 +71,7 @@ impl Engine {
     pub(crate) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
         let used = if let Replay::Parked(_, used) = connection.replay { used } else { None };
-        let (target, wanted) = self.destination(&connection.live, connection.rule)?;
+        let (target, wanted) = self.destination(&connection.live.flow(), connection.rule)?;
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
@@ -158,7 +158,7 @@ impl Engine {
     /// Moves a session to another client port; returns whether there was one.
     fn remap(&mut self, now: Nanos, id: Id) -> bool {
         let Some(connection) = self.connections.get(id) else { return false };
-        let (live, rule) = (connection.live, connection.rule);
+        let (live, rule) = (connection.live.flow(), connection.rule);
         let Replay::Active(session) = &connection.replay else { return false };
         let (old, next) = (*session.flow(), session.ports_tried().saturating_add(1));
         let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
@@ -295,7 +295,7 @@ impl Engine {
             self.stats.fins.discard(reason, 1);
         }
         connection.stream.clear(&mut self.pool);
-        self.by_live.remove(&connection.live, id);
+        self.by_live.remove(&connection.live.flow(), id);
     }
 
     /// Releases memory that the session no longer needs.

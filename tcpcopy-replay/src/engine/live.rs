@@ -3,7 +3,7 @@
 use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
 use crate::{
-    engine::{Connection, Engine, Flag, Handshake, Replay},
+    engine::{Connection, Engine, Flag, FourTuple, Handshake, Replay},
     input::{
         offset::LiveOffset,
         stream::{Close, Facts, Stream},
@@ -72,7 +72,7 @@ impl Engine {
     /// not. What is still to be replayed of it is replayed; the new one gets another client port as long as that takes.
     fn supersede(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
-        self.by_live.remove(&connection.live, id);
+        self.by_live.remove(&connection.live.flow(), id);
         match connection.replay {
             Replay::Parked(reason, _) => self.forget(id, reason),
             Replay::Active(_) => {
@@ -108,7 +108,7 @@ impl Engine {
 
     fn insert(&mut self, now: Nanos, segment: &LiveSegment<'_>, isn: Option<LiveSeq>) -> Id {
         let id = self.connections.insert(Connection {
-            live: segment.flow,
+            live: FourTuple::new(&segment.flow),
             rule: segment.rule,
             stream: Stream::new(isn.map(|isn| isn.plus(1))),
             handshake: isn.map(|isn| Handshake { isn, distance: Distance::of_new(self.config.round_trip) }),

@@ -19,7 +19,7 @@ impl Engine {
         self.fetch(&self.by_live, flows);
     }
 
-    /// Prefetches the connections whose responses follow soon; the same for [`handle_response`](Self::handle_response).
+    /// Prefetches the connections whose responses follow soon; the same for [`handle_report`](Self::handle_report).
     pub fn expect_responses(&self, flows: impl IntoIterator<Item = Flow>) {
         self.fetch(&self.by_target, flows);
     }
@@ -46,7 +46,7 @@ impl Engine {
 
     /// Returns the connection of a live client, unless it was superseded by another on the same four-tuple.
     pub(crate) fn id_of_live(&self, flow: &Flow) -> Option<Id> {
-        let is = |id| self.connections.get(id).is_some_and(|connection| connection.live == *flow);
+        let is = |id| self.connections.get(id).is_some_and(|connection| connection.live.flow() == *flow);
         self.by_live.find(self.by_live.tag(flow), is)
     }
 

@@ -20,7 +20,7 @@ pub(crate) mod tests;
 use std::collections::VecDeque;
 
 use tcpcopy_common::{
-    flow::Flow,
+    flow::{Flow, IpAddress},
     tcp_flags::{RST, SYN},
 };
 
@@ -91,7 +91,7 @@ pub struct Engine {
 /// A live client's connection.
 #[derive(Debug)]
 struct Connection {
-    live: Flow,
+    live: FourTuple,
     rule: u16,
     stream: Stream,
     /// `None` if the connection was open when the capture began.
@@ -101,6 +101,27 @@ struct Connection {
     syn: Flag,
     fin: Flag,
     replay: Replay,
+}
+
+/// The four-tuple of a live connection: a [`Flow`] without the protocol, which is TCP for all of them, because every octet of
+/// a connection counts.
+#[derive(Clone, Copy, Debug)]
+struct FourTuple {
+    client: IpAddress,
+    server: IpAddress,
+    client_port: [u8; 2],
+    server_port: [u8; 2],
+}
+
+impl FourTuple {
+    const fn new(flow: &Flow) -> Self {
+        let Flow { client, server, client_port, server_port, .. } = *flow;
+        Self { client, server, client_port, server_port }
+    }
+
+    const fn flow(&self) -> Flow {
+        Flow::tcp((self.client, self.client_port), (self.server, self.server_port))
+    }
 }
 
 /// A live client's handshake.

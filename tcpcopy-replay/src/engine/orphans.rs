@@ -8,11 +8,12 @@
 //! the way. Where there is no socket, the listener answers with a SYN-ACK. Either is a response of no session, and is
 //! reset as such.
 
-use tcpcopy_common::{flow::Flow, response::kind, tcp_flags::SYN};
+use tcpcopy_common::{flow::Flow, tcp_flags::SYN};
 
 use crate::{
     config::TargetId,
     engine::{Connection, Engine, Replay, orphan_table::Orphans},
+    report::Report,
     segment::Transmit,
     tcp::{isn, receiver::WINDOW},
     time::Nanos,
@@ -35,12 +36,12 @@ impl Engine {
     }
 
     /// Handles a report about a four-tuple without a session; returns whether it settles an orphan.
-    pub(crate) fn settle_orphan(&mut self, target: TargetId, flow: &Flow, reported: u8) -> bool {
+    pub(crate) fn settle_orphan(&mut self, target: TargetId, report: &Report) -> bool {
         // A segment shows that the SYN has come through the target's programs, which swallow what follows. A collision,
         // that another instance answers for the four-tuple; a reclaimed one belongs to a client of the target's own.
-        let settles = matches!(reported, kind::SEGMENT | kind::COLLISION | kind::RECLAIMED);
+        let settles = matches!(report, Report::Segment(_) | Report::Collision(_) | Report::Reclaimed(_));
         let orphans = self.orphans.get_mut(usize::from(target.0)).filter(|_| settles);
-        let settled = orphans.is_some_and(|orphans| orphans.settle(flow));
+        let settled = orphans.is_some_and(|orphans| orphans.settle(&report.session().flow));
         self.stats.orphans_settled += u64::from(settled);
         settled
     }

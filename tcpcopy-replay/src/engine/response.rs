@@ -1,13 +1,14 @@
 //! Handles what targets send.
 
 use tcpcopy_common::{
-    response::{ResponseHeader, kind},
+    flow::Flow,
     tcp_flags::{ACK, FIN, RST, SYN},
 };
 
 use crate::{
     config::TargetId,
     engine::{Engine, Replay},
+    report::{Report, SegmentReport, SessionReport},
     stats::Reason,
     store::id::Id,
     tcp::{
@@ -18,38 +19,40 @@ use crate::{
 };
 
 impl Engine {
-    /// Handles a response reported by a target's `intercept`.
-    pub fn handle_response(&mut self, now: Nanos, target: TargetId, response: &ResponseHeader) {
-        if self.credentials(target).is_none_or(|known| known.instance != response.instance) {
+    /// Handles a report of a target's `intercept`.
+    pub fn handle_report(&mut self, now: Nanos, target: TargetId, report: &Report) {
+        let SessionReport { flow, instance } = *report.session();
+        if self.credentials(target).is_none_or(|known| known.instance != instance) {
             self.stats.stale_responses += 1;
             return;
         }
-        match self.session_of(target, response) {
-            Some(id) => self.handle_session_response(now, id, response),
-            None => self.handle_stray(target, response),
+        match self.session_of(target, &flow) {
+            Some(id) => self.handle_session_report(now, id, report),
+            None => self.handle_stray(target, report),
         }
     }
 
-    fn session_of(&self, target: TargetId, response: &ResponseHeader) -> Option<Id> {
-        let id = self.id_at_target(&response.flow)?;
+    fn session_of(&self, target: TargetId, flow: &Flow) -> Option<Id> {
+        let id = self.id_at_target(flow)?;
         match &self.connections.get(id)?.replay {
             Replay::Active(session) if session.target() == target => Some(id),
             _ => None,
         }
     }
 
-    fn handle_session_response(&mut self, now: Nanos, id: Id, response: &ResponseHeader) {
+    fn handle_session_report(&mut self, now: Nanos, id: Id, report: &Report) {
         let outcome = self.with_session(now, id, |session, stream, cx| {
-            let refused = session.awaits(ReplaySeq::from_be(response.seq));
-            match response.kind {
-                kind::SEGMENT => return Some(session.handle_segment(response, stream, cx)),
-                kind::COLLISION if refused => return Some(Outcome::Collided),
-                kind::RECLAIMED => return Some(Outcome::Aborted(Reason::Reclaimed, Final::Nothing)),
+            let refused = |isn| session.awaits(ReplaySeq::new(isn));
+            match report {
+                Report::Segment(segment) => return Some(session.handle_segment(segment, stream, cx)),
+                Report::Collision(syn) if refused(syn.isn) => return Some(Outcome::Collided),
+                Report::Reclaimed(_) => return Some(Outcome::Aborted(Reason::Reclaimed, Final::Nothing)),
                 // Perhaps the path is broken, perhaps it is a forgery: the timer decides.
-                kind::ICMP_ERROR => cx.stats.icmp_errors += 1,
+                Report::IcmpError(_) => cx.stats.icmp_errors += 1,
                 // The SYN was dropped: the timer sends it again.
-                kind::MAP_FULL if refused => cx.stats.session_map_full += 1,
-                _ => cx.stats.stale_responses += 1,
+                Report::MapFull(syn) if refused(syn.isn) => cx.stats.session_map_full += 1,
+                // Of an earlier SYN.
+                Report::Collision(_) | Report::MapFull(_) => cx.stats.stale_responses += 1,
             }
             None
         });
@@ -60,21 +63,14 @@ impl Engine {
 
     /// Resets the socket that has sent a segment which no session expects: it has outlived its session. A RST is never
     /// answered (RFC 9293, section 3.10.7.1).
-    fn handle_stray(&mut self, target: TargetId, response: &ResponseHeader) {
-        if !self.settle_orphan(target, &response.flow, response.kind) {
+    fn handle_stray(&mut self, target: TargetId, report: &Report) {
+        if !self.settle_orphan(target, report) {
             self.stats.stale_responses += 1;
         }
-        if response.kind != kind::SEGMENT || response.flags.contains(RST) {
-            return;
+        let Report::Segment(segment) = report else { return };
+        if !segment.flags.contains(RST) {
+            self.final_segments.push_back(reset_of(target, segment));
         }
-        let segment = if response.flags.contains(ACK) {
-            FinalSegment::reset(target, response.flow, ReplaySeq::from_be(response.ack))
-        } else {
-            let octets = u32::from(response.flags.contains(SYN)) + u32::from(response.flags.contains(FIN));
-            let ack = TargetSeq::from_be(response.seq).plus(response.payload_len).plus(octets).get();
-            FinalSegment { ack, flags: RST | ACK, ..FinalSegment::reset(target, response.flow, ReplaySeq::default()) }
-        };
-        self.final_segments.push_back(segment);
     }
 
     /// Returns the connections that have a session at `target`. Visits all connections: for rare events only.
@@ -85,4 +81,15 @@ impl Engine {
         };
         self.connections.ids().into_iter().filter(of_target).collect()
     }
+}
+
+/// The RST for a segment that no session expects (RFC 9293, section 3.10.7.1).
+fn reset_of(target: TargetId, segment: &SegmentReport) -> FinalSegment {
+    let flow = segment.session.flow;
+    if segment.flags.contains(ACK) {
+        return FinalSegment::reset(target, flow, ReplaySeq::new(segment.ack));
+    }
+    let octets = u32::from(segment.flags.contains(SYN)) + u32::from(segment.flags.contains(FIN));
+    let ack = TargetSeq::new(segment.seq).plus(segment.payload_len).plus(octets).get();
+    FinalSegment { ack, flags: RST | ACK, ..FinalSegment::reset(target, flow, ReplaySeq::default()) }
 }

@@ -23,7 +23,6 @@ mod transmit;
 
 use tcpcopy_common::{
     flow::Flow,
-    response::ResponseHeader,
     tcp_flags::{ACK, RST, TcpFlags},
 };
 
@@ -36,6 +35,7 @@ use crate::{
         offset::{LiveOffset, SentOffset},
         stream::Stream,
     },
+    report::SegmentReport,
     segment::{Transmit, TransmitOptions},
     stats::{Reason, Stats},
     store::moment::Moment,
@@ -443,7 +443,7 @@ impl Session {
     }
 
     /// Handles a response segment of this session's four-tuple.
-    pub(crate) fn handle_segment(&mut self, r: &ResponseHeader, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn handle_segment(&mut self, r: &SegmentReport, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
         let Self { shared, state } = self;
         match state {
             State::Open(open) => open.handle_segment(shared, r, stream, cx),
@@ -459,11 +459,7 @@ impl Session {
             State::Connecting(_) | State::Resting => {
                 // From a connection that is over for us: a late SYN, or a RST that was lost.
                 cx.stats.stale_responses += 1;
-                if r.flags & (ACK | RST) == ACK {
-                    Outcome::HalfOpen(ReplaySeq::from_be(r.ack))
-                } else {
-                    Outcome::Continue
-                }
+                if r.flags & (ACK | RST) == ACK { Outcome::HalfOpen(ReplaySeq::new(r.ack)) } else { Outcome::Continue }
             }
         }
     }

@@ -10,7 +10,7 @@ use tcpcopy_common::{
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
 
-use crate::{Config, Credentials, Engine, LiveSegment, Nanos, RuleTarget, TargetId};
+use crate::{Config, Credentials, Engine, LiveSegment, Nanos, Report, RuleTarget, TargetId};
 
 const TARGET: TargetId = TargetId(0);
 const INSTANCE: u32 = 1;
@@ -71,7 +71,7 @@ impl Steady {
         let syn = self.engine.poll_transmit(self.now).map(|transmit| transmit.seq);
         let target_ack = syn.expect("a SYN").wrapping_add(1);
         let answer = response(session, 5_000, target_ack, SYN | ACK, 0);
-        self.engine.handle_response(self.now, TARGET, &answer);
+        self.engine.handle_report(self.now, TARGET, &answer);
         self.drain();
         self.ends.push(Ends { live_seq: 1_001, live_ack: 9_000, target_seq: 5_001, target_ack });
     }
@@ -102,7 +102,7 @@ impl Steady {
         }
         let target_ack = ends.target_ack.wrapping_add(REQUEST.len() as u32);
         let answer = response(session, ends.target_seq, target_ack, ACK | PSH, ANSWER);
-        self.engine.handle_response(self.now, TARGET, &answer);
+        self.engine.handle_report(self.now, TARGET, &answer);
         self.drain();
         self.ends[session as usize] = Ends {
             live_seq: ends.live_seq.wrapping_add(REQUEST.len() as u32),
@@ -154,7 +154,7 @@ impl Steady {
                     target_seq: ends.target_seq.wrapping_add(ANSWER),
                     target_ack,
                 };
-                self.engine.handle_response(self.now, TARGET, &answer);
+                self.engine.handle_report(self.now, TARGET, &answer);
             }
         }
         segments += turn.len() as u32 + self.drain();
@@ -174,12 +174,8 @@ impl Steady {
 
 fn flow(session: u32) -> Flow {
     let [a, b, c, d] = session.to_be_bytes();
-    Flow {
-        client: IpAddress::from_v4([10 | a, 64 | b, c, d]),
-        server: IpAddress::from_v4([10, 0, 0, 2]),
-        client_port: 40_000u16.to_be_bytes(),
-        server_port: 80u16.to_be_bytes(),
-    }
+    let client = (IpAddress::from_v4([10 | a, 64 | b, c, d]), 40_000u16.to_be_bytes());
+    Flow::tcp(client, (IpAddress::from_v4([10, 0, 0, 2]), 80u16.to_be_bytes()))
 }
 
 fn target_flow(session: u32) -> Flow {
@@ -187,11 +183,11 @@ fn target_flow(session: u32) -> Flow {
 }
 
 fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> LiveSegment<'_> {
-    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, window: 1_000, flags, options: &[], payload }
+    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, payload }
 }
 
-fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> ResponseHeader {
-    ResponseHeader {
+fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report {
+    let header = ResponseHeader {
         flow: target_flow(session),
         instance: INSTANCE,
         seq: seq.to_be_bytes(),
@@ -203,5 +199,6 @@ fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32)
         mss: 1_460u16.to_be_bytes(),
         window_scale: NO_WINDOW_SCALE,
         ..bytemuck::Zeroable::zeroed()
-    }
+    };
+    Report::parse(&header).expect("a known kind")
 }

@@ -2,10 +2,10 @@
 
 use std::{mem, ops::AddAssign};
 
-use tcpcopy_common::response::{ResponseHeader, option};
+use tcpcopy_common::response::ResponseHeader;
 
-use super::{HandleReports, LOOK_AHEAD, Notice, Replica};
-use crate::{Credentials, Nanos, TargetId};
+use super::{Counts, HandleReports, LOOK_AHEAD, Notice, Replica};
+use crate::{Credentials, Nanos, Report, TargetId};
 
 /// One channel: a target, and the replica whose sessions it is for.
 #[derive(Debug)]
@@ -52,6 +52,7 @@ pub(super) struct Reception<'a, Figures, Error> {
     pub(super) replicas: &'a mut [Replica],
     pub(super) channels: &'a mut [Channel<Figures>],
     pub(super) notices: &'a mut Vec<Notice<Error>>,
+    pub(super) own: &'a mut Counts,
 }
 
 impl<Figures, Error> HandleReports<Figures, Error> for Reception<'_, Figures, Error> {
@@ -63,8 +64,12 @@ impl<Figures, Error> HandleReports<Figures, Error> for Reception<'_, Figures, Er
         while responses.peek().is_some() {
             engine.expect_responses(ahead.by_ref().take(LOOK_AHEAD).map(|response| response.flow));
             for response in responses.by_ref().take(LOOK_AHEAD) {
-                reflected |= response.options & option::REFLECTED != 0;
-                engine.handle_response(self.now, target, &response);
+                let Ok(report) = Report::parse(&response) else {
+                    self.own.unknown_reports += 1;
+                    continue;
+                };
+                reflected |= report.is_reflected();
+                engine.handle_report(self.now, target, &report);
             }
         }
         if reflected && !mem::replace(&mut channel.reflects, true) {

@@ -281,8 +281,8 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
 
     /// Hands the targets' responses to the engines.
     fn receive(&mut self, now: Nanos) {
-        let Self { reports, replicas, channels, notices, .. } = self;
-        reports.receive(&mut Reception { now, replicas, channels, notices });
+        let Self { reports, replicas, channels, notices, own, .. } = self;
+        reports.receive(&mut Reception { now, replicas, channels, notices, own });
     }
 
     /// Handles the timers that are due.

@@ -26,6 +26,8 @@ figures! {
     pub struct Counts {
         /// Captured records that contradict themselves.
         pub bad_records: u64 = counter(Section::NotCopied),
+        /// Reports of a kind that this release does not know.
+        pub unknown_reports: u64 = counter(Section::NotReported),
         /// Segments of a flow for whose IP version no target is given.
         pub no_target: u64 = counter(Section::NotCopied).named("no_target_for_ip_version"),
         /// Payload octets of a flow for whose IP version no target is given.

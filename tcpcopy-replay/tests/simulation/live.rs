@@ -36,17 +36,13 @@ pub struct Captured {
 
 impl Captured {
     pub fn segment(&self) -> LiveSegment<'_> {
-        // MSS 1460, SACK permitted, window scale 7: nothing that the engine may depend on.
-        const OPTIONS: [u8; 9] = [2, 4, 5, 180, 4, 2, 3, 3, 7];
         LiveSegment {
             time: self.time,
             flow: self.flow,
             rule: self.rule,
             seq: self.seq,
             ack: self.ack,
-            window: 502,
             flags: self.flags,
-            options: if self.flags.contains(SYN) { &OPTIONS } else { &[] },
             payload: &self.payload,
         }
     }
@@ -123,12 +119,8 @@ fn flow(connection: &Connection) -> Flow {
             [10, net, 0, host].into()
         }
     };
-    Flow {
-        client: address(1, connection.host).into(),
-        server: address(0, 2).into(),
-        client_port: connection.port.to_be_bytes(),
-        server_port: [0, 80 + connection.service as u8],
-    }
+    let client = (address(1, connection.host).into(), connection.port.to_be_bytes());
+    Flow::tcp(client, (address(0, 2).into(), [0, 80 + connection.service as u8]))
 }
 
 struct Player<'a> {

@@ -19,7 +19,12 @@ pub struct Reflector(HashMap<Flow, u32>);
 impl Reflector {
     /// Marks the report of a response as the programs do, unless it does not get into their ring. The acknowledgement
     /// that the target is given, if any.
-    pub fn reflect(&mut self, report: &mut ResponseHeader, reported: bool) -> Option<Vec<u8>> {
+    pub fn reflect(
+        &mut self,
+        report: &mut ResponseHeader,
+        timestamps: Option<(u32, u32)>,
+        reported: bool,
+    ) -> Option<Vec<u8>> {
         let seq = u32::from_be_bytes(report.seq);
         if report.flags.contains(SYN) {
             self.0.insert(report.flow, seq.wrapping_add(1));
@@ -41,8 +46,7 @@ impl Reflector {
         }
         report.options |= option::REFLECTED;
         let number = u32::from_be_bytes;
-        let timestamps =
-            (report.options & option::TIMESTAMPS != 0).then(|| (number(report.tsecr), number(report.tsval)));
+        let timestamps = timestamps.map(|(tsval, tsecr)| (tsecr, tsval));
         let acknowledgement = Transmit {
             flow: report.flow,
             seq: number(report.ack),

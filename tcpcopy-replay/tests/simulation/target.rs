@@ -41,6 +41,8 @@ pub type RequestId = (u8, u8);
 /// A report, and the requests whose answers the segment carries octets of.
 pub struct Response {
     pub report: ResponseHeader,
+    /// TSval and TSecr.
+    pub timestamps: Option<(u32, u32)>,
     pub answers: Vec<RequestId>,
 }
 
@@ -249,7 +251,7 @@ impl Target {
             conn.note_peer(socket);
         }
         while let Some(packet) = self.wire.outgoing.pop_front() {
-            let report = wire::report(&packet, INSTANCE);
+            let (report, timestamps) = wire::report(&packet, INSTANCE);
             let mut answers = Vec::new();
             // The newest first: an old connection of the same four-tuple may still be in TIME-WAIT.
             if let Some(conn) = self.conns.iter_mut().rev().find(|c| c.peer == Some(report.flow)) {
@@ -259,7 +261,7 @@ impl Target {
                 }
                 answers = conn.answers_in(seq, report.payload_len);
             }
-            responses.push(Response { report, answers });
+            responses.push(Response { report, timestamps, answers });
         }
     }
 
@@ -502,12 +504,8 @@ pub fn addresses_of(host: u8) -> [IpAddr; 2] {
 }
 
 fn flow(local: IpEndpoint, remote: IpEndpoint) -> Flow {
-    Flow {
-        client: IpAddr::from(remote.addr).into(),
-        server: IpAddr::from(local.addr).into(),
-        client_port: remote.port.to_be_bytes(),
-        server_port: local.port.to_be_bytes(),
-    }
+    let end = |end: IpEndpoint| (IpAddr::from(end.addr).into(), end.port.to_be_bytes());
+    Flow::tcp(end(remote), end(local))
 }
 
 const fn instant(now: Nanos) -> Instant {

@@ -64,8 +64,8 @@ fn packet(transmit: &Transmit<'_>, offset: usize, payload: &[u8], flags: TcpFlag
     bytes
 }
 
-/// The report of a segment that the target sends; its flow is the one of the replayed client.
-pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
+/// The report of a segment that the target sends, whose flow is the one of the replayed client; and its TSval and TSecr.
+pub fn report(packet: &[u8], instance: u32) -> (ResponseHeader, Option<(u32, u32)>) {
     let (source, destination, tcp) = match IpVersion::of_packet(packet).expect("the target sends IP") {
         IpVersion::Ipv4 => {
             let ip = Ipv4Packet::new_checked(packet).expect("the target sends whole packets");
@@ -78,12 +78,8 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
     };
     let tcp = TcpPacket::new_checked(tcp).expect("the target sends whole segments");
     let mut report: ResponseHeader = bytemuck::Zeroable::zeroed();
-    report.flow = Flow {
-        client: destination.into(),
-        server: source.into(),
-        client_port: tcp.dst_port().to_be_bytes(),
-        server_port: tcp.src_port().to_be_bytes(),
-    };
+    let client = (destination.into(), tcp.dst_port().to_be_bytes());
+    report.flow = Flow::tcp(client, (source.into(), tcp.src_port().to_be_bytes()));
     report.seq = (tcp.seq_number().0 as u32).to_be_bytes();
     report.ack = if tcp.ack() { (tcp.ack_number().0 as u32).to_be_bytes() } else { [0; 4] };
     report.window = tcp.window_len().to_be_bytes();
@@ -93,15 +89,16 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
     report.payload_len = tcp.payload().len() as u32;
     report.instance = instance;
     report.kind = kind::SEGMENT;
+    let mut timestamps = None;
     let mut options = tcp.options();
     while let Ok((rest, one)) = TcpOption::parse(options) {
         match one {
             TcpOption::MaxSegmentSize(mss) => report.mss = mss.to_be_bytes(),
             TcpOption::WindowScale(shift) => report.window_scale = shift,
-            TcpOption::SackPermitted => report.options |= option::SACK_PERMITTED,
             TcpOption::TimeStamp { tsval, tsecr } => {
+                timestamps = Some((tsval, tsecr));
                 report.options |= option::TIMESTAMPS;
-                (report.tsval, report.tsecr) = (tsval.to_be_bytes(), tsecr.to_be_bytes());
+                report.tsval = tsval.to_be_bytes();
             }
             TcpOption::EndOfList => break,
             _ => {}
@@ -111,15 +108,15 @@ pub fn report(packet: &[u8], instance: u32) -> ResponseHeader {
         }
         options = rest;
     }
-    report
+    (report, timestamps)
 }
 
 /// Four-tuple and sequence number of a client's SYN.
 pub fn syn(packet: &[u8]) -> Option<(Flow, u32)> {
-    let seen = report(packet, 0);
-    let Flow { client, server, client_port, server_port } = seen.flow;
+    let (seen, _) = report(packet, 0);
+    let Flow { client, server, client_port, server_port, .. } = seen.flow;
     // The packet goes the other way.
-    let flow = Flow { client: server, server: client, client_port: server_port, server_port: client_port };
+    let flow = Flow::tcp((server, server_port), (client, client_port));
     (seen.flags & (SYN | ACK) == SYN).then_some((flow, u32::from_be_bytes(seen.seq)))
 }
 

@@ -10,7 +10,7 @@ use tcpcopy_common::{
     mark::{Mark, MarkKey},
     tcp_flags::SYN,
 };
-use tcpcopy_replay::{Config, Credentials, Engine, Nanos, RuleTarget, TargetId};
+use tcpcopy_replay::{Config, Credentials, Engine, Nanos, Report, RuleTarget, TargetId};
 
 use crate::{
     live::{self, Captured, START},
@@ -181,7 +181,8 @@ impl World<'_> {
             Event::ToEngine(response) => {
                 self.tell(|| format!("report   {}", wire::described(&response.report, &response.answers)));
                 self.oracle.told(&response.answers);
-                self.engine.handle_response(self.now, TARGET, &response.report);
+                let report = Report::parse(&response.report).expect("a known kind");
+                self.engine.handle_report(self.now, TARGET, &report);
             }
         }
     }
@@ -228,12 +229,12 @@ impl World<'_> {
             let arrivals = self.down.carry(self.now, 80);
             let reported = arrivals.iter().flatten().next().is_some();
             if let Some(reflector) = &mut self.reflector
-                && let Some(acknowledgement) = reflector.reflect(&mut response.report, reported)
+                && let Some(acknowledgement) = reflector.reflect(&mut response.report, response.timestamps, reported)
             {
                 self.put(self.now, Event::ToTarget(acknowledgement));
             }
             for at in arrivals.into_iter().flatten() {
-                let copy = Response { report: response.report, answers: response.answers.clone() };
+                let copy = Response { answers: response.answers.clone(), ..response };
                 self.put(at, Event::ToEngine(copy));
             }
         }

@@ -28,11 +28,6 @@ impl Backoff {
         half + half.mul_f64(self.random())
     }
 
-    /// After success: the next delay is a short one again.
-    pub const fn reset(&mut self) {
-        self.step = FIRST;
-    }
-
     /// SplitMix64, as a fraction of 1. Spreading attempts needs no secret randomness.
     fn random(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -57,8 +52,6 @@ mod tests {
                 let delay = backoff.next_delay();
                 assert!(delay >= step / 2 && delay <= step, "seed {seed}: {delay:?} of {step:?}");
             }
-            backoff.reset();
-            assert!(backoff.next_delay() <= FIRST);
         }
     }
 

@@ -48,16 +48,6 @@ pub enum Frame<'a> {
     Responses(Responses<'a>),
     /// Server to client, once a second and at the end.
     Stats(Stats),
-    /// Either way: are you there? A [`Link`](super::Link) answers by itself.
-    Ping {
-        /// Comes back in the answer.
-        nonce: u64,
-    },
-    /// Either way: the answer to a ping.
-    Pong {
-        /// Of the ping.
-        nonce: u64,
-    },
     /// Either way, last: the sender ends in good order.
     Bye,
     /// Client to server: requests are late because they wait for answers. For [`HURRY`] from now on each should be reported at
@@ -140,12 +130,7 @@ impl Eq for Responses<'_> {}
 /// Between host order and the wire's little-endian order, in either direction, for the fields that are not in network
 /// order anyway.
 fn wire_order(record: ResponseHeader) -> ResponseHeader {
-    ResponseHeader {
-        time_ns: record.time_ns.to_le(),
-        payload_len: record.payload_len.to_le(),
-        instance: record.instance.to_le(),
-        ..record
-    }
+    ResponseHeader { payload_len: record.payload_len.to_le(), instance: record.instance.to_le(), ..record }
 }
 
 /// Octets that are no frame, or a frame that does not fit.
@@ -181,10 +166,8 @@ mod kind {
     pub const REFUSED: u8 = 3;
     pub const RESPONSES: u8 = 4;
     pub const STATS: u8 = 5;
-    pub const PING: u8 = 6;
-    pub const PONG: u8 = 7;
-    pub const BYE: u8 = 8;
-    pub const HURRY: u8 = 9;
+    pub const BYE: u8 = 6;
+    pub const HURRY: u8 = 7;
 }
 
 impl<'a> Frame<'a> {
@@ -196,8 +179,6 @@ impl<'a> Frame<'a> {
             Self::Refused { .. } => kind::REFUSED,
             Self::Responses(_) => kind::RESPONSES,
             Self::Stats(_) => kind::STATS,
-            Self::Ping { .. } => kind::PING,
-            Self::Pong { .. } => kind::PONG,
             Self::Bye => kind::BYE,
             Self::Hurry => kind::HURRY,
         }
@@ -208,11 +189,10 @@ impl<'a> Frame<'a> {
     pub const fn encoded_len(&self) -> usize {
         1 + match self {
             Self::Hello { name, .. } => 2 + 1 + 4 + 16 + name.len(),
-            Self::Welcome(_) => 4 + 16 + 16 + 8,
+            Self::Welcome(_) => 4 + 16 + 16,
             Self::Refused { text, .. } => 1 + text.len(),
             Self::Responses(responses) => responses.len() * RECORD,
             Self::Stats(_) => 8 * 8,
-            Self::Ping { .. } | Self::Pong { .. } => 8,
             Self::Bye | Self::Hurry => 0,
         }
     }
@@ -251,7 +231,6 @@ impl<'a> Frame<'a> {
                 out.extend_from_slice(&welcome.key.k0.to_le_bytes());
                 out.extend_from_slice(&welcome.key.k1.to_le_bytes());
                 out.extend_from_slice(&welcome.token.0);
-                out.extend_from_slice(&welcome.time_ns.to_le_bytes());
             }
             Self::Refused { code, text } => {
                 out.push(code.to_wire());
@@ -271,7 +250,6 @@ impl<'a> Frame<'a> {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
             }
-            Self::Ping { nonce } | Self::Pong { nonce } => out.extend_from_slice(&nonce.to_le_bytes()),
             Self::Bye | Self::Hurry => {}
         }
         Ok(())
@@ -293,8 +271,6 @@ impl<'a> Frame<'a> {
             kind::REFUSED => reader.refused(),
             kind::RESPONSES => reader.responses(),
             kind::STATS => reader.stats(),
-            kind::PING => reader.u64().map(|nonce| Self::Ping { nonce }),
-            kind::PONG => reader.u64().map(|nonce| Self::Pong { nonce }),
             kind::BYE => Some(Self::Bye),
             kind::HURRY => Some(Self::Hurry),
             kind => return Err(FrameError::UnknownKind(kind)),
@@ -344,7 +320,6 @@ impl<'a> Reader<'a> {
             instance: self.u32()?,
             key: MarkKey { k0: self.u64()?, k1: self.u64()? },
             token: Token(self.array()?),
-            time_ns: self.u64()?,
         }))
     }
 
@@ -400,7 +375,7 @@ mod tests {
     fn any_frame(check: impl Fn(Frame<'_>) -> Result<(), TestCaseError>) {
         let numbers = (any::<u16>(), any::<u32>(), any::<[u64; 8]>(), any::<Option<(u32, [u8; 16])>>());
         let texts = ("\\PC{0,16}", vec(record(), 0..40));
-        proptest!(|(kind in 0..9, (a, b, n, resume) in numbers, (text, records) in texts)| {
+        proptest!(|(kind in 0..7, (a, b, n, resume) in numbers, (text, records) in texts)| {
             check(match kind {
                 0 => Frame::Hello {
                     worker: a,
@@ -411,7 +386,6 @@ mod tests {
                     instance: b,
                     key: MarkKey { k0: n[0], k1: n[1] },
                     token: Token((u128::from(n[2]) << 64 | u128::from(n[3])).to_be_bytes()),
-                    time_ns: n[4],
                 }),
                 2 => Frame::Refused { code: RefusalCode::from_wire(a as u8), text: &text },
                 3 => Frame::Responses(Responses::new(&records)),
@@ -427,9 +401,7 @@ mod tests {
                     },
                     responses_dropped: n[7],
                 }),
-                5 => Frame::Ping { nonce: n[0] },
-                6 => Frame::Pong { nonce: n[0] },
-                7 => Frame::Bye,
+                5 => Frame::Bye,
                 _ => Frame::Hurry,
             })?;
         });
@@ -463,7 +435,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..11, body in vec(any::<u8>(), 0..200)) {
+        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..9, body in vec(any::<u8>(), 0..200)) {
             let octets: Vec<u8> = std::iter::once(kind).chain(body).collect();
             if let Ok(frame) = Frame::decode(&octets) {
                 prop_assert_eq!(encoded(&frame), octets);
@@ -476,40 +448,34 @@ mod tests {
         let token = Token(*b"0123456789abcdef");
         let hello = Frame::Hello { worker: 0x0102, resume: Some(Resume { instance: 0x0304_0506, token }), name: "web" };
         assert_eq!(encoded(&hello), b"\x01\x02\x01\x01\x06\x05\x04\x030123456789abcdefweb");
-        let welcome =
-            Welcome { instance: 1, key: MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 }, token, time_ns: 3 };
-        assert_eq!(
-            encoded(&Frame::Welcome(welcome)),
-            b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\x000123456789abcdef\x03\0\0\0\0\0\0\0"
-        );
+        let welcome = Welcome { instance: 1, key: MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 }, token };
+        assert_eq!(encoded(&Frame::Welcome(welcome)), b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\x000123456789abcdef");
         assert_eq!(encoded(&Frame::Refused { code: RefusalCode::Full, text: "no" }), b"\x03\x02no");
-        assert_eq!(encoded(&Frame::Ping { nonce: 7 }), b"\x06\x07\0\0\0\0\0\0\0");
-        assert_eq!(encoded(&Frame::Bye), b"\x08");
-        assert_eq!(encoded(&Frame::Hurry), b"\x09");
+        assert_eq!(encoded(&Frame::Bye), b"\x06");
+        assert_eq!(encoded(&Frame::Hurry), b"\x07");
     }
 
     #[test]
-    fn a_record_travels_as_the_80_octets_of_the_ring() {
+    fn a_record_travels_as_the_72_octets_of_the_ring() {
         let mut record = ResponseHeader::zeroed();
-        record.time_ns = 0x0807_0605_0403_0201;
-        record.seq = [9, 8, 7, 6];
+        (record.flow.protocol, record.seq) = (6, [9, 8, 7, 6]);
         record.payload_len = 0x0d0c_0b0a;
+        record.instance = 0x0403_0201;
         let octets = encoded(&Frame::Responses(Responses::new(&[record])));
-        assert_eq!(octets.len(), 81);
-        assert_eq!(octets[1..9], [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(octets[1 + 44..1 + 48], [9, 8, 7, 6]);
-        assert_eq!(octets[1 + 64..1 + 68], [0x0a, 0x0b, 0x0c, 0x0d]);
+        assert_eq!(octets.len(), 73);
+        assert_eq!(octets[1 + 36..1 + 48], [6, 0, 0, 0, 9, 8, 7, 6, 0, 0, 0, 0]);
+        assert_eq!(octets[1 + 56..1 + 64], [0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4]);
     }
 
     #[test]
     fn the_largest_batch_fits_and_one_more_record_does_not() {
-        assert_eq!(MAX_RESPONSES, 818);
+        assert_eq!(MAX_RESPONSES, 909);
         let records = [ResponseHeader::zeroed(); MAX_RESPONSES + 1];
         let octets = encoded(&Frame::Responses(Responses::new(&records[1..])));
         assert_eq!(Frame::decode(&octets), Ok(Frame::Responses(Responses::new(&records[1..]))));
         let mut out = vec![1, 2, 3];
         let too_many = Frame::Responses(Responses::new(&records)).encode(&mut out);
-        assert_eq!(too_many, Err(FrameError::TooLarge(1 + 819 * 80)));
+        assert_eq!(too_many, Err(FrameError::TooLarge(1 + 910 * 72)));
         assert_eq!(out, [1, 2, 3]);
     }
 

@@ -17,7 +17,7 @@
 mod backoff;
 mod client;
 pub mod frame;
-#[doc(hidden)]
+#[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handshake;
 pub mod link;
@@ -49,7 +49,7 @@ use socket2::{SockRef, TcpKeepalive};
 pub const DEFAULT_PORT: u16 = 36524;
 
 /// Version of everything in this module that goes over the wire. Both sides must speak the same.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// How long dialling and the whole handshake may take, on either side.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);

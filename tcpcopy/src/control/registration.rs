@@ -69,8 +69,6 @@ pub struct Welcome {
     pub key: MarkKey,
     /// Proves after a reconnection that the instance was ours.
     pub token: Token,
-    /// ns of the target's `CLOCK_MONOTONIC` when this was sent.
-    pub time_ns: u64,
 }
 
 /// Why `intercept` turns an authenticated worker away.
@@ -161,7 +159,7 @@ mod tests {
 
     #[test]
     fn secrets_stay_out_of_debug_output() {
-        let welcome = Welcome { instance: 5, key: MarkKey { k0: 77, k1: 77 }, token: Token([77; 16]), time_ns: 1 };
+        let welcome = Welcome { instance: 5, key: MarkKey { k0: 77, k1: 77 }, token: Token([77; 16]) };
         let resume = Resume { instance: 5, token: Token([77; 16]) };
         assert!(!format!("{welcome:?} {:?}", Hello::new(0, Some(resume), "")).contains("77"));
     }

@@ -453,12 +453,12 @@ mod tests {
         let security = psk();
         let silent = greeted(&security, async |stream| stream).await;
         let half_a_preamble = greeted(&security, async |mut stream| {
-            stream.write_all(b"\x93tcp\x01").await.unwrap();
+            stream.write_all(b"\x93tcp\x02").await.unwrap();
             stream
         })
         .await;
         let only_a_preamble = greeted(&security, async |mut stream| {
-            stream.write_all(b"\x93tcp\x01\0\x01\0").await.unwrap();
+            stream.write_all(b"\x93tcp\x02\0\x01\0").await.unwrap();
             stream.read_exact(&mut [0; 8]).await.unwrap();
             stream
         })
@@ -493,7 +493,7 @@ mod tests {
     async fn an_oversized_record_is_refused_before_it_is_read() {
         for (security, mode) in [(psk(), 1), (Security::Insecure, 0)] {
             let (rejection, took) = greeted(&security, async |mut stream| {
-                stream.write_all(&[0x93, b't', b'c', b'p', 1, 0, mode, 0, 0xff, 0xff]).await.unwrap();
+                stream.write_all(&[0x93, b't', b'c', b'p', 2, 0, mode, 0, 0xff, 0xff]).await.unwrap();
                 stream
             })
             .await;

@@ -38,7 +38,7 @@ impl Registry for Clerk {
             Some(proof) if proof == RESUMABLE => proof.instance,
             Some(_) => return Err(Refusal::new(RefusalCode::CannotResume, "no proof")),
         };
-        Ok(Welcome { instance, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]), time_ns: 4 })
+        Ok(Welcome { instance, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]) })
     }
 
     fn established(&self, accepted: Accepted) {
@@ -81,15 +81,17 @@ fn hello(resume: Option<Resume>) -> Hello {
     Hello::new(3, resume, "web1")
 }
 
-/// Sends a ping from one end to the other.
+/// Sends a frame each way.
 fn assert_works(client: &mut Link, server: &mut Link) {
-    assert_eq!(client.send(&Frame::Ping { nonce: 8 }).unwrap(), Sent::Queued);
+    assert_eq!(client.send(&Frame::Hurry).unwrap(), Sent::Queued);
     assert!(client.flush().unwrap());
     wait_readable(server);
-    assert_eq!(server.receive(|frame| assert_eq!(frame, Frame::Ping { nonce: 8 })).unwrap(), 1);
+    assert_eq!(server.receive(|frame| assert_eq!(frame, Frame::Hurry)).unwrap(), 1);
+    let stats = Frame::Stats(Stats { responses_dropped: 8, ..Stats::default() });
+    assert_eq!(server.send(&stats).unwrap(), Sent::Queued);
     assert!(server.flush().unwrap());
     wait_readable(client);
-    assert_eq!(client.receive(|frame| assert_eq!(frame, Frame::Pong { nonce: 8 })).unwrap(), 1);
+    assert_eq!(client.receive(|frame| assert_eq!(frame, stats)).unwrap(), 1);
 }
 
 #[tokio::test]
@@ -137,10 +139,10 @@ async fn a_client_written_from_the_document_is_understood() {
     let mut server = Server::start(&Security::Psk(Arc::new(Psk::read(&path).unwrap())));
 
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    let mut prologue = *b"\x93tcp\x01\x00\x01\x00????????";
+    let mut prologue = *b"\x93tcp\x02\x00\x01\x00????????";
     stream.write_all(&prologue[..8]).await.unwrap();
     stream.read_exact(&mut prologue[8..]).await.unwrap();
-    assert_eq!(&prologue[8..], b"\x93tcp\x01\x00\x01\x00");
+    assert_eq!(&prologue[8..], b"\x93tcp\x02\x00\x01\x00");
     let noise = snow::Builder::new("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s".parse().unwrap());
     let mut noise = noise.psk(0, &key).unwrap().prologue(&prologue).unwrap().build_initiator().unwrap();
     let mut octets = [0; 128];
@@ -204,7 +206,7 @@ async fn garbage_another_version_and_a_closed_connection_are_counted() {
     let mut stranger = TcpStream::connect(server.address).await.unwrap();
     stranger.write_all(b"\x93tcp\xff\xff\x01\0").await.unwrap();
     stranger.read_to_end(&mut answer).await.unwrap();
-    assert_eq!(answer, b"\x93tcp\x01\0\x01\x01", "version 1, key, verdict 1");
+    assert_eq!(answer, b"\x93tcp\x02\0\x01\x01", "version 2, key, verdict 1");
     server.counted(|c| &c.wrong_version, 1).await;
 
     drop(TcpStream::connect(server.address).await.unwrap());

@@ -80,12 +80,7 @@ fn far_tap(peer: &Peer) -> Tap {
 fn flow(target: &str) -> Flow {
     let server = addr(target);
     let client = addr(CLIENT[usize::from(server.is_ipv6())]);
-    Flow {
-        client: client.into(),
-        server: server.into(),
-        client_port: 40_000u16.to_be_bytes(),
-        server_port: 80u16.to_be_bytes(),
-    }
+    Flow::tcp((client.into(), 40_000u16.to_be_bytes()), (server.into(), 80u16.to_be_bytes()))
 }
 
 fn data<'a>(target: &str, payload: &'a [u8]) -> Transmit<'a> {

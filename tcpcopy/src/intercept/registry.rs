@@ -12,7 +12,6 @@ use tcpcopy_common::{mark::MarkKey, response::WireStats};
 use super::reporter::Order;
 use crate::{
     bpf::{BpfError, InstanceMaps},
-    clock::now,
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
     mailbox::Mailbox,
 };
@@ -174,7 +173,7 @@ impl Registry for Instances {
             hello.name(),
             if hello.resume.is_some() { "resumes" } else { "is" }
         );
-        Ok(Welcome { instance: id, key, token, time_ns: now().0 })
+        Ok(Welcome { instance: id, key, token })
     }
 
     fn established(&self, accepted: Accepted) {

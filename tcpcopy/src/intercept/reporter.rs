@@ -181,8 +181,6 @@ impl Reporter {
             let outcome = owner.link.receive(|frame| match frame {
                 Frame::Bye => bye = true,
                 Frame::Hurry => hurry = true,
-                // The link has queued the answer.
-                Frame::Ping { .. } => {}
                 other => log::debug!("unexpected frame from instance {id:08x}: {other:?}"),
             });
             let outcome = outcome.and_then(|_| owner.link.flush().map(drop));

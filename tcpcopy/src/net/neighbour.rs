@@ -69,7 +69,8 @@ impl Neighbour {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn neighbour(address: IpAddr, ifindex: u32) -> Result<Option<Neighbour>, NetError> {
+#[cfg(test)]
+pub(crate) fn neighbour(address: IpAddr, ifindex: u32) -> Result<Option<Neighbour>, NetError> {
     lookup(&mut Netlink::route()?, address, ifindex)
 }
 
@@ -90,10 +91,6 @@ pub(crate) fn lookup(netlink: &mut Netlink, address: IpAddr, ifindex: u32) -> Re
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn probe(address: IpAddr, ifindex: u32) -> Result<(), NetError> {
-    provoke(&mut Netlink::route()?, address, ifindex)
-}
-
 pub(crate) fn provoke(netlink: &mut Netlink, address: IpAddr, ifindex: u32) -> Result<(), NetError> {
     // NTF_USE strips a permanent entry of its permanence, so leave alone what needs no confirmation.
     let known = lookup(netlink, address, ifindex)?;
@@ -211,11 +208,11 @@ mod tests {
             veth(peer);
             let v0 = by_name("v0").unwrap().index;
             ip("neigh replace 10.77.0.2 lladdr 02:00:00:00:77:02 dev v0 nud stale");
-            probe(addr("10.77.0.2"), v0).unwrap();
+            provoke(&mut Netlink::route().unwrap(), addr("10.77.0.2"), v0).unwrap();
             let state = neighbour(addr("10.77.0.2"), v0).unwrap().unwrap().state;
             assert!(matches!(state, NeighbourState::Delay | NeighbourState::Reachable), "{state:?}");
             ip("neigh replace 10.77.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent");
-            probe(addr("10.77.0.9"), v0).unwrap();
+            provoke(&mut Netlink::route().unwrap(), addr("10.77.0.9"), v0).unwrap();
             assert_eq!(neighbour(addr("10.77.0.9"), v0).unwrap().unwrap().state, NeighbourState::Permanent);
         });
     }

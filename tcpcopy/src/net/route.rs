@@ -48,7 +48,8 @@ impl Route {
 ///
 /// # Errors
 /// [`NetError::NoRoute`] when there is none, or one that says unreachable, prohibited or black hole.
-pub fn route_to(destination: IpAddr) -> Result<Route, NetError> {
+#[cfg(test)]
+pub(crate) fn route_to(destination: IpAddr) -> Result<Route, NetError> {
     lookup(&mut Netlink::route()?, destination)
 }
 

@@ -1,9 +1,6 @@
 //! The TCP sockets of this host, and their destruction, over `sock_diag`.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
 use netlink_packet_core::{DecodeError, NetlinkDeserializable, NetlinkHeader, Parseable as _};
 use netlink_packet_sock_diag::{
@@ -57,17 +54,13 @@ impl TcpSocket {
     /// The connection, if this is its server's end.
     #[must_use]
     pub fn flow(&self) -> Flow {
-        Flow {
-            client: self.remote.ip().into(),
-            server: self.local.ip().into(),
-            client_port: self.remote.port().to_be_bytes(),
-            server_port: self.local.port().to_be_bytes(),
-        }
+        let end = |end: SocketAddr| (end.ip().into(), end.port().to_be_bytes());
+        Flow::tcp(end(self.remote), end(self.local))
     }
 
     /// Whether this is the server's end of `flow`.
-    #[must_use]
-    pub fn serves(&self, flow: &Flow) -> bool {
+    #[cfg(test)]
+    fn serves(&self, flow: &Flow) -> bool {
         self.state != TCP_LISTEN && (self.local, self.remote) == ends(flow)
     }
 }
@@ -141,7 +134,8 @@ impl SockDiag {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn tcp_sockets(&mut self, family: Family) -> Result<Vec<TcpSocket>, NetError> {
+    #[cfg(test)]
+    pub(crate) fn tcp_sockets(&mut self, family: Family) -> Result<Vec<TcpSocket>, NetError> {
         // SYN_RECV here is TCP_SYN_RECV; request sockets of listeners are reported under it. The kernel's own bit for
         // them, TCP_NEW_SYN_RECV (12), and TCP_BOUND_INACTIVE (13) are left out by `all`.
         let mut all = Vec::new();
@@ -213,8 +207,9 @@ fn request(socket_id: SocketId, family: u8, states: StateFlags) -> InetRequest {
     InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::empty(), states, socket_id }
 }
 
+#[cfg(test)]
 fn ends(flow: &Flow) -> (SocketAddr, SocketAddr) {
-    let end = |address, port| SocketAddr::new(IpAddr::from(address), u16::from_be_bytes(port));
+    let end = |address, port| SocketAddr::new(std::net::IpAddr::from(address), u16::from_be_bytes(port));
     (end(flow.server, flow.server_port), end(flow.client, flow.client_port))
 }
 

@@ -22,12 +22,8 @@ pub(crate) const PEER_MAC: Mac = [2, 0, 0, 0, 0x77, 2];
 
 /// The four-tuple of a connection.
 pub(crate) fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
-    Flow {
-        client: client.ip().into(),
-        server: server.ip().into(),
-        client_port: client.port().to_be_bytes(),
-        server_port: server.port().to_be_bytes(),
-    }
+    let end = |end: SocketAddr| (end.ip().into(), end.port().to_be_bytes());
+    Flow::tcp(end(client), end(server))
 }
 
 type Job = Box<dyn FnOnce() + Send>;

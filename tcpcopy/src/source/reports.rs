@@ -53,8 +53,8 @@ impl Reports for Links {
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => handler.handle_responses(target, responses.iter()),
                 Frame::Stats(stats) => handler.handle_figures(target, stats),
-                // The link has queued the answer; after a farewell it reports the end.
-                Frame::Ping { .. } | Frame::Bye => {}
+                // The link reports the end.
+                Frame::Bye => {}
                 other => log::debug!("unexpected frame from intercept: {other:?}"),
             });
             if let Err(error) = outcome.and_then(|_| link.flush()) {

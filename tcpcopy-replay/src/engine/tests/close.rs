@@ -363,7 +363,7 @@ fn a_reset_of_the_target_with_an_old_sequence_number_is_ignored() {
     rst.seq = last.ack.to_be_bytes();
     rst.ack = last.seq.wrapping_add(1).to_be_bytes();
     rst.instance = super::target::INSTANCE;
-    lab.engine.handle_response(lab.now, super::harness::TARGET, &rst);
+    lab.hand_over(&rst);
     lab.settle();
     assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().sessions.active), (1, 1));
 }
@@ -429,11 +429,11 @@ fn a_late_syn_does_not_leave_a_connection_at_the_target() {
     let flow = syn.flow;
     let work = super::target::Later::Do(flow, syn.seq, Act::Reset(0));
     for response in lab.target.later(lab.now, work).0 {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        lab.hand_over(&response);
     }
     let late = lab.target.handle(lab.now, syn).0;
     for response in late {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        lab.hand_over(&response);
     }
     lab.settle();
     lab.run_ms(5);
@@ -457,7 +457,7 @@ fn late_reports_of_an_earlier_connection_cost_no_syn_retries() {
         late.flags = tcpcopy_common::tcp_flags::ACK;
         late.ack = syn.seq.wrapping_sub(1000 - n).to_be_bytes();
         late.instance = super::target::INSTANCE;
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &late);
+        lab.hand_over(&late);
         lab.settle();
         if n == 9 {
             let syns = lab.sent.iter().filter(|packet| packet.flags.contains(SYN)).count();
@@ -494,7 +494,7 @@ fn a_target_that_reads_to_the_end_and_closes_without_an_answer_is_not_asked_agai
     let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
     let (responses, _) = lab.target.later(lab.now, super::target::Later::Do(flow, isn, Act::Close(0)));
     for response in responses {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        lab.hand_over(&response);
     }
     lab.settle();
     lab.run_ms(100);

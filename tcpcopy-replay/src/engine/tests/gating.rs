@@ -303,7 +303,7 @@ fn an_answer_is_not_over_before_a_segment_that_is_pushed() {
     for (flags, offset, octets) in [(ACK, 0, 4), (ACK | PSH, 10, 8)] {
         answer.flags = flags;
         answer.seq = last.ack.wrapping_add(offset).to_be_bytes();
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &answer);
+        lab.hand_over(&answer);
         lab.settle();
         lab.run_ms(10);
         assert_eq!(sent(&lab), octets);
@@ -342,7 +342,7 @@ fn requests_let_through_without_an_answer_are_repeated_together() {
     let (flow, isn) = (lab.sent[0].flow, lab.sent[0].seq);
     let work = super::target::Later::Do(flow, isn, Act::Reset(0));
     for response in lab.target.later(lab.now, work).0 {
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        lab.hand_over(&response);
     }
     lab.settle();
     lab.run_ms(50);

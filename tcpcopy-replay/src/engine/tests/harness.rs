@@ -13,6 +13,7 @@ use crate::{
     causality::greeting::FirstSpeaker,
     config::{Config, Credentials, RuleTarget, TargetId},
     engine::{Connection, Engine, Flag, Replay},
+    report::Report,
     segment::{LiveSegment, Transmit},
     time::Nanos,
 };
@@ -180,8 +181,14 @@ impl Lab {
 
     /// A report that the target's model has nothing to do with.
     pub(super) fn report(&mut self, header: &ResponseHeader) {
-        self.engine.handle_response(self.now, TARGET, header);
+        self.hand_over(header);
         self.settle();
+    }
+
+    /// Hands a report to the engine, and nothing more.
+    pub(super) fn hand_over(&mut self, header: &ResponseHeader) {
+        let report = Report::parse(header).expect("a known kind");
+        self.engine.handle_report(self.now, TARGET, &report);
     }
 
     /// What the application of the first connection's target does now.
@@ -220,7 +227,7 @@ impl Lab {
                         let responses = self.target.handle(self.now, packet);
                         self.respond(responses);
                     }
-                    Event::ToEngine(response) => self.engine.handle_response(self.now, TARGET, &response),
+                    Event::ToEngine(response) => self.hand_over(&response),
                     Event::AtTarget(work) => {
                         let responses = self.target.later(self.now, work);
                         self.respond(responses);
@@ -352,28 +359,14 @@ pub(crate) struct Client {
 
 impl Client {
     pub(super) fn new(port: u16) -> Self {
-        let flow = Flow {
-            client: IpAddress::from_v4([10, 1, 0, 1]),
-            server: IpAddress::from_v4([10, 0, 0, 2]),
-            client_port: port.to_be_bytes(),
-            server_port: 80u16.to_be_bytes(),
-        };
+        let client = (IpAddress::from_v4([10, 1, 0, 1]), port.to_be_bytes());
+        let flow = Flow::tcp(client, (IpAddress::from_v4([10, 0, 0, 2]), 80u16.to_be_bytes()));
         // The live client's numbers wrap early, so that every test meets the wrap.
         Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70 }
     }
 
     pub(super) fn segment<'a>(&self, lab: &Lab, flags: TcpFlags, payload: &'a [u8]) -> LiveSegment<'a> {
-        LiveSegment {
-            time: lab.now,
-            flow: self.flow,
-            rule: 0,
-            seq: self.seq,
-            ack: self.ack,
-            window: 1000,
-            flags,
-            options: &[],
-            payload,
-        }
+        LiveSegment { time: lab.now, flow: self.flow, rule: 0, seq: self.seq, ack: self.ack, flags, payload }
     }
 
     pub(super) fn syn(&mut self, lab: &mut Lab) {

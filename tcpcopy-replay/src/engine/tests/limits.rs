@@ -167,7 +167,7 @@ fn a_reclaimed_four_tuple_is_left_alone() {
     report.flow = lab.target.syns[0].0;
     report.instance = CREDENTIALS.instance;
     report.kind = kind::RECLAIMED;
-    lab.engine.handle_response(lab.now, TARGET, &report);
+    lab.hand_over(&report);
     lab.settle();
     assert_eq!(lab.sent.len(), sent);
     client.send(&mut lab, 50, b"two\n");
@@ -186,7 +186,7 @@ fn icmp_errors_are_counted_and_change_nothing() {
     report.flow = lab.target.syns[0].0;
     report.instance = CREDENTIALS.instance;
     report.kind = kind::ICMP_ERROR;
-    lab.engine.handle_response(lab.now, TARGET, &report);
+    lab.hand_over(&report);
     lab.settle();
     assert_eq!((lab.engine.stats().icmp_errors, lab.engine.stats().sessions.active), (1, 1));
 }
@@ -199,16 +199,16 @@ fn a_response_of_no_session_is_reset_and_a_reset_is_not() {
     stray.instance = CREDENTIALS.instance;
     stray.ack = 77u32.to_be_bytes();
     stray.flags = tcpcopy_common::tcp_flags::ACK;
-    lab.engine.handle_response(lab.now, TARGET, &stray);
+    lab.hand_over(&stray);
     let reset = lab.engine.poll_transmit(lab.now).unwrap();
     assert_eq!((reset.flags, reset.seq), (RST, 77));
     stray.flags = RST;
-    lab.engine.handle_response(lab.now, TARGET, &stray);
+    lab.hand_over(&stray);
     assert_eq!(lab.engine.poll_transmit(lab.now), None);
     // Another instance's business.
     stray.flags = tcpcopy_common::tcp_flags::ACK;
     stray.instance = 99;
-    lab.engine.handle_response(lab.now, TARGET, &stray);
+    lab.hand_over(&stray);
     assert_eq!(lab.engine.poll_transmit(lab.now), None);
     assert_eq!(lab.engine.stats().stale_responses, 3);
 }

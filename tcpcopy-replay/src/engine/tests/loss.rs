@@ -310,7 +310,7 @@ fn the_timestamp_echo_does_not_run_ahead_of_the_acknowledgement() {
     for (ahead, tsval, echo) in [(10, 200u32, 99), (0, 199, 199)] {
         response.seq = last.ack.wrapping_add(ahead).to_be_bytes();
         response.tsval = tsval.to_be_bytes();
-        lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+        lab.hand_over(&response);
         let ack = lab.engine.poll_transmit(lab.now).unwrap();
         assert_eq!(ack.options.timestamps.unwrap().1, echo);
         assert_eq!(ack.ack, last.ack.wrapping_add(if ahead == 0 { 20 } else { 0 }));
@@ -334,7 +334,7 @@ fn two_ends_that_both_miss_something_do_not_answer_each_other_for_ever() {
     response.flags = tcpcopy_common::tcp_flags::ACK;
     response.ack = last.seq.to_be_bytes();
     response.seq = last.ack.wrapping_add(100).to_be_bytes();
-    lab.engine.handle_response(lab.now, super::harness::TARGET, &response);
+    lab.hand_over(&response);
     lab.settle();
     assert_eq!(lab.sent.len(), before + 1, "the data, and no ACK");
 }

@@ -28,10 +28,6 @@ use tcpcopy_common::flow::{Flow, IpAddress};
 
 /// A four-tuple of a client with this port, for the unit tests of the engine's parts.
 pub(crate) fn flow(port: u16) -> Flow {
-    Flow {
-        client: IpAddress::from_v4([10, 0, 0, 1]),
-        server: IpAddress::from_v4([10, 0, 0, 2]),
-        client_port: port.to_be_bytes(),
-        server_port: [0, 80],
-    }
+    let [client, server] = [1, 2].map(|host| IpAddress::from_v4([10, 0, 0, host]));
+    Flow::tcp((client, port.to_be_bytes()), (server, [0, 80]))
 }

@@ -8,6 +8,7 @@ use tcpcopy_common::{
 use super::harness::{CREDENTIALS, Client, Lab, TARGET};
 use crate::{
     config::TargetId,
+    report::Report,
     tcp::{seq::ReplaySeq, session::FinalSegment},
 };
 
@@ -27,19 +28,19 @@ fn a_report_of_another_target_with_the_same_four_tuple_is_stale() {
     Client::new(40_000).syn(&mut lab);
     lab.run_ms(5);
     let reclaimed = report(&lab, kind::RECLAIMED);
-    lab.engine.handle_response(lab.now, TargetId(1), &reclaimed);
+    lab.engine.handle_report(lab.now, TargetId(1), &Report::parse(&reclaimed).unwrap());
     assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().sessions.active), (1, 1));
 }
 
 #[test]
 fn a_refusal_of_an_earlier_syn_is_stale() {
-    for (kind, what) in [(kind::COLLISION, "collision"), (kind::MAP_FULL, "full map"), (99, "unknown kind")] {
+    for (kind, what) in [(kind::COLLISION, "collision"), (kind::MAP_FULL, "full map")] {
         let mut lab = Lab::new();
         lab.weather.lose = 1000;
         Client::new(40_000).syn(&mut lab);
         let mut refusal = report(&lab, kind);
         refusal.seq = lab.sent[0].seq.wrapping_sub(1).to_be_bytes();
-        lab.engine.handle_response(lab.now, TARGET, &refusal);
+        lab.hand_over(&refusal);
         lab.settle();
         let stats = lab.engine.stats();
         assert_eq!((stats.stale_responses, stats.collisions, stats.session_map_full), (1, 0, 0), "{what}");
@@ -54,7 +55,7 @@ fn a_collision_reported_after_the_target_has_answered_is_stale() {
     lab.run_ms(5);
     let mut refusal = report(&lab, kind::COLLISION);
     refusal.seq = lab.sent[0].seq.to_be_bytes();
-    lab.engine.handle_response(lab.now, TARGET, &refusal);
+    lab.hand_over(&refusal);
     assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().collisions), (1, 0));
 }
 
@@ -70,7 +71,7 @@ fn a_stray_segment_that_acknowledges_nothing_is_reset_with_the_number_after_it()
         stray.instance = CREDENTIALS.instance;
         (stray.flags, stray.payload_len) = (flags, payload_len);
         stray.seq = (u32::MAX - 3).to_be_bytes();
-        lab.engine.handle_response(lab.now, TARGET, &stray);
+        lab.hand_over(&stray);
         let reset = lab.engine.poll_transmit(lab.now).unwrap();
         let expected = (RST | ACK, 0, (u32::MAX - 3).wrapping_add(beyond), 0);
         assert_eq!((reset.flags, reset.seq, reset.ack, reset.window), expected, "flags {flags:?}");
@@ -85,10 +86,10 @@ fn a_channel_that_breaks_keeps_the_resets_for_other_targets() {
     stray.flow = Client::new(1).flow;
     stray.instance = CREDENTIALS.instance;
     stray.flags = ACK;
-    lab.engine.handle_response(lab.now, TARGET, &stray);
+    lab.hand_over(&stray);
     lab.engine.handle_channel_down(lab.now, TargetId(1));
     assert_eq!(lab.engine.poll_transmit(lab.now).map(|reset| reset.flags), Some(RST));
-    lab.engine.handle_response(lab.now, TARGET, &stray);
+    lab.hand_over(&stray);
     lab.engine.handle_channel_down(lab.now, TARGET);
     assert_eq!(lab.engine.poll_transmit(lab.now), None);
     assert_eq!(lab.engine.stats().orphans, 1);
@@ -139,7 +140,7 @@ fn what_a_connection_that_is_being_opened_cannot_use_is_stale() {
         let mut stale = report(&lab, kind::SEGMENT);
         stale.flags = flags;
         stale.ack = lab.sent[0].seq.wrapping_add(beyond).to_be_bytes();
-        lab.engine.handle_response(lab.now, TARGET, &stale);
+        lab.hand_over(&stale);
         lab.settle();
         let stats = lab.engine.stats();
         let what = (stats.stale_responses, stats.sessions.active, stats.connected, lab.sent.len());
@@ -165,7 +166,7 @@ fn an_open_connection_is_ended_by_a_bare_reset_with_a_number_of_its_own() {
         segment.ack = if flags.contains(ACK) { last.seq.wrapping_add(999) } else { last.seq }.to_be_bytes();
         segment.payload_len = u32::from(flags.contains(PSH));
         let before = lab.engine.stats().stale_responses;
-        lab.engine.handle_response(lab.now, TARGET, &segment);
+        lab.hand_over(&segment);
         let stale = lab.engine.stats().stale_responses - before;
         assert_eq!(stale == 0, ends, "flags {flags:?}, number {beyond}");
         client.send(&mut lab, 100, b"two\n");

@@ -198,7 +198,7 @@ fn a_keep_alive_probe_of_the_target_is_answered() {
     probe.ack = last.seq.to_be_bytes();
     probe.flags = ACK;
     probe.instance = CREDENTIALS.instance;
-    lab.engine.handle_response(lab.now, TARGET, &probe);
+    lab.hand_over(&probe);
     lab.settle();
     assert_eq!(lab.engine.stats().pure_acks, before + 1);
 }

@@ -125,7 +125,6 @@ impl Target {
         let scale = if flags.contains(SYN) { 0 } else { self.window_scale.unwrap_or(0) };
         let window = (self.window.unwrap_or(60_000) >> scale).min(65_535) as u16;
         ResponseHeader {
-            time_ns: 0,
             flow,
             seq: seq.to_be_bytes(),
             ack: conn.map_or(0, |c| c.rcv_nxt).to_be_bytes(),
@@ -133,7 +132,6 @@ impl Target {
             flags,
             window_scale: self.window_scale.filter(|_| flags.contains(SYN)).unwrap_or(NO_WINDOW_SCALE),
             tsval: 99u32.to_be_bytes(),
-            tsecr: conn.map_or(0, |c| c.echo).to_be_bytes(),
             payload_len: len,
             instance: self.instance,
             mss: if flags.contains(SYN) { self.mss.to_be_bytes() } else { [0; 2] },

@@ -2,15 +2,13 @@
 
 use std::time::Duration;
 
-use tcpcopy_common::{
-    response::ResponseHeader,
-    tcp_flags::{ACK, RST, SYN},
-};
+use tcpcopy_common::tcp_flags::{ACK, RST, SYN};
 
 use super::{Context, Final, Open, Outcome, Plan, Poll, Shared};
 use crate::{
     config::Credentials,
     input::offset::SentOffset,
+    report::SegmentReport,
     stats::Reason,
     store::moment::Moment,
     tcp::{isn, receiver::WINDOW, recovery::Rto, seq::ReplaySeq},
@@ -111,10 +109,10 @@ impl Connecting {
     pub(super) fn handle_segment(
         &mut self,
         shared: &mut Shared,
-        r: &ResponseHeader,
+        r: &SegmentReport,
         cx: &mut Context<'_>,
     ) -> Result<Open, Outcome> {
-        let ack = ReplaySeq::from_be(r.ack);
+        let ack = ReplaySeq::new(r.ack);
         let ours = r.flags.contains(ACK) && ack == shared.opening.isn.plus(1);
         if ours && r.flags.contains(RST) {
             return Err(Outcome::Aborted(Reason::TargetRefused, Final::Nothing));
@@ -137,7 +135,7 @@ impl Connecting {
         Err(Outcome::HalfOpen(ack))
     }
 
-    fn establish(&self, shared: &mut Shared, r: &ResponseHeader, cx: &mut Context<'_>) -> Open {
+    fn establish(&self, shared: &mut Shared, r: &SegmentReport, cx: &mut Context<'_>) -> Open {
         shared.last_heard = cx.now;
         shared.last_progress = cx.now;
         shared.retransmit_at = Moment::NEVER;

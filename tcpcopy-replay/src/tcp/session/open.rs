@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use tcpcopy_common::response::{NO_WINDOW_SCALE, ResponseHeader, option};
-
 use super::{Context, Final, Outcome, Shared};
 use crate::{
     input::{offset::SentOffset, stream::Stream},
+    report::SegmentReport,
     stats::Reason,
     store::moment::Moment,
     tcp::{
@@ -78,20 +77,15 @@ pub(super) struct Rare {
 
 impl Open {
     /// Begins with a SYN-ACK, which came `handshake` after the SYN.
-    pub(super) fn new(shared: &Shared, r: &ResponseHeader, handshake: Duration, cx: &Context<'_>) -> Self {
-        let timestamps = r.options & option::TIMESTAMPS != 0;
+    pub(super) fn new(shared: &Shared, r: &SegmentReport, handshake: Duration, cx: &Context<'_>) -> Self {
         let (ours, default) = if shared.flow.server.is_v4() {
             (cx.config.mss_v4, DEFAULT_MSS_V4)
         } else {
             (cx.config.mss_v6, DEFAULT_MSS_V6)
         };
-        let announced = match u16::from_be_bytes(r.mss) {
-            0 => default,
-            mss => mss,
-        };
-        let taken = if timestamps { TIMESTAMPS } else { 0 };
-        let segment_size = announced.min(ours).saturating_sub(taken).max(1);
-        let receiver = Receiver::new(TargetSeq::from_be(r.seq));
+        let taken = if r.tsval.is_some() { TIMESTAMPS } else { 0 };
+        let segment_size = r.mss.unwrap_or(default).min(ours).saturating_sub(taken).max(1);
+        let receiver = Receiver::new(TargetSeq::new(r.seq));
         Self {
             acknowledger: Acknowledger::new(cx.now, cx.distance, handshake, &receiver),
             receiver,
@@ -99,9 +93,9 @@ impl Open {
             nxt: SentOffset::START,
             high: SentOffset::START,
             // The window of a SYN-ACK is never scaled (RFC 7323, section 2.2).
-            window_end: SentOffset::new(u16::from_be_bytes(r.window).into()),
-            scale: if r.window_scale == NO_WINDOW_SCALE { 0 } else { r.window_scale.min(MAX_WINDOW_SCALE) },
-            echo: timestamps.then(|| u32::from_be_bytes(r.tsval)),
+            window_end: SentOffset::new(r.window.into()),
+            scale: r.window_scale.unwrap_or(0).min(MAX_WINDOW_SCALE),
+            echo: r.tsval,
             segment_size,
             congestion: Congestion::new(segment_size),
             duplicates: 0,

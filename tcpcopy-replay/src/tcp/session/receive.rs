@@ -1,14 +1,12 @@
 //! Receive path of an open connection: handles the target's segments.
 
-use tcpcopy_common::{
-    response::{ResponseHeader, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
-};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
 use super::{Context, Final, Open, Outcome, Shared, open::Rare};
 use crate::{
     causality::greeting::{FirstSpeaker, GREETING},
     input::{offset::SentOffset, stream::Stream},
+    report::SegmentReport,
     stats::Stats,
     store::moment::Moment,
     tcp::seq::{ReplaySeq, TargetSeq},
@@ -22,12 +20,12 @@ impl Open {
     pub(super) fn handle_segment(
         &mut self,
         shared: &mut Shared,
-        r: &ResponseHeader,
+        r: &SegmentReport,
         stream: &Stream,
         cx: &mut Context<'_>,
     ) -> Outcome {
-        let seq = TargetSeq::from_be(r.seq);
-        let acked = if r.flags.contains(ACK) { self.offset_of(ReplaySeq::from_be(r.ack), shared) } else { None };
+        let seq = TargetSeq::new(r.seq);
+        let acked = if r.flags.contains(ACK) { self.offset_of(ReplaySeq::new(r.ack), shared) } else { None };
         let plausible = if r.flags & (ACK | RST) == RST {
             self.receiver.is_plausible_reset(seq)
         } else {
@@ -48,10 +46,10 @@ impl Open {
             return Outcome::Continue;
         }
         let Some(acked) = acked else { return Outcome::Continue };
-        if let Some(echo) = &mut self.echo {
+        if let (Some(echo), Some(tsval)) = (&mut self.echo, r.tsval) {
             // RFC 7323, section 4.3: only what comes in order, or the echo would run ahead of the acknowledgement.
-            if r.options & option::TIMESTAMPS != 0 && !seq.is_after(self.receiver.next()) {
-                *echo = u32::from_be_bytes(r.tsval);
+            if !seq.is_after(self.receiver.next()) {
+                *echo = tsval;
             }
         }
         self.handle_ack(shared, acked, r, stream, cx);
@@ -79,11 +77,11 @@ impl Open {
         &mut self,
         shared: &mut Shared,
         acked: SentOffset,
-        r: &ResponseHeader,
+        r: &SegmentReport,
         stream: &Stream,
         cx: &mut Context<'_>,
     ) {
-        let window_end = acked.plus(u64::from(u16::from_be_bytes(r.window)) << self.scale);
+        let window_end = acked.plus(u64::from(r.window) << self.scale);
         let window_moved = window_end > self.window_end;
         self.window_end = self.window_end.max(window_end);
         if acked > self.una {
@@ -152,14 +150,14 @@ impl Open {
         shared: &mut Shared,
         seq: TargetSeq,
         acked: SentOffset,
-        r: &ResponseHeader,
+        r: &SegmentReport,
         cx: &mut Context<'_>,
     ) {
         let fin = r.flags.contains(FIN);
         if r.flags.intersects(PSH | FIN) {
             self.receiver.note_end(seq.plus(r.payload_len));
         }
-        if r.options & option::IN_ORDER != 0 {
+        if r.in_order {
             self.receiver.skip_to(seq);
         }
         let received = self.receiver.receive(seq, r.payload_len, fin);
@@ -171,7 +169,7 @@ impl Open {
             self.segment_size,
             &mut cx.profile.nagle,
         );
-        if r.options & option::REFLECTED != 0 {
+        if r.reflected {
             cx.stats.reflected_segments += 1;
             self.acknowledger.handle_reflected(cx.now, seq.plus(r.payload_len), &self.receiver);
         }

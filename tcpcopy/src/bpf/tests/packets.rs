@@ -61,12 +61,8 @@ pub(super) fn packet(source: &str, destination: &str) -> Packet {
 impl Packet {
     /// The four-tuple, seen from the sender of this packet as the client.
     pub(super) fn flow(&self) -> Flow {
-        Flow {
-            client: self.source.ip().into(),
-            server: self.destination.ip().into(),
-            client_port: self.source.port().to_be_bytes(),
-            server_port: self.destination.port().to_be_bytes(),
-        }
+        let end = |end: SocketAddr| (end.ip().into(), end.port().to_be_bytes());
+        Flow::tcp(end(self.source), end(self.destination))
     }
 
     pub(super) fn bytes(&self) -> Vec<u8> {

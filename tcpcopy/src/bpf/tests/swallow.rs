@@ -74,7 +74,6 @@ fn responses_to_sessions_are_reported_and_swallowed() {
             let [report] = reports[..] else { panic!("{what}: {} reports", reports.len()) };
             let payload_len = if packet.data_offset.is_some() { 0 } else { packet.payload.len() as u32 };
             let expected = ResponseHeader {
-                time_ns: report.time_ns,
                 flow: Packet { source: packet.destination, destination: packet.source, ..packet.clone() }.flow(),
                 seq: packet.seq.to_be_bytes(),
                 ack: packet.ack.to_be_bytes(),
@@ -86,24 +85,14 @@ fn responses_to_sessions_are_reported_and_swallowed() {
                     "timestamps" => [1, 2, 3, 4],
                     _ => [0; 4],
                 },
-                tsecr: match *what {
-                    "SYN+ACK" => [8; 4],
-                    "timestamps" => [5, 6, 7, 8],
-                    _ => [0; 4],
-                },
                 payload_len,
                 instance: 1,
                 mss: if *what == "SYN+ACK" { [5, 0xb4] } else { [0; 2] },
                 kind: kind::SEGMENT,
-                options: match *what {
-                    "SYN+ACK" => option::TIMESTAMPS | option::SACK_PERMITTED,
-                    "timestamps" => option::TIMESTAMPS,
-                    _ => 0,
-                },
+                options: if matches!(*what, "SYN+ACK" | "timestamps") { option::TIMESTAMPS } else { 0 },
                 _reserved: [0; 4],
             };
             assert_eq!(report, expected, "{what}");
-            assert!(report.time_ns > 0);
             swallowed += 1;
             swallowed_bytes += u64::from(payload_len);
         }

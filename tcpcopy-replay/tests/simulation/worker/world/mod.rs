@@ -258,12 +258,13 @@ impl<'a> World<'a> {
             site.count_response();
             let arrivals = site.down.carry(now, 80);
             let reported = arrivals.iter().flatten().next().is_some();
-            let reflected = site.reflector.as_mut().and_then(|r| r.reflect(&mut response.report, reported));
+            let reflected =
+                site.reflector.as_mut().and_then(|r| r.reflect(&mut response.report, response.timestamps, reported));
             if let Some(acknowledgement) = reflected {
                 self.put(now, Event::ToTarget(index, acknowledgement));
             }
             for at in arrivals.into_iter().flatten() {
-                let copy = Response { report: response.report, answers: response.answers.clone() };
+                let copy = Response { answers: response.answers.clone(), ..response };
                 self.put(at, Event::ToSource(index, copy));
             }
         }
