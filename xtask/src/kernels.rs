@@ -10,7 +10,7 @@ mod initramfs;
 mod series;
 mod table;
 
-use std::{path::PathBuf, process::Stdio};
+use std::{path::PathBuf, process::Stdio, thread};
 
 use anyhow::Context as _;
 
@@ -48,22 +48,33 @@ struct Programs {
 ///
 /// # Errors
 /// When a guest cannot be made: not when a test in it fails.
-pub fn run(kernels: Vec<Kernel>, mut report: impl FnMut(Outcome)) -> anyhow::Result<()> {
+pub fn run(kernels: &[Kernel], mut report: impl FnMut(Outcome)) -> anyhow::Result<()> {
     let root = Root::build(&Programs::build()?)?;
     let mut trials = Vec::new();
-    for kernel in kernels {
-        let initramfs = root.with_modules_of(&kernel)?;
-        let transcript = guest::run(&kernel, &initramfs)?;
-        for (test, failure) in [
-            ("all programs load", transcript.loading_failure()),
-            ("what is mirrored arrives", transcript.mirror_failure()),
-        ] {
-            report(Outcome { name: format!("kernel {}: {test}", kernel.version), failure });
+    // An emulator has one thread.
+    for at_once in kernels.chunks(thread::available_parallelism().map_or(1, usize::from)) {
+        for (kernel, transcript) in at_once.iter().zip(boot(at_once, &root)?) {
+            for (test, failure) in [
+                ("all programs load", transcript.loading_failure()),
+                ("what is mirrored arrives", transcript.mirror_failure()),
+            ] {
+                report(Outcome { name: format!("kernel {}: {test}", kernel.version), failure });
+            }
+            trials.push(Trial { version: kernel.version.clone(), transcript });
         }
-        trials.push(Trial { version: kernel.version, transcript });
     }
     print!("\n{}", table::render(&trials));
     Ok(())
+}
+
+/// What the guests of these kernels say, which run at the same time.
+fn boot(kernels: &[Kernel], root: &Root) -> anyhow::Result<Vec<Transcript>> {
+    let boot = &|kernel| guest::run(kernel, &root.with_modules_of(kernel)?);
+    thread::scope(|scope| {
+        let guests: Vec<_> = kernels.iter().map(|kernel| scope.spawn(move || boot(kernel))).collect();
+        let said = guests.into_iter().map(|guest| guest.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+        said.collect()
+    })
 }
 
 /// The kernels that are wanted, fetched if they are not here yet.

@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     setup::toolchain()?;
     let mut tally = Tally::default();
     if let Some(wanted) = &arguments.kernels {
-        tally.kernels(wanted, kernels::fetch(wanted)?);
+        tally.kernels(wanted, &kernels::fetch(wanted)?);
         return tally.report();
     }
     // A filter can mean neither a fuzz target nor a kernel.
@@ -109,7 +109,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if everything {
         let wanted = kernels::Wanted::default();
         match kernels::fetch(&wanted) {
-            Ok(kernels) => tally.kernels(&wanted, kernels),
+            Ok(kernels) => tally.kernels(&wanted, &kernels),
             Err(error) => tally.skip(&format!("programs on other kernels: {error:#}")),
         }
     }
@@ -160,7 +160,7 @@ impl Tally {
     }
 
     /// Tries the programs on other kernels.
-    fn kernels(&mut self, wanted: &kernels::Wanted, kernels: Vec<kernels::Kernel>) {
+    fn kernels(&mut self, wanted: &kernels::Wanted, kernels: &[kernels::Kernel]) {
         let failed = self.failed;
         let run = kernels::run(kernels, |kernels::Outcome { name, failure }| match failure {
             None => {

@@ -11,8 +11,8 @@ exec 2>&1
 echo "RESULT boot $(uname -r)"
 while read -r module; do insmod "/modules/$module"; done < /modules/order
 ip link set lo up
-/programs/tests --nocapture --test-threads=1 bpf::tests::loading::
+timeout 900 /programs/tests --nocapture --test-threads=1 bpf::tests::loading::
 echo "RESULT programs $?"
-TCPCOPY_BIN_DIR=/programs /programs/demo --seconds 3 --rate 300
+TCPCOPY_BIN_DIR=/programs timeout 300 /programs/demo --seconds 3 --rate 300
 echo "RESULT mirror $?"
 poweroff -f
