@@ -8,7 +8,9 @@
 //! | [`transmit`] | its send path: data as far as windows and gate allow, FIN, ACKs, probes |
 //! | [`pacing`] | the live client's segments, passed one by one as the gate opens |
 //! | [`ending`] | what an early end at the target means |
-//! | here | the states, and what they share |
+//! | [`shared`] | what the states have in common, and what they borrow of the engine |
+//! | [`outcome`] | what a session asks of the engine |
+//! | here | the states, and the session's face |
 //!
 //! Each state owns its data, and its methods take what the states share ([`Shared`]) beside it: what holds only of an
 //! open connection cannot be asked of another. What the live client has sent is counted in [`LiveOffset`]s, what was
@@ -17,124 +19,43 @@
 mod connecting;
 mod ending;
 mod open;
+mod outcome;
 mod pacing;
 mod receive;
+mod shared;
 mod transmit;
 
 use tcpcopy_common::{
     flow::Flow,
-    tcp_flags::{ACK, RST, TcpFlags},
+    tcp_flags::{ACK, RST},
 };
 
-use self::{connecting::Connecting, open::Open};
+use self::{connecting::Connecting, open::Open, shared::Shared};
+pub(crate) use self::{
+    outcome::{Final, FinalSegment, Outcome, Owed, Plan, Poll},
+    shared::Context,
+};
 use crate::{
     causality::{answers::Answers, gate::Gate},
-    config::{Config, Credentials, TargetId},
+    config::{Config, TargetId},
     input::{
         adapter::{Adapter, Rewrite},
         offset::{LiveOffset, SentOffset},
         stream::Stream,
     },
     report::SegmentReport,
-    segment::{Transmit, TransmitOptions},
-    stats::{Reason, Stats},
     store::moment::Moment,
     tcp::{
         isn::Opening,
-        receiver::WINDOW,
         recovery::Rto,
         round_trip::Distance,
         seq::{LiveAck, ReplaySeq},
-        server_profile::ServerProfile,
     },
     time::Nanos,
 };
 
-pub(crate) use transmit::{Plan, Poll};
-
 /// Octets that the target has acknowledged but not answered are kept up to this much, to be sent again if it closes.
 const KEPT_FOR_RETRY: u64 = 256 << 10;
-
-/// State borrowed from the engine for one call.
-pub(crate) struct Context<'a> {
-    pub now: Nanos,
-    pub config: &'a Config,
-    pub stats: &'a mut Stats,
-    /// Of the servers of the connection's rule.
-    pub profile: &'a mut ServerProfile,
-    /// Of the live client; `None` until its handshake has shown it.
-    pub distance: Option<Distance>,
-    /// Of the target's channel; `None` while it is down.
-    pub credentials: Option<Credentials>,
-}
-
-/// What is to become of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// It goes on.
-    Continue,
-    /// It ended as the live connection did.
-    Finished(Final, Owed),
-    /// It ended early.
-    Aborted(Reason, Final),
-    /// Another target connection is to carry it on, from this offset.
-    Reconnect(LiveOffset, Final, Owed),
-    /// The target closed and owes nothing; the next request needs another connection.
-    Rest(Final),
-    /// Its four-tuple is taken at the target.
-    Collided,
-    /// The target holds an old connection on the same four-tuple, which a RST with this number ends.
-    HalfOpen(ReplaySeq),
-}
-
-/// The requests that a target connection leaves without an answer when it ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owed {
-    /// The newest one has none, for certain.
-    Answer,
-    /// This many may have none, which cannot be told for certain.
-    Perhaps(u64),
-}
-
-/// The kind of segment that a target connection is left with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Final {
-    Nothing,
-    Acknowledge,
-    Reset,
-}
-
-/// The final segment on a target connection, without payload.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FinalSegment {
-    pub target: TargetId,
-    pub flow: Flow,
-    pub seq: ReplaySeq,
-    pub ack: u32,
-    pub flags: TcpFlags,
-    pub timestamps: Option<(u32, u32)>,
-}
-
-impl FinalSegment {
-    /// A RST that acknowledges nothing.
-    pub(crate) const fn reset(target: TargetId, flow: Flow, seq: ReplaySeq) -> Self {
-        Self { target, flow, seq, ack: 0, flags: RST, timestamps: None }
-    }
-
-    /// Returns it as it goes on the wire.
-    pub(crate) fn transmit(self) -> Transmit<'static> {
-        Transmit {
-            flow: self.flow,
-            seq: self.seq.get(),
-            ack: self.ack,
-            window: if self.flags.contains(RST) { 0 } else { WINDOW },
-            flags: self.flags,
-            options: TransmitOptions { syn: None, timestamps: self.timestamps },
-            segment_size: 1,
-            payload: &[],
-        }
-    }
-}
 
 /// Where a session begins.
 #[derive(Clone, Copy, Debug)]
@@ -164,48 +85,6 @@ enum State {
     Open(Open),
     /// CLOSED by the target, while the live connection goes on.
     Resting,
-}
-
-/// What a session keeps from one target connection to the next, and what its states have in common.
-#[derive(Debug)]
-struct Shared {
-    target: TargetId,
-    /// As the target sees it.
-    flow: Flow,
-    /// How many client ports were tried.
-    ports_tried: u8,
-    /// Under which instance the SYN was sent.
-    instance: u32,
-    opening: Opening,
-    /// Where this target connection begins in the live stream, and where the octets of each stream are in the other.
-    adapter: Adapter,
-    /// Live octets before this have been sent, be it on an earlier target connection.
-    sent: LiveOffset,
-    /// Live octets before this have been acknowledged, likewise.
-    accepted: LiveOffset,
-    fin_sent: bool,
-    /// The first mark whose octets have not been sent.
-    next_mark: u64,
-    /// What the live client had read when it sent the last octets that we sent.
-    read: Option<LiveAck>,
-    /// Where the newest request begins.
-    request: LiveOffset,
-    /// Whether the target has sent payload since.
-    answered: bool,
-    /// Target connections in a row without an answer.
-    fruitless: u8,
-    answers: Answers,
-    /// This target connection carries on something: a server that speaks first does so once more, which is no answer.
-    greeting_due: bool,
-    gate: Gate,
-    gate_until: Moment,
-    rto: Rto,
-    /// When the retransmission timer, or the persist timer, expires.
-    retransmit_at: Moment,
-    /// When the target last sent anything.
-    last_heard: Nanos,
-    /// When it last sent or acknowledged something new.
-    last_progress: Nanos,
 }
 
 impl Session {
@@ -480,33 +359,16 @@ impl Session {
             State::Resting => Poll::Idle,
         }
     }
-}
 
-impl Shared {
-    /// The sequence number of an offset on the present target connection.
-    const fn seq_of(&self, offset: SentOffset) -> ReplaySeq {
-        self.opening.isn.plus(1).plus(offset.get() as u32)
-    }
-
-    /// Accounts for the live octets before `until`, which have been sent or left out by now.
-    fn account(&mut self, until: LiveOffset, stats: &mut Stats) {
-        if until > self.sent {
-            let left_out = self.adapter.left_out(self.sent..until);
-            stats.bytes.send(until.since(self.sent) - left_out);
-            if left_out > 0 {
-                stats.bytes.discard(Reason::Filtered, left_out);
-            }
-            self.sent = until;
+    /// Decides anew after the live client sent more: the target may have closed already.
+    pub(crate) fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
+        match &self.state {
+            State::Connecting(_) => Outcome::Continue,
+            State::Open(open) => match open.acknowledged_at_close() {
+                Some(acked) => self.shared.after_fin(acked, stream, config),
+                None => Outcome::Continue,
+            },
+            State::Resting => self.shared.leave_rest(stream, config),
         }
-    }
-
-    /// Starts the retransmission timer anew.
-    fn restart_retransmission(&mut self, now: Nanos) {
-        self.retransmit_at = Moment::at(now.after(self.rto.current()));
-    }
-
-    /// Starts the retransmission timer unless it runs.
-    fn start_retransmission(&mut self, now: Nanos) {
-        self.retransmit_at.set_once(now.after(self.rto.current()));
     }
 }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tcpcopy_common::tcp_flags::{ACK, RST, SYN};
 
-use super::{Context, Final, Open, Outcome, Plan, Poll, Shared};
+use super::{
+    open::Open,
+    outcome::{Final, Outcome, Plan, Poll},
+    shared::{Context, Shared},
+};
 use crate::{
     config::Credentials,
     input::offset::SentOffset,

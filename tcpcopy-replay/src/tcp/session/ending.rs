@@ -1,6 +1,9 @@
 //! What an early end at the target means: what goes to another connection, and which requests stay without an answer.
 
-use super::{Final, Outcome, Owed, Session, Shared, State};
+use super::{
+    outcome::{Final, Outcome, Owed},
+    shared::Shared,
+};
 use crate::{
     config::Config,
     input::{
@@ -13,23 +16,9 @@ use crate::{
 /// Maximum target connections in a row that end without an answer; then the session is given up.
 const MAX_FRUITLESS: u8 = 2;
 
-impl Session {
-    /// Decides anew after the live client sent more: the target may have closed already.
-    pub(crate) fn reconsider(&self, stream: &Stream, config: &Config) -> Outcome {
-        match &self.state {
-            State::Connecting(_) => Outcome::Continue,
-            State::Open(open) => match open.acknowledged_at_close() {
-                Some(acked) => self.shared.after_fin(acked, stream, config),
-                None => Outcome::Continue,
-            },
-            State::Resting => self.shared.leave_rest(stream, config),
-        }
-    }
-}
-
 impl Shared {
     /// Decides what the live client's last segment means to a session that rests.
-    fn leave_rest(&self, stream: &Stream, config: &Config) -> Outcome {
+    pub(super) fn leave_rest(&self, stream: &Stream, config: &Config) -> Outcome {
         if let Some(from) = self.carry_on_at(stream, config) {
             Outcome::Reconnect(from, Final::Nothing, self.owed_on_reconnect(from, None, stream))
         } else if stream.end() > self.sent {

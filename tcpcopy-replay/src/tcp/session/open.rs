@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Context, Final, Outcome, Shared};
+use super::{
+    outcome::{Final, Outcome},
+    shared::{Context, Shared},
+};
 use crate::{
     input::{offset::SentOffset, stream::Stream},
     report::SegmentReport,

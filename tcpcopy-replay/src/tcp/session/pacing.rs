@@ -1,9 +1,10 @@
 //! The live client's segments, passed one by one: each goes to the target once what the live client had read before it
 //! was answered there, too.
 
-use super::{Answers, Context, Shared};
+use super::shared::{Context, Shared};
 use crate::{
     causality::{
+        answers::Answers,
         gate::{LATE, Permit},
         greeting::{FirstSpeaker, PROBE},
     },

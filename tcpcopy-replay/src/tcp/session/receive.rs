@@ -2,7 +2,11 @@
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
-use super::{Context, Final, Open, Outcome, Shared, open::Rare};
+use super::{
+    open::{Open, Rare},
+    outcome::{Final, Outcome},
+    shared::{Context, Shared},
+};
 use crate::{
     causality::greeting::{FirstSpeaker, GREETING},
     input::{offset::SentOffset, stream::Stream},

@@ -2,7 +2,12 @@
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, TcpFlags};
 
-use super::{Context, Final, Open, Outcome, Shared, pacing::Clearance};
+use super::{
+    open::Open,
+    outcome::{Final, Outcome, Plan, Poll},
+    pacing::Clearance,
+    shared::{Context, Shared},
+};
 use crate::{
     input::{offset::SentOffset, stream::Stream},
     segment::TransmitOptions,
@@ -12,31 +17,6 @@ use crate::{
 
 /// An IP packet holds 65,535 octets with its headers: at most 60 of IP, 60 of TCP.
 const MAX_PAYLOAD: usize = 65_535 - 120;
-
-/// A segment to be sent, but for the octets themselves, which are the stream's.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub seq: u32,
-    pub ack: u32,
-    pub window: u16,
-    pub flags: TcpFlags,
-    pub options: TransmitOptions,
-    pub segment_size: u16,
-    /// Of the first octet.
-    pub offset: SentOffset,
-    pub len: usize,
-}
-
-/// What to do now.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Poll {
-    /// Send this, and ask again.
-    Transmit(Plan),
-    /// Nothing until something happens.
-    Idle,
-    /// The session ends or moves.
-    End(Outcome),
-}
 
 impl Open {
     /// Returns what to send now. The channel must be up.

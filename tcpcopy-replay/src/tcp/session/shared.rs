@@ -1,0 +1,106 @@
+//! What a session keeps from one target connection to the next, and what it borrows of the engine.
+
+use tcpcopy_common::flow::Flow;
+
+use crate::{
+    causality::{answers::Answers, gate::Gate},
+    config::{Config, Credentials, TargetId},
+    input::{
+        adapter::Adapter,
+        offset::{LiveOffset, SentOffset},
+    },
+    stats::{Reason, Stats},
+    store::moment::Moment,
+    tcp::{
+        isn::Opening,
+        recovery::Rto,
+        round_trip::Distance,
+        seq::{LiveAck, ReplaySeq},
+        server_profile::ServerProfile,
+    },
+    time::Nanos,
+};
+
+/// State borrowed from the engine for one call.
+pub(crate) struct Context<'a> {
+    pub now: Nanos,
+    pub config: &'a Config,
+    pub stats: &'a mut Stats,
+    /// Of the servers of the connection's rule.
+    pub profile: &'a mut ServerProfile,
+    /// Of the live client; `None` until its handshake has shown it.
+    pub distance: Option<Distance>,
+    /// Of the target's channel; `None` while it is down.
+    pub credentials: Option<Credentials>,
+}
+
+/// What a session keeps from one target connection to the next, and what its states have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) target: TargetId,
+    /// As the target sees it.
+    pub(super) flow: Flow,
+    /// How many client ports were tried.
+    pub(super) ports_tried: u8,
+    /// Under which instance the SYN was sent.
+    pub(super) instance: u32,
+    pub(super) opening: Opening,
+    /// Where this target connection begins in the live stream, and where the octets of each stream are in the other.
+    pub(super) adapter: Adapter,
+    /// Live octets before this have been sent, be it on an earlier target connection.
+    pub(super) sent: LiveOffset,
+    /// Live octets before this have been acknowledged, likewise.
+    pub(super) accepted: LiveOffset,
+    pub(super) fin_sent: bool,
+    /// The first mark whose octets have not been sent.
+    pub(super) next_mark: u64,
+    /// What the live client had read when it sent the last octets that we sent.
+    pub(super) read: Option<LiveAck>,
+    /// Where the newest request begins.
+    pub(super) request: LiveOffset,
+    /// Whether the target has sent payload since.
+    pub(super) answered: bool,
+    /// Target connections in a row without an answer.
+    pub(super) fruitless: u8,
+    pub(super) answers: Answers,
+    /// This target connection carries on something: a server that speaks first does so once more, which is no answer.
+    pub(super) greeting_due: bool,
+    pub(super) gate: Gate,
+    pub(super) gate_until: Moment,
+    pub(super) rto: Rto,
+    /// When the retransmission timer, or the persist timer, expires.
+    pub(super) retransmit_at: Moment,
+    /// When the target last sent anything.
+    pub(super) last_heard: Nanos,
+    /// When it last sent or acknowledged something new.
+    pub(super) last_progress: Nanos,
+}
+
+impl Shared {
+    /// The sequence number of an offset on the present target connection.
+    pub(super) const fn seq_of(&self, offset: SentOffset) -> ReplaySeq {
+        self.opening.isn.plus(1).plus(offset.get() as u32)
+    }
+
+    /// Accounts for the live octets before `until`, which have been sent or left out by now.
+    pub(super) fn account(&mut self, until: LiveOffset, stats: &mut Stats) {
+        if until > self.sent {
+            let left_out = self.adapter.left_out(self.sent..until);
+            stats.bytes.send(until.since(self.sent) - left_out);
+            if left_out > 0 {
+                stats.bytes.discard(Reason::Filtered, left_out);
+            }
+            self.sent = until;
+        }
+    }
+
+    /// Starts the retransmission timer anew.
+    pub(super) fn restart_retransmission(&mut self, now: Nanos) {
+        self.retransmit_at = Moment::at(now.after(self.rto.current()));
+    }
+
+    /// Starts the retransmission timer unless it runs.
+    pub(super) fn start_retransmission(&mut self, now: Nanos) {
+        self.retransmit_at.set_once(now.after(self.rto.current()));
+    }
+}
