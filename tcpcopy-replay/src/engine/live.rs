@@ -1,15 +1,16 @@
 //! Handles what live clients send.
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
 use crate::{
     engine::{Connection, Engine, Flag, FourTuple, Handshake, Replay},
     input::{
+        buffer::Pool,
         offset::LiveOffset,
         stream::{Close, Facts, Stream},
     },
     segment::LiveSegment,
-    stats::Reason,
+    stats::{Reason, Stats},
     store::id::Id,
     tcp::{
         round_trip::Distance,
@@ -158,41 +159,10 @@ impl Engine {
             }
             return;
         }
-        if !segment.payload.is_empty() && !self.insert_payload(now, id, segment, seq, ack) {
-            return;
-        }
-        if segment.flags.contains(FIN) {
-            self.insert_fin(id, seq.plus(segment.payload.len() as u32), segment.time, ack);
-        }
-        self.handle_stream_change(now, id);
-    }
-
-    /// Adds a segment's payload to the stream; returns whether there was room.
-    fn insert_payload(
-        &mut self,
-        now: Nanos,
-        id: Id,
-        segment: &LiveSegment<'_>,
-        seq: LiveSeq,
-        ack: Option<LiveAck>,
-    ) -> bool {
-        let Some(connection) = self.connections.get_mut(id) else { return false };
-        let facts = Facts { time: segment.time, ack, push: segment.flags.contains(tcpcopy_common::tcp_flags::PSH) };
         let limit = self.config.max_session_memory;
-        match connection.stream.insert(&mut self.pool, limit, seq, segment.payload, facts) {
-            Ok(inserted) => {
-                self.stats.bytes.capture(inserted.unique);
-                self.stats.bytes.refuse(Reason::Nonsense, inserted.nonsense);
-                self.stats.bytes.refuse(Reason::CaptureGap, inserted.too_far);
-                self.stats.duplicate_bytes += inserted.duplicate;
-                true
-            }
-            Err(reason) => {
-                self.stats.bytes.refuse(reason, segment.payload.len() as u64);
-                self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
-                self.overflow(now, id, reason);
-                false
-            }
+        match connection.insert(&mut self.pool, limit, &mut self.stats, segment, seq, ack) {
+            Ok(()) => self.handle_stream_change(now, id),
+            Err(reason) => self.overflow(now, id, reason),
         }
     }
 
@@ -207,18 +177,6 @@ impl Engine {
             *why = reason;
         }
         self.seek(now, id);
-    }
-
-    fn insert_fin(&mut self, id: Id, seq: LiveSeq, time: Nanos, ack: Option<LiveAck>) {
-        let Some(connection) = self.connections.get_mut(id) else { return };
-        match connection.stream.close(seq, time, ack) {
-            Close::New => {
-                connection.fin = Flag::Pending;
-                self.stats.fins.capture(1);
-            }
-            Close::Repeated => {}
-            Close::Contradictory => self.stats.fins.refuse(Reason::Nonsense, 1),
-        }
     }
 
     /// Handles that a connection's stream has changed.
@@ -236,5 +194,46 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+impl Connection {
+    /// Adds a segment's payload and FIN to the stream, and counts them.
+    ///
+    /// # Errors
+    /// The reason why there is no room for the payload; the stream is unchanged, and the segment counted as discarded.
+    fn insert(
+        &mut self,
+        pool: &mut Pool,
+        limit: usize,
+        stats: &mut Stats,
+        segment: &LiveSegment<'_>,
+        seq: LiveSeq,
+        ack: Option<LiveAck>,
+    ) -> Result<(), Reason> {
+        let payload = segment.payload;
+        let fin = segment.flags.contains(FIN);
+        if !payload.is_empty() {
+            let facts = Facts { time: segment.time, ack, push: segment.flags.contains(PSH) };
+            let inserted = self.stream.insert(pool, limit, seq, payload, facts).inspect_err(|&reason| {
+                stats.bytes.refuse(reason, payload.len() as u64);
+                stats.fins.refuse(reason, u64::from(fin));
+            })?;
+            stats.bytes.capture(inserted.unique);
+            stats.bytes.refuse(Reason::Nonsense, inserted.nonsense);
+            stats.bytes.refuse(Reason::CaptureGap, inserted.too_far);
+            stats.duplicate_bytes += inserted.duplicate;
+        }
+        if fin {
+            match self.stream.close(seq.plus(payload.len() as u32), segment.time, ack) {
+                Close::New => {
+                    self.fin = Flag::Pending;
+                    stats.fins.capture(1);
+                }
+                Close::Repeated => {}
+                Close::Contradictory => stats.fins.refuse(Reason::Nonsense, 1),
+            }
+        }
+        Ok(())
     }
 }
