@@ -27,11 +27,15 @@ pub use topology::{Lab, Options, Shape};
 pub use wait::{PATIENCE, eventually, monotonic_ns};
 
 /// Leaves a test with a loud SKIP when it cannot run here; otherwise keeps other tests of this process waiting until the
-/// returned guard is dropped, because each loads the whole machine.
+/// returned guard is dropped, because each loads the whole machine. A test with hundreds of connections says how many open files
+/// it needs, about: those of clients and servers are all in this process.
 #[macro_export]
 macro_rules! laboratory {
     () => {
-        match $crate::may_run() {
+        $crate::laboratory!(0)
+    };
+    ($open_files:expr) => {
+        match $crate::may_run($open_files) {
             Ok(guard) => guard,
             Err(reason) => {
                 $crate::skip(std::thread::current().name().unwrap_or(module_path!()), &reason);
@@ -43,12 +47,17 @@ macro_rules! laboratory {
 
 static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Whether namespaces can be made here; if so, the right to be the only test that runs. Use [`laboratory!`].
-pub fn may_run() -> Result<std::sync::MutexGuard<'static, ()>, String> {
+/// Whether namespaces can be made and so many files opened here; if so, the right to be the only test that runs. Use
+/// [`laboratory!`].
+pub fn may_run(open_files: u64) -> Result<std::sync::MutexGuard<'static, ()>, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("network namespaces need root".into());
     }
     settle();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    if let Some(limit) = limit.filter(|limit| *limit < open_files) {
+        return Err(format!("it needs {open_files} open files, but the limit is {limit} (`ulimit -Hn`)"));
+    }
     // A test that failed poisons the lock; the next one builds a laboratory of its own.
     Ok(ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }

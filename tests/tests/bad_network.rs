@@ -85,18 +85,18 @@ fn succeeding(load: Load, lab: &Lab) -> Vec<u64> {
 
 #[test]
 fn one_percent_of_loss() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(400);
     everything_arrives_through(Weather { lose: 10, seed: 1, ..Weather::default() });
 }
 
 #[test]
 fn five_percent_of_loss() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(400);
     everything_arrives_through(Weather { lose: 50, seed: 2, ..Weather::default() });
 }
 
 #[test]
 fn loss_duplication_and_reordering() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(400);
     everything_arrives_through(Weather { lose: 10, duplicate: 20, reorder: 30, seed: 3, ..Weather::default() });
 }

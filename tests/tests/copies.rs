@@ -166,7 +166,7 @@ fn two_targets_get_everything_and_one_survives_the_other() {
 /// 64 client addresses behind one, and behind a network: all that the target sees are those addresses.
 #[test]
 fn clients_get_other_addresses_without_collisions() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     for (v4, v6) in
         [("10.90.0.7", "fd90::7"), ("10.90.0.0/28", "fd90::/124"), ("10.90.0.7,10.90.0.16/29", "fd90::7,fd90::10/125")]
     {
@@ -216,7 +216,7 @@ fn clients_get_other_addresses_without_collisions() {
 /// Two tcpcopy that do not know of each other, with the same clients: `-f` lets them share a target without collisions.
 #[test]
 fn programs_with_the_same_clients_keep_out_of_each_others_way() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(600);
     let lab = Lab::shaped(Shape::TwoSources).unwrap();
     let sources = [(&lab.client, &lab.source), (lab.other("client2"), lab.other("source2"))];
     let _live = sources.map(|(_, source)| Server::start(source, LIVE_PORT).unwrap());

@@ -25,7 +25,7 @@ fn peak(program: &Program) -> u64 {
 
 #[test]
 fn with_hundreds_of_connections_the_programs_are_small() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     if cfg!(debug_assertions) {
         return lab::skip("memory", "programs that are not optimised are larger");
     }

@@ -191,7 +191,7 @@ fn ports_at(target: &Host) -> Vec<u16> {
 
 #[test]
 fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_500);
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();

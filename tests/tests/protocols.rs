@@ -289,7 +289,7 @@ fn memcached_text_and_binary() {
         host.run(ask).unwrap()
     };
     mirrored(
-        |host, port| RealServer::custom(host, port, "memcached -u root -U 0 -p {port}").unwrap(),
+        |host, port| RealServer::custom(host, port, "memcached -u root -U 0 -c 64 -p {port}").unwrap(),
         |lab, server| {
             let (mut text, mut binary) = lab.client.run(|| (Talk::to(server), Talk::to(server))).unwrap();
             text.ask("set counter 0 0 1\r\n0", 1);

@@ -133,7 +133,7 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
 
 #[test]
 fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(2_200);
     const EARLY: u64 = 600;
     const LATE: u64 = 20;
     let lab = Lab::bridge().unwrap();
