@@ -10,10 +10,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 
-use crate::{Family, Host, Program, eventually};
-
-/// How long a server may take until it accepts connections.
-const PATIENCE: Duration = Duration::from_secs(15);
+use crate::{Family, Host, PATIENCE, Program, eventually};
 
 /// A server and its files.
 pub struct RealServer {
@@ -181,7 +178,7 @@ mod tests {
                     assert_eq!(report.failed, Vec::<String>::new());
                 }
             }
-            let log = server.wait_for_access_log(1000, Duration::from_secs(5)).unwrap();
+            let log = server.wait_for_access_log(1000, PATIENCE).unwrap();
             assert_eq!(log.len(), 1000);
             assert!(log.iter().all(|line| line.starts_with("GET /") && line.ends_with(" 200")), "{:?}", log.first());
         }

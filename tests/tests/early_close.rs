@@ -45,12 +45,12 @@ fn nginx_to_apache(rate: Option<u32>) {
 
 #[test]
 fn every_request_arrives_once_in_a_closed_loop() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(None);
 }
 
 #[test]
 fn every_request_arrives_once_at_a_steady_rate() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(Some(2_000));
 }

@@ -12,7 +12,7 @@ use lab::{
 /// TCPCopy promises to lose one of 100,000 such requests.
 #[test]
 fn a_connection_for_each_request_loses_none() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let requests = if std::env::var_os("LAB_FULL_MATRIX").is_some() { 200_000 } else { 10_000 };
     let lab = Lab::bridge().unwrap();
     let _live = Server::start(&lab.source, LIVE_PORT).unwrap();

@@ -84,50 +84,50 @@ fn variant(hook: &'static str, inject: &'static str) -> MirrorOptions {
 
 #[test]
 fn nginx_to_apache_by_default() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(MirrorOptions::default(), &FULL);
 }
 
 #[test]
 fn nginx_to_apache_by_tc_and_raw_sockets() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(variant("tc", "raw"), &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_native_xdp_and_packet_sockets() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(variant("xdp", "packet"), &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_native_xdp_and_raw_sockets() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(variant("xdp", "raw"), &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_generic_xdp_and_packet_sockets() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(variant("xdp-generic", "packet"), &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_generic_xdp_and_raw_sockets() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     nginx_to_apache(variant("xdp-generic", "raw"), &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_several_workers() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let options = MirrorOptions { tcpcopy: ["-w", "3"].map(str::to_owned).to_vec(), ..MirrorOptions::default() };
     nginx_to_apache(options, &amount_of_variant());
 }
 
 #[test]
 fn nginx_to_apache_by_the_clsact_fallback() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let intercept = ["--attach", "clsact"].map(str::to_owned).to_vec();
     nginx_to_apache(MirrorOptions { intercept, ..MirrorOptions::default() }, &amount_of_variant());
 }
@@ -146,7 +146,7 @@ fn noise(length: usize) -> Vec<u8> {
 
 #[test]
 fn uploads_from_an_octet_to_ten_megabytes_arrive_whole() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     for inject in ["packet", "raw"] {
         let lab = Lab::bridge().unwrap();
         let source = Server::start(&lab.source, LIVE_PORT).unwrap();
@@ -176,7 +176,7 @@ fn uploads_from_an_octet_to_ten_megabytes_arrive_whole() {
 /// Apache closes a connection after 100 requests, nginx after 1000, and the session goes on with another one.
 #[test]
 fn keep_alive_limits_of_the_servers_may_differ() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::bridge().unwrap();
     let nginx = RealServer::nginx(&lab.source, LIVE_PORT, 1000).unwrap();
     let apache = RealServer::apache(&lab.target, TARGET_PORT, 100).unwrap();
@@ -197,7 +197,7 @@ fn keep_alive_limits_of_the_servers_may_differ() {
 
 #[test]
 fn jumbo_frames_are_mirrored() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::new(lab::Options { mtu: Some(9000), ..lab::Options::default() }).unwrap();
     for hook in ["tc", "xdp"] {
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();

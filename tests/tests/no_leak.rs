@@ -41,7 +41,7 @@ fn answered(loads: &[RunningLoad], more: u64) {
 
 #[test]
 fn nothing_leaks_in_the_life_of_a_mirror() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     for (attach, ack) in [("tcx", "relay"), ("tcx", "reflect"), ("clsact", "reflect")] {
         let lab = Lab::bridge().unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
@@ -67,7 +67,7 @@ fn nothing_leaks_in_the_life_of_a_mirror() {
 
 #[test]
 fn nothing_leaks_while_intercept_is_stopped_by_a_signal() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
@@ -90,7 +90,7 @@ fn nothing_leaks_while_intercept_is_stopped_by_a_signal() {
 
 #[test]
 fn nothing_leaks_when_the_service_under_test_is_gone() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
@@ -110,7 +110,7 @@ fn nothing_leaks_when_the_service_under_test_is_gone() {
 
 #[test]
 fn nothing_leaks_when_tcpcopy_is_killed_with_sessions_open() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
@@ -130,7 +130,7 @@ fn nothing_leaks_when_tcpcopy_is_killed_with_sessions_open() {
 
 #[test]
 fn without_a_channel_nothing_is_injected() {
-    let _guard = laboratory!();
+    let _guard = laboratory!(1_000);
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
@@ -150,6 +150,32 @@ fn without_a_channel_nothing_is_injected() {
     let goal = target.count() + 1000;
     assert!(eventually(PATIENCE, || target.count() >= goal), "tcpcopy has not come back\n{}", mirror.tcpcopy().log());
     finish(loads);
+    mirror.stop().unwrap().assert_no_leak();
+}
+
+/// A tcpcopy that gets no processor may have packets ready for the time when it does. It has let go when it has closed its channel.
+#[test]
+fn intercept_stays_until_tcpcopy_has_let_go() {
+    let _guard = laboratory!(1_000);
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let loads = start_load(&lab);
+    answered(&loads, 2000);
+    mirror.tcpcopy().signal(Signal::STOP).unwrap();
+    let intercept = mirror.intercept.take().unwrap();
+    intercept.signal(Signal::TERM).unwrap();
+    intercept.wait_log(PATIENCE, |line| line.contains("waiting for tcpcopy to let go")).unwrap();
+    // It ends in less than the time of so many answers if it does not wait, and after five seconds if nobody lets go.
+    answered(&loads, 500);
+    assert!(intercept.is_running(), "intercept has not waited:\n{}", intercept.log());
+    mirror.tcpcopy().signal(Signal::CONT).unwrap();
+    let ended = intercept.wait(PATIENCE).unwrap();
+    assert!(ended.status.success(), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("has not closed its control channel"), "{}", ended.stderr);
+    finish(loads);
+    mirror.start_intercept().unwrap();
     mirror.stop().unwrap().assert_no_leak();
 }
 

@@ -7,7 +7,7 @@
 use std::{
     fmt,
     io::{self, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -109,6 +109,15 @@ impl Link {
         socket.set_nonblocking(true)?;
         let peer = socket.peer_addr()?;
         Ok(Self::over(socket, peer, cipher, role))
+    }
+
+    /// Ends our direction: the peer reads the end of the connection behind what was flushed, and [`receive`](Self::receive) reports
+    /// [`LinkError::Closed`] once it has let go as well.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`] or [`LinkError::Io`].
+    pub fn finish(&self) -> Result<(), LinkError> {
+        Ok(self.socket.shutdown(Shutdown::Write)?)
     }
 }
 
@@ -306,7 +315,7 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, net::Shutdown};
+    use std::collections::VecDeque;
 
     use bytemuck::Zeroable;
     use tcpcopy_common::response::ResponseHeader;
@@ -364,6 +373,22 @@ mod tests {
                 assert_eq!(server.receive(|received| assert_eq!(received, frame)).unwrap(), 1);
             }
         }
+    }
+
+    #[test]
+    fn a_finished_link_delivers_what_was_flushed_and_tells_when_the_other_side_has_closed() {
+        let (mut client, mut server) = links(true);
+        assert_eq!(server.send(&Frame::Bye).unwrap(), Sent::Queued);
+        assert!(server.flush().unwrap());
+        server.finish().unwrap();
+        assert_eq!(server.receive(|frame| panic!("{frame:?}")).unwrap(), 0, "the other side is still there");
+        let said = std::cell::Cell::new(false);
+        receive_until(&mut client, |frame| said.set(frame == Frame::Bye), || said.get());
+        wait_readable(&client);
+        assert!(matches!(client.receive(|frame| panic!("{frame:?}")), Err(LinkError::Closed)));
+        drop(client);
+        wait_readable(&server);
+        assert!(matches!(server.receive(|frame| panic!("{frame:?}")), Err(LinkError::Closed)));
     }
 
     #[test]

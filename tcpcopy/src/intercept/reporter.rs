@@ -35,6 +35,9 @@ const NAP: Duration = Duration::from_millis(2);
 /// How often each owner is told what was seen of its sessions, and the counts are published.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long owners are waited for at the end. One that works closes its channel within milliseconds.
+const PARTING: Duration = Duration::from_secs(5);
+
 /// What the main thread tells the report thread.
 #[derive(Debug)]
 pub enum Order {
@@ -122,6 +125,7 @@ impl Reporter {
                 for id in self.owners.keys().copied().collect::<Vec<_>>() {
                     self.say_goodbye(id);
                 }
+                self.part(now);
                 return self.publish();
             }
             if records < RECORDS_PER_TURN {
@@ -212,6 +216,33 @@ impl Reporter {
             let _ = link.send(&Frame::Bye)?;
             link.flush().map(drop)
         });
+    }
+
+    /// Closes our direction of the channels and waits until their owners have closed the other. Only then do they send no more: one
+    /// that waits for a processor may be about to, and what comes when our programs are gone is answered to real clients.
+    fn part(&mut self, since: Nanos) {
+        let mut links: Vec<Box<Link>> = self.owners.drain().map(|(_, owner)| owner.link).collect();
+        // A link that cannot be closed is broken, which is as good.
+        links.retain(|link| link.finish().is_ok());
+        if !links.is_empty() {
+            log::info!("waiting for tcpcopy to let go of {} control channels", links.len());
+        }
+        loop {
+            links.retain_mut(|link| link.receive(|_| ()).is_ok());
+            let left = PARTING.saturating_sub(now().since(since));
+            if links.is_empty() || left.is_zero() {
+                break;
+            }
+            // What is swallowed meanwhile has nobody to be reported to.
+            self.report(RECORDS_PER_TURN);
+            poll::wait(&self.inbox, links.iter().map(|link| link.interest()), left.min(STATS_INTERVAL));
+        }
+        for link in links {
+            log::warn!(
+                "{} has not closed its control channel; what it still sends may be answered to real clients",
+                link.peer()
+            );
+        }
     }
 
     fn send_stats(&mut self, id: u32) {
