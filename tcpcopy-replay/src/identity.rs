@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn slots_share_no_port_and_use_all_of_them() {
-        for slots in [1, 2, 3, 7, 64, 4096] {
+        for slots in [1, 3, 64, 4096] {
             let mut seen = HashMap::new();
             for slot in 0..slots {
                 let identity = identity(&[], dealt_ports(slot, slots, None));

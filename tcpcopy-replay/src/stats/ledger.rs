@@ -3,8 +3,8 @@
 use tcpcopy_common::figures::{Family, Figure, Section, Value, Visit, counter, gauge};
 
 use super::{
-    ByReason, Reason, Unbalanced, balance,
-    reason::{ByReasonFamilies, by_reason},
+    balance::{Unbalanced, balance},
+    reason::{ByReason, ByReasonFamilies, Reason, by_reason},
 };
 
 /// Where everything captured of one kind went: `captured = sent + pending + discarded`.

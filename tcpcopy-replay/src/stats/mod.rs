@@ -1,5 +1,6 @@
 //! What the engine counts, and the identities that the counts obey (rule S6).
 
+mod balance;
 mod histogram;
 mod ledger;
 mod reason;
@@ -10,11 +11,12 @@ use tcpcopy_common::{
 };
 
 pub use self::{
+    balance::Unbalanced,
     histogram::Histogram,
     ledger::Ledger,
     reason::{ByReason, Reason},
 };
-use self::{ledger::ledger, reason::by_reason};
+use self::{balance::balance, ledger::ledger, reason::by_reason};
 
 figures! {
     /// Sessions: `seen = finished + active + aborted`. A connection that is joined again after its session was aborted
@@ -123,22 +125,6 @@ figures! {
         /// Sessions no longer gated because segments waited in vain too often.
         pub sessions_ungated: u64 = counter(Section::Replay),
     }
-}
-
-/// An identity of the counters that does not hold: a bug in the engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: {seen} seen, but {accounted} accounted for; this is a bug in tcpcopy, please report it")]
-pub struct Unbalanced {
-    /// Which identity.
-    pub what: &'static str,
-    /// What came in.
-    pub seen: u64,
-    /// What is known about where it went.
-    pub accounted: u64,
-}
-
-fn balance(what: &'static str, seen: u64, accounted: u64) -> Result<(), Unbalanced> {
-    if seen == accounted { Ok(()) } else { Err(Unbalanced { what, seen, accounted }) }
 }
 
 impl Stats {

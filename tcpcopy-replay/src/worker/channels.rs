@@ -4,7 +4,11 @@ use std::{mem, ops::AddAssign};
 
 use tcpcopy_common::response::ResponseHeader;
 
-use super::{Counts, HandleReports, LOOK_AHEAD, Notice, Replica};
+use super::{
+    ports::{HandleReports, Notice},
+    replica::{LOOK_AHEAD, Replica},
+    snapshot::Counts,
+};
 use crate::{Credentials, Nanos, Report, TargetId};
 
 /// One channel: a target, and the replica whose sessions it is for.

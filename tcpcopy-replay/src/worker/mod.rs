@@ -35,6 +35,7 @@ use self::{
     channels::{Channel, Reception},
     lateness::Lateness,
     nap::{Naps, Rest},
+    replica::LOOK_AHEAD,
 };
 pub use self::{
     ports::{Capture, Clock, Fill, HandleReports, Host, Notice, Order, Reports, Sink, Upcoming},
@@ -48,8 +49,7 @@ const RECORDS_PER_TURN: usize = 256;
 /// Octets of captured records per turn, about: with 256 large ones a turn would take tens of milliseconds, and all responses
 /// would wait for its end.
 const CAPTURED_PER_TURN: usize = 1 << 20;
-/// Records whose sessions are fetched from memory together.
-const LOOK_AHEAD: usize = 32;
+
 /// Octets sent before captured records get their turn again: an upload that arrives at the speed of the machine must not
 /// fill the ring while the worker is busy sending. A few hundred packets, less than a millisecond.
 const OCTETS_PER_TURN: usize = 256 << 10;

@@ -6,7 +6,7 @@ use std::{ops::AddAssign, time::Duration};
 
 use tcpcopy_common::{flow::Flow, response::ResponseHeader};
 
-use super::Snapshot;
+use super::snapshot::Snapshot;
 use crate::{
     config::{Credentials, TargetId},
     segment::{BadRecord, LiveSegment, Transmit},

@@ -1,7 +1,10 @@
 //! One replay of every connection of a worker: `-n` makes several.
 
-use super::CopySnapshot;
+use super::snapshot::CopySnapshot;
 use crate::{Engine, LiveSegment, Nanos};
+
+/// Records whose sessions are fetched from memory together.
+pub(super) const LOOK_AHEAD: usize = 32;
 
 /// For each rule id of the kernel, the engine's rules for IPv4 and for IPv6 flows.
 pub type RuleTable = Vec<[Option<u16>; 2]>;
