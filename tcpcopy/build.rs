@@ -1,6 +1,9 @@
-//! Builds the eBPF object for [`tcpcopy::bpf`] with the nightly toolchain.
+//! Builds the eBPF objects for [`tcpcopy::bpf`] with the nightly toolchain.
 
-use std::{env, fs, path::PathBuf};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use aya_build::Toolchain;
@@ -12,10 +15,11 @@ use object::{
 fn main() -> anyhow::Result<()> {
     // aya-build watches the programs' crate, but not what that depends on.
     println!("cargo:rerun-if-changed=../tcpcopy-common");
-    let object = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?).join("tcpcopy-ebpf");
+    let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
+    let objects = ["tcpcopy-ebpf-capture", "tcpcopy-ebpf-intercept"].map(|name| out.join(name));
     // What is fuzzed loads no programs, and they take a while.
     if env::var_os("CARGO_CFG_FUZZING").is_some() {
-        return fs::write(&object, []).with_context(|| format!("cannot write {}", object.display()));
+        return objects.iter().try_for_each(|object| write(object, &[]));
     }
     aya_build::build_ebpf(
         [aya_build::Package {
@@ -26,9 +30,16 @@ fn main() -> anyhow::Result<()> {
         Toolchain::default(),
     )
     .context("building the eBPF programs failed; `cargo xtask setup` installs what it needs")?;
-    let whole = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    let stripped = without_dwarf(&whole).context("cannot take the debug information out of the eBPF object")?;
-    fs::write(&object, stripped).with_context(|| format!("cannot write {}", object.display()))
+    for object in &objects {
+        let whole = fs::read(object).with_context(|| format!("cannot read {}", object.display()))?;
+        let stripped = without_dwarf(&whole).context("cannot take the debug information out of an eBPF object")?;
+        write(object, &stripped)?;
+    }
+    Ok(())
+}
+
+fn write(object: &Path, octets: &[u8]) -> anyhow::Result<()> {
+    fs::write(object, octets).with_context(|| format!("cannot write {}", object.display()))
 }
 
 /// The object without DWARF. The linker makes BTF, which the kernel wants, of it and leaves it there: four fifths of what every

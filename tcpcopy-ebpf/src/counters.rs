@@ -1,21 +1,11 @@
-//! Counting.
+//! Counting: what both objects have.
 
-use tcpcopy_common::counters::{CaptureCounter, TargetCounter};
+use crate::maps::{self, HostCounter};
 
-use crate::maps;
-
-/// Something with a place in a per-CPU array of counters.
-pub trait Counter: Copy {
-    fn cell(self) -> Option<*mut u64>;
-
+/// Something that counts, in a per-CPU array.
+pub trait Count: Copy {
     /// Adds `n`.
-    #[inline(always)]
-    fn add(self, n: u64) {
-        if let Some(cell) = self.cell() {
-            // SAFETY: the cell belongs to this CPU, on which programs of this type do not interrupt each other.
-            unsafe { *cell = (*cell).wrapping_add(n) };
-        }
-    }
+    fn add(self, n: u64);
 
     /// Adds one.
     #[inline(always)]
@@ -24,16 +14,12 @@ pub trait Counter: Copy {
     }
 }
 
-impl Counter for CaptureCounter {
+impl Count for HostCounter {
     #[inline(always)]
-    fn cell(self) -> Option<*mut u64> {
-        maps::capture_counter(self)
-    }
-}
-
-impl Counter for TargetCounter {
-    #[inline(always)]
-    fn cell(self) -> Option<*mut u64> {
-        maps::target_counter(self)
+    fn add(self, n: u64) {
+        if let Some(cell) = maps::counter(self) {
+            // SAFETY: the cell belongs to this CPU, on which programs of this type do not interrupt each other.
+            unsafe { *cell = (*cell).wrapping_add(n) };
+        }
     }
 }

@@ -19,7 +19,10 @@ use tcpcopy_common::{
 
 use super::{
     BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
-    object::{Object, map},
+    object::{
+        Object, Side, global, map,
+        program::{CAPTURE_TC, CAPTURE_TC_L3, CAPTURE_XDP},
+    },
     ring::{SignalPage, ring_size},
     selection::{Sampling, Share},
     stacking, sys, tc,
@@ -116,10 +119,6 @@ enum CaptureLink {
     Clsact { filter: SchedClassifierLink, qdisc: tc::Qdisc },
 }
 
-const CAPTURE_XDP: &str = "capture_xdp";
-const CAPTURE_TC: &str = "capture_tc";
-const CAPTURE_TC_L3: &str = "capture_tc_l3";
-
 impl Capture {
     /// Makes maps, rings and programs. Nothing is attached yet; the readers are in the order of the workers.
     ///
@@ -136,18 +135,15 @@ impl Capture {
 
         let handshakes = u32::from(setup.handshakes);
 
-        let mut object = Object::load(setup.debug, |loader| {
+        let mut object = Object::load(Side::Capture, setup.debug, |loader| {
             loader
-                .override_global("CAPTURE_WORKERS", &setup.workers, true)
-                .override_global("CAPTURE_CRITERIA", &criteria, true)
-                .override_global("SAMPLE_SEED", &seed, true)
-                .override_global("CAPTURE_HANDSHAKES", &handshakes, true)
+                .override_global(global::CAPTURE_WORKERS, &setup.workers, true)
+                .override_global(global::CAPTURE_CRITERIA, &criteria, true)
+                .override_global(global::SAMPLE_SEED, &seed, true)
+                .override_global(global::CAPTURE_HANDSHAKES, &handshakes, true)
                 .map_max_entries(map::HANDSHAKES, if setup.handshakes { HANDSHAKE_SLOTS } else { 1 })
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
-                .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len))
-                // The target's maps stay empty here.
-                .map_max_entries(map::FRAGMENTS, 1)
-                .map_max_entries(map::REPORTS, ring_size(0));
+                .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len));
         })?;
         rules.write(&mut object)?;
         if let Some(clients) = setup.clients {

@@ -6,7 +6,7 @@ use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
     BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
-    object::{Object, map},
+    object::{Object, Side, global, map, program},
     ring::{SignalPage, ring_size},
     sys, tc,
 };
@@ -81,9 +81,9 @@ impl Programs {
     }
 }
 
-const LEARN: Programs = Programs { ethernet: "learn", l3: "learn_l3" };
-const SWALLOW_TCX: Programs = Programs { ethernet: "swallow_tcx", l3: "swallow_tcx_l3" };
-const SWALLOW_CLSACT: Programs = Programs { ethernet: "swallow_clsact", l3: "swallow_clsact_l3" };
+const LEARN: Programs = Programs { ethernet: program::LEARN, l3: program::LEARN_L3 };
+const SWALLOW_TCX: Programs = Programs { ethernet: program::SWALLOW_TCX, l3: program::SWALLOW_TCX_L3 };
+const SWALLOW_CLSACT: Programs = Programs { ethernet: program::SWALLOW_CLSACT, l3: program::SWALLOW_CLSACT_L3 };
 
 impl Interceptor {
     /// Makes maps, ring and programs. Nothing is attached yet.
@@ -94,14 +94,11 @@ impl Interceptor {
         let tcx = setup.attach.use_tcx()?;
         let ring_bytes = ring_size(setup.ring_bytes);
         let reflect: &'static u32 = if setup.reflect { &1 } else { &0 };
-        let mut object = Object::load(setup.debug, |loader| {
+        let mut object = Object::load(Side::Intercept, setup.debug, |loader| {
             loader
-                .override_global("REFLECT", reflect, true)
+                .override_global(global::REFLECT, reflect, true)
                 .map_max_entries(map::SESSIONS, setup.max_sessions.max(1))
-                .map_max_entries(map::REPORTS, ring_bytes)
-                // The source's maps stay empty here.
-                .map_max_entries(map::PORTS, 1)
-                .map_max_entries(map::HANDSHAKES, 1);
+                .map_max_entries(map::REPORTS, ring_bytes);
         })?;
         let signals = SignalPage::new(object.map_fd(map::SIGNALS)?, 1)?;
         let ring = object.map_fd(map::REPORTS)?.try_clone_to_owned();

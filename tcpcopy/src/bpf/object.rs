@@ -1,4 +1,4 @@
-//! Loading the object that holds all eBPF programs, for either side.
+//! Loading the object with the eBPF programs of one host.
 
 use std::{
     io,
@@ -15,10 +15,43 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{BpfError, Counter, CounterValues, ProgramLogger, loader::loader, sys};
 
-/// The object, built by `build.rs`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf"));
+/// The programs of the production host, built by `build.rs`.
+static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf-capture"));
+/// The programs of the test host, likewise.
+static INTERCEPT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf-intercept"));
 
-/// The names of maps in the object.
+/// Which of the two objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// That of the production host: it copies what live clients send.
+    Capture,
+    /// That of the test host: it learns sessions and swallows responses.
+    Intercept,
+}
+
+/// The names of programs in the objects.
+pub(super) mod program {
+    pub(in crate::bpf) const CAPTURE_XDP: &str = "capture_xdp";
+    pub(in crate::bpf) const CAPTURE_TC: &str = "capture_tc";
+    pub(in crate::bpf) const CAPTURE_TC_L3: &str = "capture_tc_l3";
+    pub(in crate::bpf) const LEARN: &str = "learn";
+    pub(in crate::bpf) const LEARN_L3: &str = "learn_l3";
+    pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
+    pub(in crate::bpf) const SWALLOW_TCX_L3: &str = "swallow_tcx_l3";
+    pub(in crate::bpf) const SWALLOW_CLSACT: &str = "swallow_clsact";
+    pub(in crate::bpf) const SWALLOW_CLSACT_L3: &str = "swallow_clsact_l3";
+}
+
+/// The names of global values in the objects: constants to the verifier.
+pub(super) mod global {
+    pub(in crate::bpf) const CAPTURE_WORKERS: &str = "CAPTURE_WORKERS";
+    pub(in crate::bpf) const CAPTURE_CRITERIA: &str = "CAPTURE_CRITERIA";
+    pub(in crate::bpf) const SAMPLE_SEED: &str = "SAMPLE_SEED";
+    pub(in crate::bpf) const CAPTURE_HANDSHAKES: &str = "CAPTURE_HANDSHAKES";
+    pub(in crate::bpf) const REFLECT: &str = "REFLECT";
+}
+
+/// The names of maps in the objects.
 pub(super) mod map {
     pub(in crate::bpf) const PORTS: &str = "PORTS";
     pub(in crate::bpf) const CLIENTS: &str = "CLIENTS";
@@ -30,7 +63,6 @@ pub(super) mod map {
     pub(in crate::bpf) const SIGNALS: &str = "SIGNALS";
     pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
     pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
-    pub(in crate::bpf) const FRAGMENTS: &str = "FRAGMENTS";
     pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
     pub(in crate::bpf) const REPORTS: &str = "REPORTS";
     pub(in crate::bpf) const TARGET_COUNTERS: &str = "TARGET_COUNTERS";
@@ -43,15 +75,23 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Loads the object. `configure` sets sizes and global values. With `debug` the programs log, else their log
+    /// Loads the object of a side. `configure` sets sizes and global values. With `debug` the programs log, else their log
     /// statements are removed by the verifier.
-    pub(super) fn load<'a>(debug: bool, configure: impl FnOnce(&mut EbpfLoader<'a>)) -> Result<Self, BpfError> {
+    pub(super) fn load<'a>(
+        side: Side,
+        debug: bool,
+        configure: impl FnOnce(&mut EbpfLoader<'a>),
+    ) -> Result<Self, BpfError> {
         raise_memlock();
         let level: &'static u8 = if debug { &(Level::Debug as u8) } else { &0 };
         let mut loader = loader();
         loader.override_global(aya_log::LEVEL, level, true);
         configure(&mut loader);
-        let ebpf = loader.load(OBJECT).map_err(BpfError::object)?;
+        let object = match side {
+            Side::Capture => CAPTURE,
+            Side::Intercept => INTERCEPT,
+        };
+        let ebpf = loader.load(object).map_err(BpfError::object)?;
         Ok(Self { ebpf, debug })
     }
 

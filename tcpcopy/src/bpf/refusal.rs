@@ -5,13 +5,13 @@ use std::{fs, io};
 use aya::programs::ProgramError;
 use rustix::io::Errno;
 
-use super::{BpfError, KernelFeature, error::with_causes};
+use super::{BpfError, KernelFeature, error::with_causes, object::program};
 
 /// Capabilities by their bit in a mask (linux/capability.h). The second contains the first.
 const CAP_PERFMON: u32 = 38;
 const CAP_SYS_ADMIN: u32 = 21;
 /// The program that is loaded with a flag: packets may be in fragments.
-const FRAGMENTS: &str = "capture_xdp";
+const FRAGMENTS: &str = program::CAPTURE_XDP;
 /// How much of the verifier's log goes into the error. It ends with the reason.
 const LOG_LINES: usize = 5;
 

@@ -182,6 +182,7 @@ impl Psk {
     }
 
     /// A key that somebody else has thought of.
+    #[cfg(feature = "fuzzing")]
     pub(super) fn from_octets(octets: [u8; LENGTH]) -> Self {
         Self(Zeroizing::new(octets))
     }

@@ -11,20 +11,18 @@ use tcpcopy_common::capture::criterion;
 use super::privileged;
 use crate::bpf::{
     BpfError,
-    object::{Object, map},
+    object::{Object, Side, global, map, program},
 };
 
-const CAPTURE_XDP: &str = "capture_xdp";
+const CAPTURE_PROGRAMS: [&str; 3] = [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP];
 
-const TC_PROGRAMS: [&str; 8] = [
-    "capture_tc",
-    "capture_tc_l3",
-    "learn",
-    "learn_l3",
-    "swallow_tcx",
-    "swallow_tcx_l3",
-    "swallow_clsact",
-    "swallow_clsact_l3",
+const INTERCEPT_PROGRAMS: [&str; 6] = [
+    program::LEARN,
+    program::LEARN_L3,
+    program::SWALLOW_TCX,
+    program::SWALLOW_TCX_L3,
+    program::SWALLOW_CLSACT,
+    program::SWALLOW_CLSACT_L3,
 ];
 
 /// What is not asked for is removed by the verifier, and so neither checked nor counted.
@@ -44,15 +42,17 @@ impl Setting {
         }
     }
 
-    fn object(self) -> Object {
-        match self {
-            Self::Plain => Object::load(false, |_| {}),
-            Self::Full => Object::load(true, |loader| {
+    fn object(self, side: Side) -> Object {
+        match (self, side) {
+            (Self::Plain, _) => Object::load(side, false, |_| {}),
+            (Self::Full, Side::Capture) => Object::load(side, true, |loader| {
                 loader
-                    .override_global("CAPTURE_WORKERS", &4u32, true)
-                    .override_global("CAPTURE_CRITERIA", &(criterion::CLIENT | criterion::SAMPLE), true)
-                    .override_global("CAPTURE_HANDSHAKES", &1u32, true)
-                    .override_global("REFLECT", &1u32, true);
+                    .override_global(global::CAPTURE_WORKERS, &4u32, true)
+                    .override_global(global::CAPTURE_CRITERIA, &(criterion::CLIENT | criterion::SAMPLE), true)
+                    .override_global(global::CAPTURE_HANDSHAKES, &1u32, true);
+            }),
+            (Self::Full, Side::Intercept) => Object::load(side, true, |loader| {
+                loader.override_global(global::REFLECT, &1u32, true);
             }),
         }
         .unwrap()
@@ -68,18 +68,18 @@ enum Outcome {
     Refused(String),
 }
 
-fn load(object: &mut Object, program: &'static str) -> Outcome {
-    let loaded = if program == CAPTURE_XDP {
-        let program = object.program::<Xdp>(program).unwrap();
+fn load(object: &mut Object, name: &'static str) -> Outcome {
+    let loaded = if name == program::CAPTURE_XDP {
+        let program = object.program::<Xdp>(name).unwrap();
         program.load().and_then(|()| program.info().map_err(ProgramError::from))
     } else {
-        let program = object.program::<SchedClassifier>(program).unwrap();
+        let program = object.program::<SchedClassifier>(name).unwrap();
         program.load().and_then(|()| program.info().map_err(ProgramError::from))
     };
     let verified = |info: ProgramInfo| info.verified_instruction_count().filter(|count| *count > 0);
     match loaded.map(verified) {
         Ok(verified) => Outcome::Loads(verified),
-        Err(error) => match BpfError::load(program, &error) {
+        Err(error) => match BpfError::load(name, &error) {
             BpfError::Kernel(feature) => Outcome::Lacks(feature.name()),
             error => Outcome::Refused(error.to_string()),
         },
@@ -105,9 +105,11 @@ fn every_program_loads_far_from_the_verifier_s_limit() {
     }
     let mut refused = Vec::new();
     for setting in [Setting::Plain, Setting::Full] {
-        for program in TC_PROGRAMS.into_iter().chain([CAPTURE_XDP]) {
+        let capture = CAPTURE_PROGRAMS.map(|program| (Side::Capture, program));
+        let intercept = INTERCEPT_PROGRAMS.map(|program| (Side::Intercept, program));
+        for (side, program) in capture.into_iter().chain(intercept) {
             // An object of its own, so that the kernel cannot know anything of the program yet.
-            let outcome = load(&mut setting.object(), program);
+            let outcome = load(&mut setting.object(side), program);
             let line = match &outcome {
                 Outcome::Loads(Some(verified)) => format!("loads {verified}"),
                 Outcome::Loads(None) => "loads".to_owned(),
@@ -134,7 +136,7 @@ fn a_ring_s_placeholder_suits_every_page_size() {
     if !privileged() {
         return;
     }
-    let object = Object::load(false, |_| {}).unwrap();
+    let object = Object::load(Side::Intercept, false, |_| {}).unwrap();
     // The rings within the array of maps are of the same type.
     let Map::RingBuf(reports) = object.map(map::REPORTS).unwrap() else { panic!("the reports are not in a ring") };
     let bytes = reports.info().unwrap().max_entries();

@@ -1,91 +1,71 @@
-//! The eBPF programs of tcpcopy: they run in the kernel, for every packet of the interfaces that they are attached to.
+//! The eBPF programs of the test host: `learn` opens a session for each SYN with a valid mark, and `swallow_*` reports the
+//! responses to these sessions and keeps them from the network.
 //!
-//! On the source, the `capture_*` programs copy the segments of matching live clients into the rings of the workers and
-//! let every packet go on, whatever happens. On the target, `learn` opens a session for each SYN with a valid mark, and
-//! `swallow_*` reports the responses to these sessions and keeps them from the network.
-//!
-//! A program here only turns a result into a verdict. [`packet`] reads packets, [`parse`] understands headers, [`maps`]
-//! holds what outlives a packet.
+//! A program here only turns a result into a verdict. [`maps`] holds what outlives a packet; what is known of packets is in the
+//! library of this crate.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the attribute macros do not hand on the documentation of the programs")]
 
-mod capture;
+#[path = "../counters.rs"]
 mod counters;
 mod fragment;
 mod learn;
 mod log;
 mod maps;
+#[path = "../panic.rs"]
+mod panic;
 mod reflect;
+mod reports;
+#[path = "../ring.rs"]
 mod ring;
 mod swallow;
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN, xdp_action::XDP_PASS},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN},
     helpers::generated::bpf_redirect,
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::classifier,
+    programs::TcContext,
 };
-use tcpcopy_ebpf::{options, packet, parse};
+use tcpcopy_ebpf::parse::Link;
 
-use crate::{learn::Verdict, parse::Link, swallow::Fate};
+use crate::{learn::Verdict, swallow::Fate};
 
 /// Not our business: the next program of the chain decides, or the stack goes on. The same number means `TC_ACT_UNSPEC`
 /// to clsact.
 const TCX_NEXT: i32 = -1;
 
-/// Source, on network drivers.
-#[xdp(frags)]
-pub fn capture_xdp(ctx: XdpContext) -> u32 {
-    capture::capture(&ctx, Link::Ethernet);
-    XDP_PASS
-}
-
-/// Source, on interfaces with an Ethernet header.
-#[classifier]
-pub fn capture_tc(ctx: TcContext) -> i32 {
-    capture::capture(&ctx, Link::Ethernet);
-    TCX_NEXT
-}
-
-/// Source, on interfaces without a link header.
-#[classifier]
-pub fn capture_tc_l3(ctx: TcContext) -> i32 {
-    capture::capture(&ctx, Link::Bare);
-    TCX_NEXT
-}
-
-/// Target ingress, on interfaces with an Ethernet header.
+/// Ingress, on interfaces with an Ethernet header.
 #[classifier]
 pub fn learn(ctx: TcContext) -> i32 {
     admit(learn::learn(&ctx, Link::Ethernet))
 }
 
-/// Target ingress, on interfaces without a link header.
+/// Ingress, on interfaces without a link header.
 #[classifier]
 pub fn learn_l3(ctx: TcContext) -> i32 {
     admit(learn::learn(&ctx, Link::Bare))
 }
 
-/// Target egress on a TCX link, on interfaces with an Ethernet header.
+/// Egress on a TCX link, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_tcx(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
 }
 
-/// Target egress on a TCX link, on interfaces without a link header.
+/// Egress on a TCX link, on interfaces without a link header.
 #[classifier]
 pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 
-/// Target egress as a clsact filter, on interfaces with an Ethernet header.
+/// Egress as a clsact filter, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_clsact(ctx: TcContext) -> i32 {
     swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Ethernet))
 }
 
-/// Target egress as a clsact filter, on interfaces without a link header.
+/// Egress as a clsact filter, on interfaces without a link header.
 #[classifier]
 pub fn swallow_clsact_l3(ctx: TcContext) -> i32 {
     swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Bare))
@@ -126,16 +106,3 @@ fn give_back(ctx: &TcContext) -> i32 {
     // SAFETY: the context is valid, and the helper has no preconditions.
     unsafe { bpf_redirect((*ctx.skb.skb).ifindex, u64::from(BPF_F_INGRESS)) as i32 }
 }
-
-// The verifier refuses a program that can reach this loop, so a panic cannot happen.
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// Some helpers are only for programs with a licence that is compatible with the GPL.
-// SAFETY: the section is where the loader looks for the licence, and nothing else is in it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

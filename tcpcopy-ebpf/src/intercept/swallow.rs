@@ -8,15 +8,13 @@ use tcpcopy_common::{
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
-use crate::{
-    counters::Counter,
-    fragment::FragmentKey,
-    log, maps,
+use tcpcopy_ebpf::{
     options::Options,
     packet::Packet,
     parse::{self, Ip, Link, Ports, TcpHeader, protocol},
-    ring,
 };
+
+use crate::{counters::Count as _, fragment::FragmentKey, log, maps, reports};
 
 /// What becomes of the packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +63,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
             remember(&flow, &session, ip, &TcpHeader::zeroed());
         }
         count_response(&session, 0);
-        ring::report_lost(session.instance);
+        reports::report_lost(session.instance);
         return Fate::Swallow;
     };
     let header_len = tcp.length();
@@ -83,7 +81,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
     let place = if maps::reflects() { place(&entry, &tcp, payload_len) } else { Place::Elsewhere };
     let suited = ethernet && (header_len == TcpHeader::LENGTH || options.are_timestamps()) && is_suited(ip);
     let reflect = matches!(place, Place::Next) && suited && target_may_wait(&tcp, payload_len);
-    let reported = ring::report(
+    let reported = reports::report(
         session.instance,
         || ResponseHeader {
             flags: tcp.flags & !withheld(ip),
@@ -195,7 +193,7 @@ fn swallow_later_fragment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     let first = maps::fragmented(&key)?;
     TargetCounter::SwallowedFragments.count();
     TargetCounter::SwallowedBytes.add(ip.payload_len as u64);
-    ring::report(
+    reports::report(
         first.instance,
         || ResponseHeader {
             seq: u32::from_be_bytes(first.seq).wrapping_add(ip.fragment.offset).to_be_bytes(),
@@ -234,7 +232,7 @@ fn swallow_icmp(packet: &impl Packet, ip: &Ip, kinds: &[u8]) -> Option<()> {
     let flow = Flow::tcp((addresses.source, ports.source), (addresses.destination, ports.destination));
     let session = maps::session(&flow)?;
     TargetCounter::SwallowedIcmp.count();
-    ring::report(
+    reports::report(
         session.instance,
         || ResponseHeader { flow, instance: session.instance, kind: kind::ICMP_ERROR, ..ResponseHeader::zeroed() },
         |_| {},

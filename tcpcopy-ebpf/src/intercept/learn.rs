@@ -10,14 +10,17 @@ use tcpcopy_common::{
     tcp_flags::{ACK, FIN, SYN},
 };
 
-use crate::{
-    counters::Counter,
-    log,
-    maps::{self, NotInserted},
+use tcpcopy_ebpf::{
     options::{Marking, Options},
     packet::Packet,
     parse::{self, Ip, Link, TcpHeader, protocol},
-    ring,
+};
+
+use crate::{
+    counters::Count as _,
+    log,
+    maps::{self, NotInserted},
+    reports,
 };
 
 /// What becomes of the packet.
@@ -177,7 +180,7 @@ fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
 
 #[inline(always)]
 fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
-    let _ = ring::report(
+    let _ = reports::report(
         instance,
         || ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() },
         |_| {},

@@ -1,4 +1,4 @@
-//! The source: copies the segments of matching live clients to the workers.
+//! Copies the segments of matching live clients to the workers.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use tcpcopy_common::{
@@ -8,13 +8,12 @@ use tcpcopy_common::{
     tcp_flags::{FIN, RST, SYN, TcpFlags},
 };
 
-use crate::{
-    counters::Counter,
-    log, maps,
+use tcpcopy_ebpf::{
     packet::{Packet, Unreadable},
     parse::{self, Link, NotIp, Ports, TcpHeader, protocol},
-    ring,
 };
+
+use crate::{counters::Count as _, log, maps, records};
 
 /// Why a packet was not copied.
 enum NotCopied {
@@ -157,7 +156,7 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         _reserved: 0,
     };
     let worker = flow.worker(maps::workers());
-    if let Err(reason) = ring::capture(packet, worker, &header, ip.payload() + header_len, payload_len) {
+    if let Err(reason) = records::put(packet, worker, &header, ip.payload() + header_len, payload_len) {
         return lose(reason, payload_len);
     }
     if maps::handshakes_wanted() && tcp.flags.contains(SYN) {

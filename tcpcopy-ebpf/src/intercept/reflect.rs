@@ -15,13 +15,12 @@ use tcpcopy_common::{
     tcp_flags::{ACK, TcpFlags},
 };
 
-use crate::{
-    counters::Counter,
-    maps,
+use tcpcopy_ebpf::{
     packet::Packet,
     parse::{self, Ip, Link, TcpHeader, protocol},
-    swallow::response_flow,
 };
+
+use crate::{counters::Count as _, maps, swallow::response_flow};
 
 /// The window field that the source announces too. Without window scaling it is the largest there is.
 const WINDOW: u16 = u16::MAX;
