@@ -35,7 +35,7 @@ pub enum NetError {
         source: io::Error,
     },
     /// The kernel answered with something else than what was asked for.
-    #[error("cannot read the kernel's answer to \"{action}\": the kernel is too old (5.4 is needed), or much newer")]
+    #[error("cannot read the kernel's answer to \"{action}\": the kernel is too old (5.10 is needed), or much newer")]
     Unexpected {
         /// What was asked for.
         action: String,
