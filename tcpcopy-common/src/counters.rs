@@ -15,6 +15,7 @@ macro_rules! counters {
             /// All of them, in the order of the array.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
             /// How many there are.
+            #[expect(clippy::cast_possible_truncation, reason = "a handful")]
             pub const COUNT: u32 = Self::ALL.len() as u32;
             /// Their declarations, in the same order.
             pub const FAMILIES: &'static [Family] =

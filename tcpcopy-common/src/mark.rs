@@ -18,7 +18,8 @@ use crate::flow::Flow;
 /// TCP option kind (RFC 4727).
 pub const KIND: u8 = 253;
 /// Octets of the whole option.
-pub const LENGTH: usize = 16;
+pub const LENGTH: usize = OCTETS as usize;
+const OCTETS: u8 = 16;
 /// Our experiment identifier, "tc" (RFC 6994).
 pub const EXID: [u8; 2] = *b"tc";
 
@@ -45,7 +46,7 @@ impl Mark {
     pub fn new(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> Self {
         Self {
             kind: KIND,
-            length: LENGTH as u8,
+            length: OCTETS,
             exid: EXID,
             instance: instance.to_be_bytes(),
             tag: tag(key, instance, flow, isn).to_le_bytes(),

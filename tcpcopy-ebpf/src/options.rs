@@ -10,11 +10,11 @@ use crate::packet::{Packet, bounded};
 
 /// IANA option kinds.
 mod kind {
-    pub const END: u8 = 0;
-    pub const NO_OPERATION: u8 = 1;
-    pub const MSS: u8 = 2;
-    pub const WINDOW_SCALE: u8 = 3;
-    pub const TIMESTAMPS: u8 = 8;
+    pub(super) const END: u8 = 0;
+    pub(super) const NO_OPERATION: u8 = 1;
+    pub(super) const MSS: u8 = 2;
+    pub(super) const WINDOW_SCALE: u8 = 3;
+    pub(super) const TIMESTAMPS: u8 = 8;
 }
 
 /// The longest option that is read: the mark.

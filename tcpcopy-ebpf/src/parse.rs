@@ -3,6 +3,8 @@
 //! Lengths are not judged here: a caller that does not care for the flow must not pay for it, and one that does has a
 //! reason of its own to name.
 
+#![warn(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
 use bytemuck::{AnyBitPattern, NoUninit, Zeroable};
 use tcpcopy_common::{flow::IpAddress, tcp_flags::TcpFlags};
 
@@ -53,6 +55,7 @@ const VLAN_TAG: u32 = 4;
 /// An outer and an inner tag (IEEE 802.1Q, the former 802.1ad).
 const MAX_VLAN_TAGS: usize = 2;
 /// Octets of the fixed IPv6 header.
+#[expect(clippy::cast_possible_truncation, reason = "a handful of octets")]
 pub const IPV6_HEADER: u32 = size_of::<Ipv6Header>() as u32;
 /// More extension headers than RFC 8200, section 4.1, lets a packet have.
 const MAX_EXTENSION_HEADERS: usize = 8;
@@ -129,6 +132,7 @@ pub struct TcpHeader {
 }
 
 impl TcpHeader {
+    #[expect(clippy::cast_possible_truncation, reason = "20 octets")]
     pub const LENGTH: u32 = size_of::<Self>() as u32;
 
     /// Octets of the header, options included: less than [`LENGTH`](Self::LENGTH) when it is malformed.
@@ -312,6 +316,7 @@ fn forget(value: u16) -> u16 {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "headers begin within the first 64 KiB, and flags have a bit each")]
 fn ipv4(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let header: Ipv4Header = packet.read(offset)?;
     let header_len = ((header.version_ihl & 0x0f) as u32) * 4;
@@ -337,6 +342,7 @@ fn ipv4(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "headers begin within the first 64 KiB, and flags have a bit each")]
 fn ipv6(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     let header: Ipv6Header = packet.read(offset)?;
     if header.version_class >> 4 != 6 {

@@ -33,6 +33,7 @@ impl Checksum {
 
     /// Returns the sum so far, as it stands in the header of a packet whose checksum the kernel completes.
     #[inline]
+    #[expect(clippy::cast_possible_truncation, reason = "twice folded, the sum has 16 bits")]
     pub(crate) fn partial(self) -> [u8; 2] {
         let mut sum = fold32(self.0);
         sum = (sum & 0xffff) + (sum >> 16);

@@ -5,7 +5,7 @@
 //! is that of many segments, stays whole until the interface, or the kernel just before it, cuts it up (generic
 //! segmentation offload).
 
-use crate::headers::TCP_CHECKSUM;
+use crate::{headers::TCP_CHECKSUM, length16};
 
 /// Octets of a `struct virtio_net_hdr`.
 const VNET_HEADER: usize = 10;
@@ -50,7 +50,7 @@ impl EthernetHeader {
         let (gso_type, hdr_len, gso_size) = match segment {
             None => (virtio::GSO_NONE, 0, 0),
             // The kernel has these octets in one piece, which it needs to rewrite them.
-            Some(size) => (if v6 { virtio::GSO_TCPV6 } else { virtio::GSO_TCPV4 }, (ETHERNET + headers) as u16, size),
+            Some(size) => (if v6 { virtio::GSO_TCPV6 } else { virtio::GSO_TCPV4 }, length16(ETHERNET + headers), size),
         };
         let mut front = [0; FRONT];
         front[0] = virtio::NEEDS_CSUM;
@@ -58,8 +58,8 @@ impl EthernetHeader {
         // In the order of this host: packet sockets know no other.
         front[2..4].copy_from_slice(&hdr_len.to_ne_bytes());
         front[4..6].copy_from_slice(&gso_size.to_ne_bytes());
-        front[6..8].copy_from_slice(&((ETHERNET + ip) as u16).to_ne_bytes());
-        front[8..10].copy_from_slice(&(TCP_CHECKSUM as u16).to_ne_bytes());
+        front[6..8].copy_from_slice(&length16(ETHERNET + ip).to_ne_bytes());
+        front[8..10].copy_from_slice(&length16(TCP_CHECKSUM).to_ne_bytes());
         front[VNET_HEADER..].copy_from_slice(&self.0);
         front
     }

@@ -6,7 +6,7 @@ use tcpcopy_common::{
 };
 use tcpcopy_replay::{Transmit, TransmitOptions};
 
-use crate::checksum::Checksum;
+use crate::{checksum::Checksum, length16};
 
 /// Octets of an IPv4 header without options (RFC 791, section 3.1).
 pub(crate) const IPV4_HEADER: usize = 20;
@@ -80,7 +80,8 @@ impl Headers {
         if transmit.flags.contains(tcp_flags::ACK) {
             tcp[8..12].copy_from_slice(&transmit.ack.to_be_bytes());
         }
-        tcp[12] = (((TCP_HEADER + options) / 4) << 4) as u8;
+        // The data offset is the upper half of the octet: at most 15 words.
+        tcp[12] = length16((TCP_HEADER + options) / 4 * 16).to_be_bytes()[1];
         tcp[14..16].copy_from_slice(&transmit.window.to_be_bytes());
         Self { bytes, ip, len: ip + TCP_HEADER + options, pseudo }
     }
@@ -98,11 +99,11 @@ impl Headers {
         let (ip, tcp) = buffer[start..].split_at_mut(self.ip);
         // At most 65,535, because the MTU is a u16, and so is the limit of super-packets.
         let tcp_length = tcp.len() + payload;
-        let length = (ip.len() + tcp_length) as u16;
+        let length = length16(ip.len() + tcp_length);
         tcp[4..8].copy_from_slice(&seq.to_be_bytes());
         tcp[13] = flags.octet();
         if self.is_v6() {
-            ip[4..6].copy_from_slice(&(tcp_length as u16).to_be_bytes());
+            ip[4..6].copy_from_slice(&length16(tcp_length).to_be_bytes());
         } else {
             ip[2..4].copy_from_slice(&length.to_be_bytes());
             ip[4..6].copy_from_slice(&id.to_be_bytes());

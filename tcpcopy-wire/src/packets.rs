@@ -6,6 +6,7 @@ use tcpcopy_replay::Transmit;
 use crate::{
     frame::{EthernetHeader, FRONT},
     headers::{Headers, TCP_CHECKSUM},
+    length16,
 };
 
 /// The largest IP packet in octets, super-packets included: the most that the length field of IPv4 can hold.
@@ -95,7 +96,7 @@ impl<'a> Packets<'a> {
                 let written = self.write_headers(id, buffer);
                 buffer.extend_from_slice(payload);
                 let tcp = &mut buffer[start + self.headers.ip..];
-                let sum = self.headers.pseudo.add(&(tcp.len() as u16).to_be_bytes()).add(tcp).finish();
+                let sum = self.headers.pseudo.add(&length16(tcp.len()).to_be_bytes()).add(tcp).finish();
                 tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
                 written
             }
@@ -112,15 +113,14 @@ impl<'a> Packets<'a> {
     pub fn write_front(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
         let payload = self.payload();
         if let Form::Frames(ethernet) | Form::SuperFrames(ethernet) = &self.form {
-            // The segment size comes from a u16.
-            let segment = (payload > self.size).then_some(self.size as u16);
+            let segment = (payload > self.size).then(|| length16(self.size));
             let Headers { ip, len, .. } = self.headers;
             buffer.extend_from_slice(&ethernet.front(self.headers.is_v6(), ip, len, segment));
         }
         let start = buffer.len();
         let written = self.write_headers(id, buffer);
         let tcp = &mut buffer[start + self.headers.ip..];
-        let length = (tcp.len() + payload) as u16;
+        let length = length16(tcp.len() + payload);
         let sum = self.headers.pseudo.add(&length.to_be_bytes()).partial();
         tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
         written
@@ -141,9 +141,10 @@ impl<'a> Packets<'a> {
         self.headers.write(self.seq, self.flags & !later, id, payload, buffer);
         let syn = self.flags.contains(tcp_flags::SYN);
         self.flags &= !tcp_flags::SYN;
-        self.seq = self.seq.wrapping_add(payload as u32).wrapping_add(u32::from(syn));
+        self.seq = self.seq.wrapping_add(length16(payload).into()).wrapping_add(u32::from(syn));
         let segments = segments(payload, self.size);
-        Written { segments: segments as u16, octets: (payload + segments * self.headers.len) as u32 }
+        let headers = u32::from(length16(segments)) * u32::from(length16(self.headers.len));
+        Written { segments: length16(segments), octets: u32::from(length16(payload)) + headers }
     }
 }
 

@@ -161,13 +161,13 @@ pub enum FrameError {
 }
 
 mod kind {
-    pub const HELLO: u8 = 1;
-    pub const WELCOME: u8 = 2;
-    pub const REFUSED: u8 = 3;
-    pub const RESPONSES: u8 = 4;
-    pub const STATS: u8 = 5;
-    pub const BYE: u8 = 6;
-    pub const HURRY: u8 = 7;
+    pub(super) const HELLO: u8 = 1;
+    pub(super) const WELCOME: u8 = 2;
+    pub(super) const REFUSED: u8 = 3;
+    pub(super) const RESPONSES: u8 = 4;
+    pub(super) const STATS: u8 = 5;
+    pub(super) const BYE: u8 = 6;
+    pub(super) const HURRY: u8 = 7;
 }
 
 impl<'a> Frame<'a> {

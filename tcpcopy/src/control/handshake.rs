@@ -112,9 +112,9 @@ impl Security {
 
 /// The server's judgement of the client's preamble, in its own.
 mod verdict {
-    pub const ACCEPTED: u8 = 0;
-    pub const VERSION: u8 = 1;
-    pub const SECURITY: u8 = 2;
+    pub(super) const ACCEPTED: u8 = 0;
+    pub(super) const VERSION: u8 = 1;
+    pub(super) const SECURITY: u8 = 2;
 }
 
 /// The client's side of steps 1 and 2.

@@ -55,7 +55,7 @@ type Suspects = HashMap<Flow, Session>;
 
 /// Why the reaper could not do its work.
 #[derive(Debug, thiserror::Error)]
-pub enum ReapError {
+pub(super) enum ReapError {
     /// The session map cannot be read.
     #[error(transparent)]
     Bpf(#[from] BpfError),
@@ -65,7 +65,7 @@ pub enum ReapError {
 }
 
 /// The reaper's state.
-pub struct Reaper {
+pub(super) struct Reaper {
     sessions: Sessions,
     counters: Arc<TargetCounters>,
     instances: Arc<Instances>,
@@ -82,7 +82,12 @@ pub struct Reaper {
 impl Reaper {
     /// A reaper that ends when an order comes.
     #[must_use]
-    pub fn new(sessions: Sessions, counters: Arc<TargetCounters>, instances: Arc<Instances>, inbox: Inbox<()>) -> Self {
+    pub(super) fn new(
+        sessions: Sessions,
+        counters: Arc<TargetCounters>,
+        instances: Arc<Instances>,
+        inbox: Inbox<()>,
+    ) -> Self {
         Self {
             sessions,
             counters,
@@ -96,7 +101,7 @@ impl Reaper {
     }
 
     /// Runs until it is told to stop, then destroys every replayed connection: after a panic of the rounds, too.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         // What a round that panics leaves behind is true at every moment: sets of addresses, and a time.
         if catch_unwind(AssertUnwindSafe(|| self.rounds())).is_err() {
             // The main thread knows, and ends the program: first the channels and the keys, then this.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long the sessions of a broken channel wait for its return before they are destroyed.
-pub const RESUME_GRACE: Duration = Duration::from_secs(10);
+pub(super) const RESUME_GRACE: Duration = Duration::from_secs(10);
 
 /// One worker of one tcpcopy.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ struct Instance {
 
 /// All instances, for every thread of the program. The lock is held for some map operations at most, and no other is taken
 /// meanwhile.
-pub struct Instances {
+pub(super) struct Instances {
     reporter: Mailbox<Order>,
     known: Mutex<Known>,
 }
@@ -46,39 +46,39 @@ struct Known {
 impl Instances {
     /// None yet.
     #[must_use]
-    pub fn new(maps: InstanceMaps, reporter: Mailbox<Order>) -> Self {
+    pub(super) fn new(maps: InstanceMaps, reporter: Mailbox<Order>) -> Self {
         let known = Known { instances: HashMap::new(), maps, past: WireStats::default() };
         Self { reporter, known: Mutex::new(known) }
     }
 
     /// Ends the report thread, once it has reported what there is.
-    pub fn stop_reporting(&self) {
+    pub(super) fn stop_reporting(&self) {
         self.reporter.send(Order::Stop);
     }
 
     /// The channel of `instance` broke: its sessions wait for [`RESUME_GRACE`].
-    pub fn lost(&self, instance: u32) {
+    pub(super) fn lost(&self, instance: u32) {
         if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = Some(Instant::now());
         }
     }
 
     /// The channel of `instance` is up.
-    pub fn found(&self, instance: u32) {
+    pub(super) fn found(&self, instance: u32) {
         if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = None;
         }
     }
 
     /// The owner of `instance` said that it has ended: nothing is waited for.
-    pub fn ended(&self, instance: u32) {
+    pub(super) fn ended(&self, instance: u32) {
         if let Some(instance) = lock(&self.known).instances.get_mut(&instance) {
             instance.lost = Instant::now().checked_sub(RESUME_GRACE).or(Some(Instant::now()));
         }
     }
 
     /// Forgets the instances that nobody has taken up again: their SYNs are no longer accepted. Returns whether there were any.
-    pub fn expire(&self) -> bool {
+    pub(super) fn expire(&self) -> bool {
         let mut known = lock(&self.known);
         let expired: Vec<u32> = known
             .instances
@@ -91,7 +91,7 @@ impl Instances {
     }
 
     /// Forgets every instance: no SYN is accepted any more.
-    pub fn forget_all(&self) {
+    pub(super) fn forget_all(&self) {
         let mut known = lock(&self.known);
         let all: Vec<u32> = known.instances.keys().copied().collect();
         all.into_iter().for_each(|id| known.forget(id));
@@ -99,7 +99,7 @@ impl Instances {
 
     /// Whether sessions of `instance` are still somebody's.
     #[must_use]
-    pub fn is_known(&self, instance: u32) -> bool {
+    pub(super) fn is_known(&self, instance: u32) -> bool {
         lock(&self.known).instances.contains_key(&instance)
     }
 
@@ -107,13 +107,13 @@ impl Instances {
     ///
     /// # Errors
     /// When the kernel's map cannot be read.
-    pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
+    pub(super) fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
         lock(&self.known).maps.wire_stats(instance)
     }
 
     /// What the wire has seen of all instances, those that are gone included.
     #[must_use]
-    pub fn total(&self) -> WireStats {
+    pub(super) fn total(&self) -> WireStats {
         let known = lock(&self.known);
         let seen = known.instances.keys().filter_map(|id| known.maps.wire_stats(*id).ok());
         seen.fold(known.past, |mut sum, seen| {

@@ -40,7 +40,7 @@ const PARTING: Duration = Duration::from_secs(5);
 
 /// What the main thread tells the report thread.
 #[derive(Debug)]
-pub enum Order {
+pub(super) enum Order {
     /// A channel is up.
     LinkUp(u32, Box<Link>),
     /// Report what is in the ring and end.
@@ -50,7 +50,7 @@ pub enum Order {
 figures! {
     /// What the report thread has counted.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub struct ReportCounts {
+    pub(super) struct ReportCounts {
         /// Responses handed to a channel.
         pub reported: u64 = counter(Section::Reports).named("sent"),
         /// Responses that a channel had no room for: `tcpcopy` was too slow.
@@ -71,7 +71,7 @@ struct Owner {
 }
 
 /// Everything that the report thread owns.
-pub struct Reporter {
+pub(super) struct Reporter {
     ring: RingReader,
     inbox: Inbox<Order>,
     instances: Arc<Instances>,
@@ -84,7 +84,7 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter without channels, which publishes its counts once a second and at its end.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         ring: RingReader,
         inbox: Inbox<Order>,
         instances: Arc<Instances>,
@@ -95,7 +95,7 @@ impl Reporter {
     }
 
     /// Runs until it is told to stop.
-    pub fn run(mut self) {
+    pub(super) fn run(mut self) {
         let mut stats_at = now().after(STATS_INTERVAL);
         loop {
             let mut stop = false;

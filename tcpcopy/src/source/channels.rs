@@ -29,7 +29,7 @@ struct Dialled {
 const AT_ONCE: usize = 16;
 
 /// Dials, and dials again, the channels of every worker, and hands each to its worker.
-pub struct Channels {
+pub(super) struct Channels {
     /// Whom each channel dials, by [`TargetId`].
     intercepts: Vec<SocketAddr>,
     security: Security,
@@ -43,7 +43,7 @@ pub struct Channels {
 impl Channels {
     /// Nothing is dialled yet.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         intercepts: Vec<SocketAddr>,
         security: Security,
         workers: Arc<[Mailbox<Order>]>,
@@ -57,7 +57,7 @@ impl Channels {
     ///
     /// # Errors
     /// The first channel that cannot be established.
-    pub async fn dial_all(&mut self) -> Result<(), ConnectError> {
+    pub(super) async fn dial_all(&mut self) -> Result<(), ConnectError> {
         let targets = self.intercepts.len() as u16;
         let all = (0..self.workers.len() as u32).flat_map(|worker| (0..targets).map(move |target| (worker, target)));
         let mut waiting = all.collect::<Vec<_>>().into_iter();
@@ -75,7 +75,7 @@ impl Channels {
     }
 
     /// Redials what breaks, for ever.
-    pub async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
+    pub(super) async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
         let mut dials = JoinSet::new();
         let mut reflecting = HashSet::new();
         loop {

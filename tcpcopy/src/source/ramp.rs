@@ -25,7 +25,7 @@ pub(super) struct Ramp {
 
 impl Ramp {
     /// Begins now. Needs a tokio runtime.
-    pub fn new(selection: &Selection) -> Self {
+    pub(super) fn new(selection: &Selection) -> Self {
         let mut steps = interval(STEP);
         steps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
@@ -38,7 +38,7 @@ impl Ramp {
     }
 
     /// The next share; never when it does not grow any more. May be cancelled.
-    pub async fn next(&mut self) -> Share {
+    pub(super) async fn next(&mut self) -> Share {
         if self.is_over() {
             return pending().await;
         }
@@ -48,7 +48,7 @@ impl Ramp {
     }
 
     /// Whether the share is the full one.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.now == self.full
     }
 }
