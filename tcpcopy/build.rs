@@ -1,4 +1,4 @@
-//! Builds the eBPF objects for [`tcpcopy::bpf`] with the nightly toolchain.
+//! Builds the eBPF objects for [`tcpcopy::bpf`] with the nightly toolchain of `tcpcopy-ebpf/rust-toolchain.toml`.
 
 use std::{
     env, fs,
@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
             root_dir: concat!(env!("CARGO_MANIFEST_DIR"), "/../tcpcopy-ebpf"),
             ..Default::default()
         }],
-        Toolchain::default(),
+        Toolchain::Custom(toolchain()?),
     )
     .context("building the eBPF programs failed; `cargo xtask setup` installs what it needs")?;
     for object in &objects {
@@ -40,6 +40,13 @@ fn main() -> anyhow::Result<()> {
 
 fn write(object: &Path, octets: &[u8]) -> anyhow::Result<()> {
     fs::write(object, octets).with_context(|| format!("cannot write {}", object.display()))
+}
+
+/// Returns the toolchain that compiles the eBPF programs.
+fn toolchain() -> anyhow::Result<&'static str> {
+    let file = include_str!("../tcpcopy-ebpf/rust-toolchain.toml");
+    let channel = file.lines().find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'));
+    channel.context("tcpcopy-ebpf/rust-toolchain.toml names no channel")
 }
 
 /// The object without DWARF. The linker makes BTF, which the kernel wants, of it and leaves it there: four fifths of what every

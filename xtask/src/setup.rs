@@ -33,45 +33,42 @@ pub fn toolchain() -> anyhow::Result<()> {
              as https://rustup.rs says"
         );
     }
-    let sysroot = match shell::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"])) {
+    let nightly = shell::nightly_toolchain();
+    let sysroot = match shell::output(shell::nightly("rustc").args(["--print", "sysroot"])) {
         Ok(sysroot) => sysroot,
         Err(_) => {
             step(
-                "installing the nightly toolchain, which builds the eBPF programs",
+                &format!("installing the toolchain {nightly}, which builds the eBPF programs"),
                 Command::new("rustup")
-                    .args(["toolchain", "install", "nightly", "--profile", "minimal"])
+                    .args(["toolchain", "install", nightly, "--profile", "minimal"])
                     .args(["--component", "rust-src"]),
             )?;
-            shell::output(Command::new("rustup").args(["run", "nightly", "rustc", "--print", "sysroot"]))?
+            shell::output(shell::nightly("rustc").args(["--print", "sysroot"]))?
         }
     };
     let sources = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
     if !sources.exists() {
         step(
             "installing the sources of the standard library for the nightly toolchain (core is built for the BPF target)",
-            Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", "nightly"]),
+            Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", nightly]),
         )?;
     }
     bpf_linker()
 }
 
 /// Installs clippy and rustfmt where they are missing.
-pub fn lint_components() -> anyhow::Result<()> {
-    for (toolchain, component, probe) in
-        [("stable", "rustfmt", "fmt"), ("stable", "clippy", "clippy"), ("nightly", "clippy", "clippy")]
-    {
-        let present = match toolchain {
-            "nightly" => shell::output(shell::nightly("cargo").args([probe, "--version"])),
-            _ => shell::output(shell::cargo().args([probe, "--version"])),
-        };
-        if present.is_err() {
-            let mut add = Command::new("rustup");
-            add.args(["component", "add", component]);
-            if toolchain == "nightly" {
-                add.args(["--toolchain", "nightly"]);
-            }
-            step(&format!("installing {component} of the {toolchain} toolchain"), &mut add)?;
+pub fn lint_tools() -> anyhow::Result<()> {
+    for (component, probe) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        if shell::output(shell::cargo().args([probe, "--version"])).is_err() {
+            step(&format!("installing {component}"), Command::new("rustup").args(["component", "add", component]))?;
         }
+    }
+    if shell::output(shell::nightly("cargo").args(["clippy", "--version"])).is_err() {
+        let nightly = shell::nightly_toolchain();
+        step(
+            &format!("installing clippy of the toolchain {nightly}"),
+            Command::new("rustup").args(["component", "add", "clippy", "--toolchain", nightly]),
+        )?;
     }
     Ok(())
 }
@@ -85,18 +82,11 @@ fn bpf_linker() -> anyhow::Result<()> {
             Err(error) => format!("the bpf-linker that is installed cannot link for the nightly toolchain ({error})"),
         },
     };
-    if llvm < *BPF_LINKER_LLVM.start() {
+    if !BPF_LINKER_LLVM.contains(&llvm) {
         bail!(
-            "{complaint}, and bpf-linker {BPF_LINKER} cannot be built for LLVM {llvm} of this nightly, which is too old; \
-             bring it up to date, then start again:\n    \
-             rustup toolchain install nightly --profile minimal --component rust-src"
-        );
-    }
-    if llvm > *BPF_LINKER_LLVM.end() {
-        bail!(
-            "{complaint}, and bpf-linker {BPF_LINKER} cannot be built for LLVM {llvm} of this nightly, which is newer; \
-             install the newest bpf-linker, then start again:\n    \
-             cargo +nightly install bpf-linker --locked --force --no-default-features --features rust-llvm-{llvm}"
+            "{complaint}, and bpf-linker {BPF_LINKER} cannot be built for LLVM {llvm} of {}: name another toolchain in \
+             tcpcopy-ebpf/rust-toolchain.toml, or another bpf-linker in xtask/src/setup.rs",
+            shell::nightly_toolchain()
         );
     }
     step(
@@ -120,7 +110,7 @@ fn llvm_of_nightly() -> anyhow::Result<u32> {
         .find_map(|line| line.strip_prefix("LLVM version: "))
         .and_then(|v| v.split('.').next())
         .and_then(|major| major.parse().ok())
-        .with_context(|| format!("`rustc +nightly -vV` does not tell its LLVM version:\n{version}"))
+        .with_context(|| format!("`rustc -vV` of the nightly toolchain does not tell its LLVM version:\n{version}"))
 }
 
 /// Links a function of one instruction, as the version alone does not tell which LLVM a linker was built for.

@@ -28,10 +28,17 @@ pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// Returns the name of the nightly toolchain, which compiles the eBPF programs and fuzzes.
+pub fn nightly_toolchain() -> &'static str {
+    let file = include_str!("../../tcpcopy-ebpf/rust-toolchain.toml");
+    let channel = file.lines().find_map(|line| line.strip_prefix("channel = \"")?.strip_suffix('"'));
+    channel.expect("the file, which was compiled in, names a channel")
+}
+
 /// A program of the nightly toolchain, free of what the stable cargo that runs us put into the environment.
 pub fn nightly(program: &str) -> Command {
     let mut command = Command::new("rustup");
-    command.args(["run", "nightly", program]);
+    command.args(["run", nightly_toolchain(), program]);
     for name in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
         command.env_remove(name);
     }
