@@ -70,6 +70,8 @@ pub struct Site<'a> {
     pub heard: HashMap<u32, Figures>,
     /// Whether the worker has said that the target acknowledges answers itself.
     pub reflects: bool,
+    /// Whether the worker has taken its leave on a channel that was up.
+    pub left: bool,
     /// How the channel that is down comes back.
     pub back: Option<Return>,
 }
@@ -93,6 +95,7 @@ impl<'a> Site<'a> {
             attached: None,
             heard: HashMap::new(),
             reflects: false,
+            left: false,
             back: None,
         }
     }
@@ -115,6 +118,11 @@ impl<'a> Site<'a> {
     pub fn connect(&mut self, link: Link) {
         assert!(self.links.contains_key(&link.0), "a link is taken over twice");
         self.attached = Some((link.0, self.instance));
+    }
+
+    /// Whether the worker has taken over the channel that is up, if one is.
+    pub fn is_taken_over(&self) -> bool {
+        self.link.is_none_or(|link| self.attached.is_some_and(|(attached, _)| attached == link))
     }
 
     /// Breaks the channel; whether it was up.

@@ -59,6 +59,8 @@ pub struct Outcome {
 
 enum Event {
     Captured(Captured),
+    /// A producer wakes the reader of the ring.
+    Woken,
     ToTarget(usize, Vec<u8>),
     ToSource(usize, Response),
     /// Every target tells its figures.
@@ -192,6 +194,7 @@ impl<'a> World<'a> {
                 self.to_come -= 1;
                 self.capture(segment);
             }
+            Event::Woken => self.ring.wake(),
             Event::ToTarget(index, packet) => {
                 let responses = self.sites[index].target.handle(self.now, packet);
                 self.respond(index, responses);
@@ -351,6 +354,9 @@ impl<'a> World<'a> {
             "the worker takes its leave while packets wait for room in the sink".to_owned()
         });
         self.left = true;
+        for site in &mut self.sites {
+            site.left = site.attached.is_some() && site.is_taken_over();
+        }
         if self.scenario.surroundings.answers_farewell {
             let round_trip = self.scenario.up.delay + self.scenario.down.delay;
             for index in 0..self.sites.len() {

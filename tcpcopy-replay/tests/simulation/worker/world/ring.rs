@@ -4,7 +4,7 @@ use std::{collections::VecDeque, mem, time::Duration};
 
 use tcpcopy_replay::worker::Fill;
 
-use super::{RECORD_COST, World};
+use super::{Event, RECORD_COST, World};
 use crate::{live::Captured, worker::serves};
 
 /// A record of the ring.
@@ -32,6 +32,8 @@ pub struct Ring {
     used: usize,
     size: usize,
     pub need_wakeup: bool,
+    /// A producer is about to wake the reader.
+    pub(super) waking: bool,
     lost: u64,
     /// Lost records that the worker knows of.
     announced: u64,
@@ -43,7 +45,7 @@ pub struct Ring {
 impl Ring {
     pub(super) fn new(size: usize) -> Self {
         let slots = VecDeque::new();
-        Self { slots, used: 0, size, need_wakeup: false, lost: 0, announced: 0, drained: 0, bad: 0 }
+        Self { slots, used: 0, size, need_wakeup: false, waking: false, lost: 0, announced: 0, drained: 0, bad: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -64,6 +66,12 @@ impl Ring {
     pub fn prepare_sleep(&mut self) -> bool {
         self.need_wakeup = self.slots.is_empty();
         self.need_wakeup
+    }
+
+    /// A producer wakes the reader.
+    pub(super) fn wake(&mut self) {
+        self.waking = false;
+        self.slots.push_back(Slot::Discarded);
     }
 
     /// Whether a producer has woken the reader.
@@ -99,14 +107,20 @@ impl World<'_> {
         self.ring.used += record.octets();
         self.ring.slots.push_back(Slot::Record(record));
         if mem::take(&mut self.ring.need_wakeup) {
-            self.ring.slots.push_back(Slot::Discarded);
+            // The record is there before the wake-up is.
+            self.ring.waking = true;
+            let moment = Duration::from_nanos(self.random.within(0..=5_000));
+            self.put(self.now.after(moment), Event::Woken);
         }
     }
 
     pub fn has_lost(&mut self) -> bool {
-        // Others do not wait while the worker looks.
-        self.elapse(Duration::from_nanos(200 * self.scenario.surroundings.slowness));
-        mem::replace(&mut self.ring.announced, self.ring.lost) != self.ring.lost
+        // Others do not wait while the worker looks, neither before it has seen this nor afterwards.
+        let moment = Duration::from_nanos(200 * self.scenario.surroundings.slowness);
+        self.elapse(moment);
+        let lost = mem::replace(&mut self.ring.announced, self.ring.lost) != self.ring.lost;
+        self.elapse(moment);
+        lost
     }
 
     /// The next record, if there is one and it is `wanted`. What is not a record goes in any case.

@@ -59,6 +59,8 @@ impl World<'_> {
         if !self.orders.is_empty() || self.sites.iter().any(Site::is_readable) || capture && !self.ring.is_empty() {
             return;
         }
+        let taken_over = self.stopping || self.sites.iter().all(Site::is_taken_over);
+        self.require(taken_over, || "the worker sleeps, and has not taken over a channel that is up".to_owned());
         self.rests(timeout);
         let until = self.now.after(self.late(timeout));
         let woken = loop {
@@ -72,7 +74,7 @@ impl World<'_> {
         if !woken {
             self.now = until;
         }
-        self.require(woken || !capture || self.ring.is_empty(), || {
+        self.require(woken || !capture || self.ring.is_empty() || self.ring.waking, || {
             "a wake-up is lost: the worker slept although records had come".to_owned()
         });
     }

@@ -29,6 +29,10 @@ impl World<'_> {
             return Err(format!("the targets have told {expected:?}, and {:?} are published", snapshot.targets));
         }
         self.nothing_stays_open()?;
+        let answered = self.scenario.surroundings.answers_farewell;
+        if answered && self.sites.iter().any(|site| site.left && site.attached.is_some()) {
+            return Err("the worker has not waited for the last figures of a target".to_owned());
+        }
         let mut outcome = crate::world::Outcome::default();
         for (site, copy) in self.sites.into_iter().zip(&snapshot.copies) {
             let stats = &copy.engine;
