@@ -1,5 +1,9 @@
 //! `cargo xtask lint`
 
+mod imports;
+mod source;
+mod walls;
+
 use crate::{setup, shell};
 
 /// Crates that others link: what is public there but cannot be reached is hidden from the lint that finds dead code.
@@ -13,6 +17,7 @@ pub fn run() -> anyhow::Result<()> {
     setup::toolchain()?;
     setup::lint_tools()?;
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
+    walls::check()?;
     shell::run(
         shell::cargo()
             .args(["clippy", "--workspace", "--exclude", "tcpcopy-ebpf", "--all-targets"])
