@@ -137,7 +137,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         }
     });
     // A panic here is no reason to leave the end out either.
-    let failure = stopped.await.map_or_else(Some, |stopped| stopped).map(anyhow::Error::from);
+    let failure = stopped.await.unwrap_or_else(Some).map(anyhow::Error::from);
     log::info!("stopping");
     capture.detach();
     keeping_up.abort();

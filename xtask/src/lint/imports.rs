@@ -119,7 +119,8 @@ impl File {
             let is_use = words[at] == "use";
             let begin = at + usize::from(is_use);
             let starts = |word: &str| matches!(word, "crate" | "super" | "self");
-            if !is_use && !(starts(words[at]) && words.get(at + 1) == Some(&"::")) {
+            let is_path = starts(words[at]) && words.get(at + 1) == Some(&"::");
+            if !is_use && !is_path {
                 at += 1;
                 continue;
             }

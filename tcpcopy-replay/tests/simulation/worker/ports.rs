@@ -109,7 +109,7 @@ impl Reports for Channels<'_> {
                     batch.push(response.report);
                     continue;
                 }
-                handler.handle_responses(target, batch.drain(..).collect::<Vec<_>>().into_iter());
+                handler.handle_responses(target, std::mem::take(&mut batch).into_iter());
                 match item {
                     Item::Response(_) => {}
                     Item::Figures(_, figures) => handler.handle_figures(target, figures),

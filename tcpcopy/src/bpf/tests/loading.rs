@@ -3,7 +3,7 @@
 
 use aya::{
     maps::Map,
-    programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp},
+    programs::{ProgramInfo, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use tcpcopy_common::capture::criterion;
@@ -71,10 +71,10 @@ enum Outcome {
 fn load(object: &mut Object, name: &'static str) -> Outcome {
     let loaded = if name == program::CAPTURE_XDP {
         let program = object.program::<Xdp>(name).unwrap();
-        program.load().and_then(|()| program.info().map_err(ProgramError::from))
+        program.load().and_then(|()| program.info())
     } else {
         let program = object.program::<SchedClassifier>(name).unwrap();
-        program.load().and_then(|()| program.info().map_err(ProgramError::from))
+        program.load().and_then(|()| program.info())
     };
     let verified = |info: ProgramInfo| info.verified_instruction_count().filter(|count| *count > 0);
     match loaded.map(verified) {
