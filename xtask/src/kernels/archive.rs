@@ -33,6 +33,7 @@ const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 /// Debian's archive, as an apt sees it that shares nothing with this machine's but how to reach the network.
 pub struct Archive {
     directory: PathBuf,
+    mirror: Mirror,
     small: Apt,
 }
 
@@ -55,9 +56,10 @@ impl Archive {
     pub fn open(directory: PathBuf) -> anyhow::Result<Self> {
         ensure!(shell::find("apt-get").is_some(), "there is no apt-get here, which fetches the kernels");
         ensure!(Path::new(KEYRING).exists(), "{KEYRING} is missing: install debian-archive-keyring");
-        let small = Apt::new(directory.join("apt"), SMALL)?;
+        let mirror = Mirror::of_this_machine()?;
+        let small = Apt::new(directory.join("apt"), &mirror, SMALL)?;
         small.update()?;
-        Ok(Self { directory, small })
+        Ok(Self { directory, mirror, small })
     }
 
     /// The newest kernel of a series, fetched if it is not here yet.
@@ -65,7 +67,7 @@ impl Archive {
         let package = match self.small.newest(series)? {
             Some(package) => package,
             None => {
-                let large = Apt::new(self.directory.join("apt-large"), &[SMALL, LARGE].concat())?;
+                let large = Apt::new(self.directory.join("apt-large"), &self.mirror, &[SMALL, LARGE].concat())?;
                 large.update()?;
                 return self.unpacked(&large, &large.newest(series)?.context(format!("Debian has no Linux {series}"))?);
             }
@@ -108,6 +110,23 @@ impl Package {
     }
 }
 
+/// Where this machine gets Debian's packages: an address that `debian` and `debian-security` lie below.
+#[derive(Debug, PartialEq, Eq)]
+struct Mirror(String);
+
+impl Mirror {
+    fn of_this_machine() -> anyhow::Result<Self> {
+        let archives = shell::output(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
+        Self::among(&archives).context("the apt of this machine knows no archive of Debian, which has the kernels")
+    }
+
+    /// Finds it among the addresses of archives, one a line.
+    fn among(archives: &str) -> Option<Self> {
+        let mut archives = archives.lines().map(|archive| archive.trim_end_matches('/'));
+        archives.find_map(|archive| archive.strip_suffix("/debian").map(|mirror| Self(mirror.to_owned())))
+    }
+}
+
 /// An apt with lists of its own.
 struct Apt {
     options: Vec<OsString>,
@@ -115,16 +134,14 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(directory: PathBuf, suites: &[(&str, &str)]) -> anyhow::Result<Self> {
+    fn new(directory: PathBuf, mirror: &Mirror, suites: &[(&str, &str)]) -> anyhow::Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             let part = directory.join(part);
             fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
         }
         let sources = directory.join("sources.list");
         let line = |(archive, suite): &(&str, &str)| {
-            format!(
-                "deb [signed-by={KEYRING} arch=amd64 target=Packages] http://deb.debian.org/{archive} {suite} main\n"
-            )
+            format!("deb [signed-by={KEYRING} arch=amd64 target=Packages] {}/{archive} {suite} main\n", mirror.0)
         };
         fs::write(&sources, suites.iter().map(line).collect::<String>())
             .with_context(|| format!("cannot write {}", sources.display()))?;
@@ -261,8 +278,15 @@ mod tests {
 
     #[test]
     fn versions_are_the_second_column() {
-        let table = " linux-image-cloud-amd64 | 7.3.4-1~bpo13+1 | http://deb.debian.org/debian trixie-backports/main\n \
-                     linux-image-cloud-amd64 |  6.1.192-2 | http://deb.debian.org/debian-security bookworm\n";
+        let table = " linux-image-cloud-amd64 | 7.3.4-1~bpo13+1 | http://mirror.example/debian trixie-backports/main\n \
+                     linux-image-cloud-amd64 |  6.1.192-2 | http://mirror.example/debian-security bookworm\n";
         assert_eq!(versions(table).collect::<Vec<_>>(), ["7.3.4-1~bpo13+1", "6.1.192-2"]);
+    }
+
+    #[test]
+    fn the_mirror_of_this_machine_is_used() {
+        let archives = "https://other.example/apt/\nhttp://a.example/debian-security/\nhttp://b.example/x/debian/\n";
+        assert_eq!(Mirror::among(archives), Some(Mirror("http://b.example/x".to_owned())));
+        assert_eq!(Mirror::among("https://other.example/ubuntu/\n"), None);
     }
 }
