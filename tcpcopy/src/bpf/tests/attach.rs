@@ -134,7 +134,8 @@ fn super_packets_are_captured_whole_on_loopback() {
         let octets: Vec<_> = (0..LENGTH).map(pattern).collect();
         let writer = std::thread::spawn(move || stream.write_all(&octets).unwrap());
         let longest = read_stream(&mut readers[0], LENGTH);
-        assert!(longest > 60_000, "the longest record had only {longest} octets");
+        // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more at once than half of it.
+        assert!(longest > 16_384, "the longest record had only {longest} octets");
         writer.join().unwrap();
         assert_eq!(server.join().unwrap(), LENGTH as u64);
         let counters = capture.counters().unwrap();
@@ -177,7 +178,8 @@ fn super_packets_are_captured_whole_on_veth() {
             let writer = std::thread::spawn(move || stdin.write_all(&octets).unwrap());
             let longest = read_stream(&mut readers[0], LENGTH);
             if hook == Hook::Tc {
-                assert!(longest > 60_000, "the longest record had only {longest} octets");
+                // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more at once than half of it.
+        assert!(longest > 16_384, "the longest record had only {longest} octets");
             }
             writer.join().unwrap();
             assert!(client.wait().unwrap().success());
