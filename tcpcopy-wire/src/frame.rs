@@ -5,7 +5,7 @@
 //! is that of many segments, stays whole until the interface, or the kernel just before it, cuts it up (generic
 //! segmentation offload).
 
-use crate::{headers::TCP_CHECKSUM, length16};
+use crate::headers::{TCP_CHECKSUM, length16};
 
 /// Octets of a `struct virtio_net_hdr`.
 const VNET_HEADER: usize = 10;

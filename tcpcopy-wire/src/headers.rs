@@ -6,7 +6,7 @@ use tcpcopy_common::{
 };
 use tcpcopy_replay::{Transmit, TransmitOptions};
 
-use crate::{checksum::Checksum, length16};
+use crate::checksum::Checksum;
 
 /// Octets of an IPv4 header without options (RFC 791, section 3.1).
 pub(crate) const IPV4_HEADER: usize = 20;
@@ -35,6 +35,12 @@ mod option {
     pub(super) const MSS: u8 = 2;
     pub(super) const WINDOW_SCALE: u8 = 3;
     pub(super) const TIMESTAMPS: u8 = 8;
+}
+
+/// Returns a length within a packet as headers have it. All of them fit: a packet and a super-packet have at most 65,535
+/// octets, because the MTU is a `u16`. One that did not fit would be the largest, never a small one.
+pub(crate) fn length16(octets: usize) -> u16 {
+    u16::try_from(octets).unwrap_or(u16::MAX)
 }
 
 /// The headers that the packets of one [`Transmit`] share; the fields in which they differ are zero.

@@ -20,9 +20,3 @@ pub use self::{
     frame::{EthernetHeader, MacAddress},
     packets::{Form, Packets, Written},
 };
-
-/// Returns a length within a packet as headers have it. All of them fit: a packet and a super-packet have at most 65,535
-/// octets, because the MTU is a `u16`. One that did not fit would be the largest, never a small one.
-fn length16(octets: usize) -> u16 {
-    u16::try_from(octets).unwrap_or(u16::MAX)
-}

@@ -5,8 +5,7 @@ use tcpcopy_replay::Transmit;
 
 use crate::{
     frame::{EthernetHeader, FRONT},
-    headers::{Headers, TCP_CHECKSUM},
-    length16,
+    headers::{Headers, TCP_CHECKSUM, length16},
 };
 
 /// The largest IP packet in octets, super-packets included: the most that the length field of IPv4 can hold.

@@ -7,19 +7,23 @@
 mod archive;
 mod guest;
 mod initramfs;
+mod programs;
 mod series;
 mod table;
 
-use std::{path::PathBuf, process::Stdio, thread};
+use std::thread;
 
-use anyhow::Context as _;
-
-use self::{archive::Archive, guest::Transcript, initramfs::Root};
+use self::{
+    archive::Archive,
+    guest::Transcript,
+    initramfs::Root,
+    programs::{Programs, directory},
+};
 pub use self::{
     archive::Kernel,
     series::{USUAL, Wanted},
 };
-use crate::{build, packages, setup, shell};
+use crate::packages;
 
 /// What a test on one kernel came to: how it is called, and why it failed.
 pub struct Outcome {
@@ -34,14 +38,6 @@ struct Trial {
     /// The upstream version, such as "6.1.192".
     version: String,
     transcript: Transcript,
-}
-
-/// What runs in the guests.
-struct Programs {
-    /// The unit tests of the library, among them those that load each program.
-    tests: PathBuf,
-    /// The demo and both programs under test.
-    others: [PathBuf; 3],
 }
 
 /// Runs the tests on these kernels. Hands each outcome to `report`, then shows the table.
@@ -89,49 +85,4 @@ pub fn fetch(wanted: &Wanted) -> anyhow::Result<Vec<Kernel>> {
     packages::install(packages::Purpose::Kernels)?;
     let archive = Archive::open(directory())?;
     wanted.series().map(|series| archive.kernel(series)).collect()
-}
-
-/// Everything of this module is below it.
-fn directory() -> PathBuf {
-    shell::target_dir().join("kernels")
-}
-
-impl Programs {
-    fn build() -> anyhow::Result<Self> {
-        setup::toolchain()?;
-        let mut command = shell::cargo();
-        command.args(["test", "--package", "tcpcopy", "--lib", "--no-run"]);
-        command.args(["--message-format", "json-render-diagnostics"]).stderr(Stdio::inherit());
-        eprintln!("$ {}", shell::shown(&command));
-        let messages = shell::output(&mut command)?;
-        let tests = executable(&messages).context("cargo does not tell where it has put the unit tests")?;
-        let names = ["tcpcopy", "intercept", "demo"];
-        shell::run(
-            shell::cargo()
-                .args(["build", "--release", "--package", "tcpcopy", "--package", "lab"])
-                .args(names.iter().flat_map(|name| ["--bin", name])),
-        )?;
-        Ok(Self { tests, others: names.map(build::program) })
-    }
-}
-
-/// The executable that cargo names in its messages, one JSON object a line. There is one at most.
-fn executable(messages: &str) -> Option<PathBuf> {
-    let (_, rest) = messages.split_once("\"executable\":\"")?;
-    let (path, _) = rest.split_once('"')?;
-    Some(PathBuf::from(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_executable_of_the_unit_tests_is_found_among_cargo_s_messages() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null,\"fresh\":true}\n\
-                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/debug/deps/tcpcopy-1\",\"fresh\":true}\n\
-                        {\"reason\":\"build-finished\",\"success\":true}\n";
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/debug/deps/tcpcopy-1")));
-        assert_eq!(executable("{\"executable\":null}"), None);
-    }
 }

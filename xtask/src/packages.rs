@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, bail};
 
-use crate::{setup::step, shell};
+use crate::shell::{self, step};
 
 /// What the packages are for.
 #[derive(Clone, Copy, PartialEq, Eq)]

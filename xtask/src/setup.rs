@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     packages::{self, Purpose},
-    shell,
+    shell::{self, step},
 };
 
 /// The release that was tried with this workspace.
@@ -125,11 +125,4 @@ fn link_probe() -> anyhow::Result<()> {
             .args([&object, &input]),
     )?;
     Ok(())
-}
-
-/// Says what is going to be done, does it, and when it fails repeats the command for doing it by hand.
-pub fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
-    eprintln!("set-up: {what}");
-    shell::run(command)
-        .with_context(|| format!("set-up failed; run this by hand, then start again:\n    {}\n", shell::shown(command)))
 }

@@ -103,6 +103,13 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Says what is going to be done, does it, and when it fails repeats the command for doing it by hand.
+pub fn step(what: &str, command: &mut Command) -> anyhow::Result<()> {
+    eprintln!("set-up: {what}");
+    run(command)
+        .with_context(|| format!("set-up failed; run this by hand, then start again:\n    {}\n", shown(command)))
+}
+
 /// Runs the command quietly; its standard output when it succeeds, otherwise what it complained about.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let line = shown(command);

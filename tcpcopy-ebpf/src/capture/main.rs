@@ -17,6 +17,8 @@ mod panic;
 mod records;
 #[path = "../ring.rs"]
 mod ring;
+#[path = "../wakeup.rs"]
+mod wakeup;
 
 use aya_ebpf::{
     bindings::xdp_action::XDP_PASS,

@@ -6,7 +6,8 @@ use tcpcopy_ebpf::packet::{Packet, Unreadable, bounded};
 use crate::{
     counters::Count as _,
     maps,
-    ring::{NO_WAKEUP, Ring, wake_sleeper},
+    ring::{NO_WAKEUP, Ring},
+    wakeup::wake_sleeper,
 };
 
 const HEADER: u32 = size_of::<CaptureHeader>() as u32;

@@ -20,6 +20,8 @@ mod reports;
 #[path = "../ring.rs"]
 mod ring;
 mod swallow;
+#[path = "../wakeup.rs"]
+mod wakeup;
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN},

@@ -2,11 +2,7 @@
 
 use tcpcopy_common::{counters::TargetCounter, response::ResponseHeader};
 
-use crate::{
-    counters::Count as _,
-    maps,
-    ring::{NO_WAKEUP, wake_sleeper},
-};
+use crate::{counters::Count as _, maps, ring::NO_WAKEUP, wakeup::wake_sleeper};
 
 /// Reports a response or an event of a session to `intercept`: what `make` makes, and what `complete` adds to it. Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted
 /// with its `instance`. Whether there was room.

@@ -19,10 +19,12 @@ use tcpcopy_common::{
 
 use super::{
     BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
-    object::{
-        Object, Side, global, map,
+    names::{
+        global, map,
         program::{CAPTURE_TC, CAPTURE_TC_L3, CAPTURE_XDP},
     },
+    object::{Object, Side},
+    refusal::refusal,
     ring::{SignalPage, ring_size},
     selection::{Sampling, Share},
     stacking, sys, tc,
@@ -202,7 +204,7 @@ impl Capture {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn counters(&self) -> Result<CounterValues<CaptureCounter>, BpfError> {
-        self.object.counters(map::CAPTURE_COUNTERS)
+        CounterValues::of(&self.object, map::CAPTURE_COUNTERS)
     }
 
     /// The programs' log: `None` unless `debug` was set, or the second time.
@@ -248,7 +250,7 @@ fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfE
     match result {
         // Two interfaces with the same program.
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(error) => Err(BpfError::load(name, &error)),
+        Err(error) => Err(refusal(name, &error)),
     }
 }
 
@@ -286,7 +288,7 @@ fn attach_xdp(
     interface: &Interface,
 ) -> Result<CaptureLink, BpfError> {
     let program = object.program::<Xdp>(CAPTURE_XDP)?;
-    let program = program.fd().map_err(|error| BpfError::load(CAPTURE_XDP, &error))?;
+    let program = program.fd().map_err(|error| refusal(CAPTURE_XDP, &error))?;
     sys::create_xdp_link(program, interface.index, flags).map(CaptureLink::Xdp).map_err(|source| {
         let interface = interface.name.clone();
         match Errno::from_io_error(&source) {

@@ -5,10 +5,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use tcpcopy_common::flow::IpAddress;
 
-use super::{
-    BpfError,
-    object::{Object, map},
-};
+use super::{BpfError, names::map, object::Object};
 
 /// Bits before an IPv4 address in its mapped form.
 const MAPPED_BITS: u8 = 96;

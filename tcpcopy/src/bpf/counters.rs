@@ -8,10 +8,7 @@ use tcpcopy_common::{
     figures::{Family, Value, Visit},
 };
 
-use super::{
-    BpfError,
-    object::{Object, map},
-};
+use super::{error::BpfError, names::map, object::Object};
 
 /// A set of counters that a program keeps in a per-CPU array, indexed by the enum.
 pub trait Counter: Copy + 'static {
@@ -50,7 +47,13 @@ pub struct CounterValues<C> {
 }
 
 impl<C: Counter> CounterValues<C> {
-    pub(super) fn read(map: &'static str, array: &PerCpuArray<impl Borrow<MapData>, u64>) -> Result<Self, BpfError> {
+    /// Reads the array `map` of an object.
+    pub(super) fn of(object: &Object, map: &'static str) -> Result<Self, BpfError> {
+        let array: PerCpuArray<&MapData, u64> = object.map(map)?.try_into().map_err(BpfError::read(map))?;
+        Self::read(map, &array)
+    }
+
+    fn read(map: &'static str, array: &PerCpuArray<impl Borrow<MapData>, u64>) -> Result<Self, BpfError> {
         let values = C::ALL
             .iter()
             .map(|counter| Ok(array.get(&counter.index(), 0).map_err(BpfError::read(map))?.iter().sum()))

@@ -2,10 +2,9 @@
 
 use std::{error::Error, io};
 
-use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use aya::{EbpfError, maps::MapError};
 use rustix::io::Errno;
 
-use super::refusal::refusal;
 use crate::net::NetError;
 
 /// An eBPF program, map or ring could not be set up or used.
@@ -196,10 +195,6 @@ impl BpfError {
         if is_eperm(&error) { Self::Permission } else { Self::Object(Box::new(error)) }
     }
 
-    pub(super) fn load(program: &'static str, error: &ProgramError) -> Self {
-        if is_eperm(error) { Self::Permission } else { refusal(program, error) }
-    }
-
     pub(super) fn attach(program: &'static str, interface: &str, error: &(dyn Error + 'static)) -> Self {
         if is_eperm(error) {
             return Self::Permission;
@@ -224,7 +219,7 @@ impl BpfError {
 const EPERM: i32 = Errno::PERM.raw_os_error();
 
 /// Whether an operating-system error EPERM is at the bottom of `error`.
-fn is_eperm(error: &(dyn Error + 'static)) -> bool {
+pub(super) fn is_eperm(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
         if error.downcast_ref::<io::Error>().is_some_and(|e| e.raw_os_error() == Some(EPERM)) {
@@ -247,18 +242,27 @@ pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Takes the absence of what was to be removed for success.
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use aya::sys::SyscallError;
+    use aya::{programs::ProgramError, sys::SyscallError};
 
     use super::*;
+    use crate::bpf::refusal::refusal;
 
     #[test]
     fn a_refusal_for_want_of_privileges_says_what_to_do() {
         let eperm = || SyscallError { call: "bpf_map_create", io_error: io::Error::from_raw_os_error(EPERM) };
         let errors = [
             BpfError::object(EbpfError::MapError(MapError::SyscallError(eperm()))),
-            BpfError::load("capture_tc", &ProgramError::SyscallError(eperm())),
+            refusal("capture_tc", &ProgramError::SyscallError(eperm())),
             BpfError::attach("capture_tc", "eth0", &ProgramError::SyscallError(eperm())),
             BpfError::ring(4096, Errno::PERM),
         ];

@@ -7,8 +7,9 @@ use aya::{
 use tcpcopy_common::{mark::MarkKey, response::WireStats};
 
 use super::{
-    BpfError, absent_is_fine,
-    object::{Object, map},
+    error::{BpfError, absent_is_fine},
+    names::map,
+    object::Object,
 };
 
 /// The maps of the instances. Dropping this leaves them to the programs as they are.

@@ -6,7 +6,9 @@ use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
     BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
-    object::{Object, Side, global, map, program},
+    names::{global, map, program},
+    object::{Object, Side},
+    refusal::refusal,
     ring::{SignalPage, ring_size},
     sys, tc,
 };
@@ -106,7 +108,7 @@ impl Interceptor {
         let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
-            object.program::<SchedClassifier>(name)?.load().map_err(|error| BpfError::load(name, &error))?;
+            object.program::<SchedClassifier>(name)?.load().map_err(|error| refusal(name, &error))?;
         }
         Ok(Intercept {
             instances: InstanceMaps::take(&mut object)?,

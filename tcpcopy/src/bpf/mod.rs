@@ -14,6 +14,8 @@ mod error;
 mod instances;
 pub mod intercept;
 mod loader;
+mod logging;
+mod names;
 mod object;
 mod refusal;
 pub mod ring;
@@ -25,55 +27,13 @@ mod tc;
 #[cfg(test)]
 mod tests;
 
-use aya::maps::MapError;
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    task::JoinHandle,
-};
-
 pub use capture::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
 pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues, TargetCounters};
 pub use error::{BpfError, KernelFeature};
 pub use instances::InstanceMaps;
 pub use intercept::{Intercept, InterceptSetup, Interceptor, TcAttach};
+pub use logging::{LogForwarder, ProgramLogger, forward_log};
 pub use ring::RingReader;
 pub use selection::{Sampling, Share};
 pub use sessions::{Sessions, Walk};
-
-/// Reads the log records of the eBPF programs and hands them to [`log`]: call `flush` whenever it becomes readable.
-pub type ProgramLogger = aya_log::EbpfLogger<&'static dyn log::Log>;
-
-/// A task that forwards the log of the eBPF programs; ends when it is dropped.
-#[derive(Debug)]
-pub struct LogForwarder(JoinHandle<()>);
-
-impl Drop for LogForwarder {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Forwards what the eBPF programs log to [`log`]. Needs a tokio runtime.
-///
-/// # Errors
-/// When the runtime cannot watch the logger's descriptor.
-pub fn forward_log(logger: ProgramLogger) -> std::io::Result<LogForwarder> {
-    // SAFETY: the logger owns its descriptor, which is the same as long as it lives.
-    let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
-    let mut logger = logger.map_err(|e| e.into_parts().1)?;
-    Ok(LogForwarder(tokio::spawn(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    })))
-}
-
-/// Takes the absence of what was to be removed for success.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
-    match result {
-        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}

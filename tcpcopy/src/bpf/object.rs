@@ -7,13 +7,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, PerCpuArray},
+    maps::Map,
     programs::{Program, ProgramError},
 };
 use aya_log::{EbpfLogger, Level};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{BpfError, Counter, CounterValues, ProgramLogger, loader::loader, sys};
+use super::{error::BpfError, loader::loader, logging::ProgramLogger, refusal::refusal, sys};
 
 /// The programs of the production host, built by `build.rs`.
 static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf-capture"));
@@ -27,45 +27,6 @@ pub(super) enum Side {
     Capture,
     /// That of the test host: it learns sessions and swallows responses.
     Intercept,
-}
-
-/// The names of programs in the objects.
-pub(super) mod program {
-    pub(in crate::bpf) const CAPTURE_XDP: &str = "capture_xdp";
-    pub(in crate::bpf) const CAPTURE_TC: &str = "capture_tc";
-    pub(in crate::bpf) const CAPTURE_TC_L3: &str = "capture_tc_l3";
-    pub(in crate::bpf) const LEARN: &str = "learn";
-    pub(in crate::bpf) const LEARN_L3: &str = "learn_l3";
-    pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
-    pub(in crate::bpf) const SWALLOW_TCX_L3: &str = "swallow_tcx_l3";
-    pub(in crate::bpf) const SWALLOW_CLSACT: &str = "swallow_clsact";
-    pub(in crate::bpf) const SWALLOW_CLSACT_L3: &str = "swallow_clsact_l3";
-}
-
-/// The names of global values in the objects: constants to the verifier.
-pub(super) mod global {
-    pub(in crate::bpf) const CAPTURE_WORKERS: &str = "CAPTURE_WORKERS";
-    pub(in crate::bpf) const CAPTURE_CRITERIA: &str = "CAPTURE_CRITERIA";
-    pub(in crate::bpf) const SAMPLE_SEED: &str = "SAMPLE_SEED";
-    pub(in crate::bpf) const CAPTURE_HANDSHAKES: &str = "CAPTURE_HANDSHAKES";
-    pub(in crate::bpf) const REFLECT: &str = "REFLECT";
-}
-
-/// The names of maps in the objects.
-pub(super) mod map {
-    pub(in crate::bpf) const PORTS: &str = "PORTS";
-    pub(in crate::bpf) const CLIENTS: &str = "CLIENTS";
-    pub(in crate::bpf) const SAMPLE_THRESHOLD: &str = "SAMPLE_THRESHOLD";
-    pub(in crate::bpf) const ADDRESSES: &str = "ADDRESSES";
-    pub(in crate::bpf) const HANDSHAKES: &str = "HANDSHAKES";
-    pub(in crate::bpf) const CAPTURE_RINGS: &str = "CAPTURE_RINGS";
-    pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";
-    pub(in crate::bpf) const SIGNALS: &str = "SIGNALS";
-    pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
-    pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
-    pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
-    pub(in crate::bpf) const REPORTS: &str = "REPORTS";
-    pub(in crate::bpf) const TARGET_COUNTERS: &str = "TARGET_COUNTERS";
 }
 
 /// A loaded object: its maps exist, its programs not yet.
@@ -122,12 +83,7 @@ impl Object {
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
         let program = self.ebpf.program_mut(name).ok_or(BpfError::Missing { name })?;
-        program.try_into().map_err(|error| BpfError::load(name, &error))
-    }
-
-    pub(super) fn counters<C: Counter>(&self, name: &'static str) -> Result<CounterValues<C>, BpfError> {
-        let array: PerCpuArray<&MapData, u64> = self.map(name)?.try_into().map_err(BpfError::read(name))?;
-        CounterValues::read(name, &array)
+        program.try_into().map_err(|error| refusal(name, &error))
     }
 
     /// The reader of the programs' log: only with `debug`, and only once.

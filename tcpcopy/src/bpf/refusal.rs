@@ -5,7 +5,10 @@ use std::{fs, io};
 use aya::programs::ProgramError;
 use rustix::io::Errno;
 
-use super::{BpfError, KernelFeature, error::with_causes, object::program};
+use super::{
+    error::{BpfError, KernelFeature, is_eperm, with_causes},
+    names::program,
+};
 
 /// Capabilities by their bit in a mask (linux/capability.h). The second contains the first.
 const CAP_PERFMON: u32 = 38;
@@ -17,6 +20,9 @@ const LOG_LINES: usize = 5;
 
 /// Makes an error of what the kernel answered to the loading of `program`.
 pub(super) fn refusal(program: &'static str, error: &ProgramError) -> BpfError {
+    if is_eperm(error) {
+        return BpfError::Permission;
+    }
     match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             log::debug!("the verifier on `{program}` ({io_error}):\n{verifier_log}");

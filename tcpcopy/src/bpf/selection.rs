@@ -5,10 +5,7 @@ use std::time::Duration;
 use aya::maps::Array;
 use tcpcopy_common::capture::WHOLE_SAMPLE;
 
-use super::{
-    BpfError,
-    object::{Object, map},
-};
+use super::{BpfError, names::map, object::Object};
 
 /// A part of all connections, as the threshold of the lottery in which each draws a number of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,8 +7,9 @@ use bytemuck::Zeroable as _;
 use tcpcopy_common::{flow::Flow, response::Session};
 
 use super::{
-    BpfError, absent_is_fine,
-    object::{Object, map},
+    error::{BpfError, absent_is_fine},
+    names::map,
+    object::Object,
     sys,
 };
 

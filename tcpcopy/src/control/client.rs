@@ -9,10 +9,10 @@ use tokio::{
 };
 
 use super::{
-    HANDSHAKE_DEADLINE, Security, configure,
     frame::{Frame, FrameError},
     handshake::{HandshakeError, initiate, read_frame, write_frame},
     link::{Link, Role},
+    parameters::{HANDSHAKE_DEADLINE, Security, configure},
     record::Cipher,
     registration::{Hello, Refusal, RefusalCode, Welcome},
 };

@@ -16,8 +16,8 @@ use snow::{Builder, HandshakeState};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
-    PROTOCOL_VERSION, Security,
     frame::{Frame, FrameError, MAX_OPENING_FRAME},
+    parameters::{PROTOCOL_VERSION, Security},
     record::{Cipher, HEADER, OpenError, TAG},
 };
 

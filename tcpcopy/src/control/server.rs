@@ -31,11 +31,11 @@ use tokio::{
 };
 
 use super::{
-    HANDSHAKE_DEADLINE, Security, configure,
     frame::{Frame, FrameError},
     handshake::{HandshakeError, read_frame, respond},
     link::{Link, LinkError, Role},
     log_limit::LogLimit,
+    parameters::{HANDSHAKE_DEADLINE, Security, configure},
     record::Cipher,
     registration::{Hello, Refusal, Welcome},
 };

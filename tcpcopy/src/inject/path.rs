@@ -21,7 +21,11 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcpcopy_common::flow::IpAddress;
 use tcpcopy_wire::EthernetHeader;
 
-use super::{Backend, InjectError, address::SocketAddress, checks};
+use super::{
+    address::SocketAddress,
+    checks,
+    error::{Backend, InjectError},
+};
 use crate::{
     finding::Finding,
     net::{

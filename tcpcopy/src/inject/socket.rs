@@ -8,7 +8,7 @@ use std::{
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::InjectError;
+use super::error::InjectError;
 
 /// Octets that may wait in the kernel for the interface, bookkeeping included: some 2,000 full-sized packets, so that the
 /// burst of a whole batch fits into what a slow interface has not sent yet.
@@ -33,8 +33,8 @@ pub(super) fn packet(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     })
 }
 
-/// A packet socket that takes frames, each with orders before it: see [`super::frame`]. (The kernel allows these orders only
-/// where the link-layer header is given too.)
+/// A packet socket that takes frames, each with orders before it: see [`tcpcopy_wire::EthernetHeader`]. (The kernel
+/// allows these orders only where the link-layer header is given too.)
 pub(super) fn frame(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     open("AF_PACKET", || {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;

@@ -1,6 +1,7 @@
 //! The program `intercept`: swallows responses and reports them to their owner.
 
 mod checks;
+mod orders;
 mod reaper;
 mod refused;
 mod registry;

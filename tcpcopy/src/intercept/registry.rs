@@ -9,7 +9,7 @@ use std::{
 
 use tcpcopy_common::{mark::MarkKey, response::WireStats};
 
-use super::reporter::Order;
+use super::orders::Order;
 use crate::{
     bpf::{BpfError, InstanceMaps},
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},

@@ -18,7 +18,10 @@ use tcpcopy_replay::{
     worker::nap::{Naps, Rest},
 };
 
-use super::registry::{Instances, lock};
+use super::{
+    orders::Order,
+    registry::{Instances, lock},
+};
 use crate::{
     bpf::RingReader,
     clock::{nap, now},
@@ -37,15 +40,6 @@ const STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long owners are waited for at the end. One that works closes its channel within milliseconds.
 const PARTING: Duration = Duration::from_secs(5);
-
-/// What the main thread tells the report thread.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// A channel is up.
-    LinkUp(u32, Box<Link>),
-    /// Report what is in the ring and end.
-    Stop,
-}
 
 figures! {
     /// What the report thread has counted.

@@ -20,7 +20,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{head, request_id};
+use super::head::{self, request_id};
 use crate::{Host, monotonic_ns};
 
 /// A request that was received.

@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::{Programs, archive::Kernel, directory};
+use super::{
+    archive::Kernel,
+    programs::{Programs, directory},
+};
 use crate::shell;
 
 /// What the laboratory and the programs need of a kernel. What is built in is not in `modules.dep`, and needs no

@@ -3,8 +3,9 @@
 //! A file needs another if it names something in it by a path that begins with `crate`, `super`, `self` or one of its own modules.
 //! Re-exports are followed to where the item is. `mod child;` alone is no need.
 //!
-//! Limits: macros are not expanded, `#[path]` and `include!` are not known, what is called without being named (a method, a
-//! trait's implementation) does not count, nor do tests, nor modules in the midst of a file.
+//! Limits: macros are not expanded, `include!` is not known, what is called without being named (a method, a trait's
+//! implementation) does not count, nor do tests, nor modules in the midst of a file, nor how far something can be seen
+//! (`pub(in path)`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,8 +29,8 @@ pub(super) struct Crate {
 #[derive(Default)]
 struct File {
     path: PathBuf,
-    /// Modules that are files of their own.
-    children: BTreeSet<String>,
+    /// Modules that are files of their own, with the path that an attribute gives them.
+    children: BTreeMap<String, Option<PathBuf>>,
     /// Names that were imported here, and what they mean: relative to this module.
     imports: BTreeMap<String, Vec<String>>,
     /// Every path that begins with `crate`, `super`, `self` or a module of this file.
@@ -51,10 +52,14 @@ impl Crate {
         let file = File::parse(path, &text);
         let children = file.children.clone();
         self.files.insert(module.clone(), file);
-        for child in children {
+        for (child, given) in children {
             let below = directory.join(&child);
             let flat = directory.join(format!("{child}.rs"));
-            let path = if flat.exists() { flat } else { below.join("mod.rs") };
+            let path = match given {
+                Some(given) => path.with_file_name(given),
+                None if flat.exists() => flat,
+                None => below.join("mod.rs"),
+            };
             self.add([&module[..], &[child]].concat(), &path, &below)?;
         }
         Ok(())
@@ -83,7 +88,7 @@ impl Crate {
             "crate" => (at, rest) = (Vec::new(), &path[1..]),
             "self" => rest = &path[1..],
             "super" => {}
-            first if self.files.get(module)?.children.contains(first) => {}
+            first if self.files.get(module)?.children.contains_key(first) => {}
             // Another crate, or a name that another import has brought.
             _ => return None,
         }
@@ -91,7 +96,7 @@ impl Crate {
             let file = self.files.get(&at)?;
             if name == "super" {
                 at.pop()?;
-            } else if file.children.contains(name) {
+            } else if file.children.contains_key(name) {
                 at.push(name.clone());
             } else if let Some(import) = file.imports.get(name).filter(|_| depth < MOST) {
                 let path = [&import[..], &rest[index + 1..]].concat();
@@ -111,7 +116,7 @@ impl File {
         let mut file = Self { path: path.to_owned(), ..Self::default() };
         for window in words.windows(3) {
             if let ["mod", name, ";"] = window {
-                file.children.insert((*name).to_owned());
+                file.children.insert((*name).to_owned(), given_path(text, name));
             }
         }
         let mut at = 0;
@@ -119,7 +124,8 @@ impl File {
             let is_use = words[at] == "use";
             let begin = at + usize::from(is_use);
             let starts = |word: &str| matches!(word, "crate" | "super" | "self");
-            let is_path = starts(words[at]) && words.get(at + 1) == Some(&"::");
+            let is_visibility = at > 1 && words[at - 2..at] == ["(", "in"];
+            let is_path = starts(words[at]) && words.get(at + 1) == Some(&"::") && !is_visibility;
             if !is_use && !is_path {
                 at += 1;
                 continue;
@@ -128,7 +134,7 @@ impl File {
             at = tree(&words, begin, &[], &mut found).max(at + 1);
             for (name, path) in found {
                 let first = path.first().map_or("", String::as_str);
-                if starts(first) || is_use && file.children.contains(first) {
+                if starts(first) || is_use && file.children.contains_key(first) {
                     file.paths.push(path.clone());
                 }
                 if is_use {
@@ -138,6 +144,14 @@ impl File {
         }
         file
     }
+}
+
+/// The path in an attribute `#[path = "…"]` of a module, on the line before it.
+fn given_path(text: &str, module: &str) -> Option<PathBuf> {
+    let is_module = |line: &str| line.split_whitespace().last() == Some(&*format!("{module};"));
+    let lines = text.lines().zip(text.lines().skip(1));
+    let attribute = lines.filter(|(_, next)| is_module(next)).find_map(|(line, _)| line.strip_prefix("#[path = \""));
+    Some(PathBuf::from(attribute?.strip_suffix("\"]")?))
 }
 
 /// Splits code into words, `::` and single characters.
@@ -262,6 +276,20 @@ mod tests {
         ];
         assert_eq!(circles_of(&files), [["", "a", "b"]]);
         let files = [("", "mod a; mod b; pub use a::A; pub use b::B;"), ("a", ""), ("b", "use crate::A;")];
+        assert_eq!(circles_of(&files), [[""; 0]; 0]);
+    }
+
+    #[test]
+    fn a_module_may_be_given_a_path() {
+        let text = "mod a;\n#[path = \"../b.rs\"]\nmod b;\n";
+        let file = File::parse(Path::new("x/main.rs"), text);
+        let children: Vec<_> = file.children.into_iter().collect();
+        assert_eq!(children, [("a".to_owned(), None), ("b".to_owned(), Some(PathBuf::from("../b.rs")))]);
+    }
+
+    #[test]
+    fn how_far_something_is_seen_is_no_need() {
+        let files = [("", "mod a;"), ("a", "mod b; use b::C;"), ("a::b", "pub(in crate::a) const C: u8 = 1;")];
         assert_eq!(circles_of(&files), [[""; 0]; 0]);
     }
 

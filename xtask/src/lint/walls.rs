@@ -14,8 +14,34 @@ const CORE: &[(&str, &[&str])] = &[
     ("tcpcopy-wire", &["bytemuck", "tcpcopy-common", "tcpcopy-replay", "thiserror"]),
 ];
 
-/// The crates in which no two files may need each other, by their root files. In `tcpcopy`, `tcpcopy-wire` and `xtask` some do.
-const LAYERED: &[&str] = &["tcpcopy-common/src/lib.rs", "tcpcopy-replay/src/lib.rs", "tcpcopy-ebpf/src/lib.rs"];
+/// The crates in which no two files may need each other, by their root files.
+const LAYERED: &[&str] = &[
+    "tcpcopy-common/src/lib.rs",
+    "tcpcopy-replay/src/lib.rs",
+    "tcpcopy-wire/src/lib.rs",
+    "tcpcopy-ebpf/src/lib.rs",
+    "tcpcopy-ebpf/src/capture/main.rs",
+    "tcpcopy-ebpf/src/intercept/main.rs",
+    "tcpcopy/src/lib.rs",
+    "tests/src/lib.rs",
+    "tests/src/bin/bench/main.rs",
+    "tests/src/bin/demo/main.rs",
+    "fuzz/src/lib.rs",
+    "xtask/src/main.rs",
+];
+
+/// The root file of the core.
+const REPLAY: &str = "tcpcopy-replay/src/lib.rs";
+
+/// The layers of the core, each with those above it, which it may not need: not even where that closes no circle of files.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("store", &["input", "tcp", "causality", "engine", "worker"]),
+    ("stats", &["input", "tcp", "causality", "store", "engine", "worker"]),
+    ("input", &["causality", "engine", "worker"]),
+    ("causality", &["engine", "worker"]),
+    ("tcp", &["engine", "worker"]),
+    ("engine", &["worker"]),
+];
 
 /// The crate with the command line.
 const PROGRAMS: &str = "tcpcopy/src/lib.rs";
@@ -32,6 +58,7 @@ pub(super) fn check() -> anyhow::Result<()> {
     for root in LAYERED {
         breaches.extend(circles(&Crate::read(&shell::workspace().join(root))?));
     }
+    breaches.extend(layers(&Crate::read(&shell::workspace().join(REPLAY))?));
     breaches.extend(command_line(&Crate::read(&shell::workspace().join(PROGRAMS))?));
     if !breaches.is_empty() {
         bail!("these break through the walls (see docs/architecture.md):\n- {}", breaches.join("\n- "));
@@ -92,6 +119,27 @@ fn circles(read: &Crate) -> Vec<String> {
     breaches
 }
 
+/// Files of a layer that need one above it, and layers that are not there: those nobody would be held to.
+fn layers(read: &Crate) -> Vec<String> {
+    let root = Path::new(REPLAY).with_file_name("");
+    let needs = read.needs();
+    let mut breaches = Vec::new();
+    for (layer, above) in LAYERS {
+        let is_in = |path: &Path, layer: &str| short(path).starts_with(root.join(layer));
+        let files: Vec<_> = needs.iter().filter(|(file, _)| is_in(file, layer)).collect();
+        if files.is_empty() {
+            breaches.push(format!("{} has no files: has it another name?", root.join(layer).display()));
+        }
+        for (file, needed) in files {
+            let wrong = needed.iter().filter(|needed| above.iter().any(|above| is_in(needed, above)));
+            breaches.extend(wrong.map(|needed| {
+                format!("{} needs {}, which is of a layer above", short(file).display(), short(needed).display())
+            }));
+        }
+    }
+    breaches
+}
+
 fn command_line(read: &Crate) -> Vec<String> {
     let is_command_line = |path: &Path| short(path).starts_with(COMMAND_LINE);
     let needs = read.needs();
@@ -119,6 +167,33 @@ mod tests {
         let tree = "tcpcopy-common v0.1.0 (/somewhere)\nbytemuck v1.25.2\naya v0.14.0\nbytemuck v1.25.2 (*)\n";
         let wrong = strangers("tcpcopy-common", &["bytemuck"], tree);
         assert!(matches!(&wrong[..], [one] if one.starts_with("tcpcopy-common links aya")), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_layer_that_needs_one_above_is_noticed_and_so_is_one_that_is_gone() {
+        let root = shell::workspace().join(REPLAY);
+        let path = |name: &str| root.with_file_name(name).display().to_string();
+        let files = ["", "store", "stats", "input", "causality", "tcp", "engine", "worker"].map(|module| {
+            let text = match module {
+                "" => "mod store; mod stats; mod input; mod causality; mod tcp; mod engine; mod worker;",
+                "engine" => "use crate::{store::Slab, tcp::Session};",
+                "tcp" => "use crate::worker::Nap;",
+                _ => "",
+            };
+            let name = if module.is_empty() { root.display().to_string() } else { path(&format!("{module}/mod.rs")) };
+            (module, name, text)
+        });
+        let files: Vec<_> = files.iter().map(|(module, name, text)| (*module, &**name, *text)).collect();
+        let wrong = "tcpcopy-replay/src/tcp/mod.rs needs tcpcopy-replay/src/worker/mod.rs, which is of a layer above";
+        assert_eq!(layers(&Crate::of(&files)), [wrong]);
+        let files: Vec<_> = files.into_iter().filter(|(module, ..)| !["tcp", "stats"].contains(module)).collect();
+        assert_eq!(
+            layers(&Crate::of(&files)),
+            [
+                "tcpcopy-replay/src/stats has no files: has it another name?",
+                "tcpcopy-replay/src/tcp has no files: has it another name?",
+            ]
+        );
     }
 
     #[test]

@@ -11,7 +11,9 @@ use tcpcopy_common::capture::criterion;
 use super::privileged;
 use crate::bpf::{
     BpfError,
-    object::{Object, Side, global, map, program},
+    names::{global, map, program},
+    object::{Object, Side},
+    refusal::refusal,
 };
 
 const CAPTURE_PROGRAMS: [&str; 3] = [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP];
@@ -79,7 +81,7 @@ fn load(object: &mut Object, name: &'static str) -> Outcome {
     let verified = |info: ProgramInfo| info.verified_instruction_count().filter(|count| *count > 0);
     match loaded.map(verified) {
         Ok(verified) => Outcome::Loads(verified),
-        Err(error) => match BpfError::load(name, &error) {
+        Err(error) => match refusal(name, &error) {
             BpfError::Kernel(feature) => Outcome::Lacks(feature.name()),
             error => Outcome::Refused(error.to_string()),
         },

@@ -1,7 +1,7 @@
 //! Privileged tests: packets over a veth pair, as they arrive at its other end.
 
 use std::{
-    io::Read as _,
+    io::{self, Read as _},
     os::fd::{AsRawFd as _, OwnedFd},
     sync::Arc,
     time::Duration,
