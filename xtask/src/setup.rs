@@ -10,6 +10,8 @@ use crate::{
     shell::{self, step},
 };
 
+/// The release that deny.toml is written for.
+const CARGO_DENY: &str = "0.20.2";
 /// The release that was tried with this workspace.
 const BPF_LINKER: &str = "0.10.4";
 /// The LLVM versions that it can be built for.
@@ -56,7 +58,7 @@ pub fn toolchain() -> anyhow::Result<()> {
     bpf_linker()
 }
 
-/// Installs clippy and rustfmt where they are missing.
+/// Installs clippy, rustfmt and cargo-deny where they are missing.
 pub fn lint_tools() -> anyhow::Result<()> {
     for (component, probe) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         if shell::output(shell::cargo().args([probe, "--version"])).is_err() {
@@ -68,6 +70,14 @@ pub fn lint_tools() -> anyhow::Result<()> {
         step(
             &format!("installing clippy of the toolchain {nightly}"),
             Command::new("rustup").args(["component", "add", "clippy", "--toolchain", nightly]),
+        )?;
+    }
+    // Any release will do that the machine has: the format of deny.toml rarely changes, and a build takes minutes.
+    if shell::output(shell::cargo().args(["deny", "--version"])).is_err() {
+        step(
+            "building cargo-deny, which judges dependencies; it takes some minutes, once",
+            // Not optimised: it judges in three seconds all the same.
+            shell::cargo().args(["install", "cargo-deny", "--version", CARGO_DENY, "--locked", "--debug"]),
         )?;
     }
     Ok(())
