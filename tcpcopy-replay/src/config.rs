@@ -7,7 +7,7 @@ use std::{
 
 use tcpcopy_common::mark::MarkKey;
 
-use crate::{identity::Identity, tcp::round_trip::RoundTrip};
+use crate::{identity::Identity, tcp::distance::RoundTrip};
 
 /// Names a control channel, and so a host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -12,8 +12,8 @@ use crate::{
     stats::Reason,
     store::{id::Id, moment::Moment, timers::Timer},
     tcp::{
+        distance::Distance,
         isn,
-        round_trip::Distance,
         session::{Final, FinalSegment, Origin, Outcome, Owed, Session},
     },
     time::Nanos,

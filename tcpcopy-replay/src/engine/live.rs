@@ -13,7 +13,7 @@ use crate::{
     stats::{Reason, Stats},
     store::id::Id,
     tcp::{
-        round_trip::Distance,
+        distance::Distance,
         seq::{LiveAck, LiveSeq},
         session::{Final, Origin, Outcome},
     },

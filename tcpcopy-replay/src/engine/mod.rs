@@ -39,8 +39,8 @@ use crate::{
     },
     tcp::{
         RoundTrip,
+        distance::Distance,
         isn::Opening,
-        round_trip::Distance,
         seq::LiveSeq,
         server_profile::ServerProfile,
         session::{Context, Final, FinalSegment, Outcome, Plan, Poll, Session},

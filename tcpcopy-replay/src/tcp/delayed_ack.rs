@@ -12,9 +12,9 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{
     store::moment::Moment,
     tcp::{
+        distance::Distance,
         nagle::Nagle,
         receiver::{Receiver, Want},
-        round_trip::Distance,
         seq::TargetSeq,
     },
     time::Nanos,

@@ -46,9 +46,9 @@ use crate::{
     report::SegmentReport,
     store::moment::Moment,
     tcp::{
+        distance::Distance,
         isn::Opening,
-        recovery::Rto,
-        round_trip::Distance,
+        rto::Rto,
         seq::{LiveAck, ReplaySeq},
     },
     time::Nanos,

@@ -1,5 +1,6 @@
 //! `cargo xtask lint`
 
+mod docs;
 mod imports;
 mod source;
 mod walls;
@@ -19,6 +20,7 @@ pub fn run() -> anyhow::Result<()> {
     setup::lint_tools()?;
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
     walls::check()?;
+    docs::check()?;
     shell::run(
         shell::cargo()
             .args(["clippy", "--workspace", "--exclude", "tcpcopy-ebpf", "--all-targets"])

@@ -11,7 +11,7 @@ use super::{
     harness::{Client, Lab, MS, config},
     target::Act,
 };
-use crate::{config::Config, tcp::round_trip::RoundTrip};
+use crate::{config::Config, tcp::distance::RoundTrip};
 
 /// Answers of a service that is known not to wait for acknowledgements.
 fn acquainted() -> Lab {

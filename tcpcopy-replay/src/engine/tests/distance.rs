@@ -6,7 +6,7 @@ use super::{
     harness::{Client, Lab, MS, config},
     target::{Act, App, lines_then_reset},
 };
-use crate::{causality::greeting::FirstSpeaker, config::Config, tcp::round_trip::RoundTrip, time::Nanos};
+use crate::{causality::greeting::FirstSpeaker, config::Config, tcp::distance::RoundTrip, time::Nanos};
 
 /// The way to the target and back, and a little more.
 const SOON: u64 = 1;

@@ -6,7 +6,7 @@ use super::{
     harness::{CREDENTIALS, Client, Lab, MS, TARGET, config},
     target::{lines, silent},
 };
-use crate::{config::Config, tcp::round_trip::RoundTrip};
+use crate::{config::Config, tcp::distance::RoundTrip};
 
 #[test]
 fn a_connection_is_replayed_from_syn_to_fin() {

@@ -15,7 +15,7 @@ use crate::{
     report::SegmentReport,
     stats::Reason,
     store::moment::Moment,
-    tcp::{isn, receiver::WINDOW, recovery::Rto, seq::ReplaySeq},
+    tcp::{isn, receiver::WINDOW, rto::Rto, seq::ReplaySeq},
     time::Nanos,
 };
 

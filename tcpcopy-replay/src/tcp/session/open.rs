@@ -12,10 +12,10 @@ use crate::{
     stats::Reason,
     store::moment::Moment,
     tcp::{
+        congestion::Congestion,
         delayed_ack::Acknowledger,
+        distance::Distance,
         receiver::Receiver,
-        recovery::Congestion,
-        round_trip::Distance,
         seq::{ReplaySeq, TargetSeq},
     },
     time::Nanos,

@@ -12,9 +12,9 @@ use crate::{
     stats::{Reason, Stats},
     store::moment::Moment,
     tcp::{
+        distance::Distance,
         isn::Opening,
-        recovery::Rto,
-        round_trip::Distance,
+        rto::Rto,
         seq::{LiveAck, ReplaySeq},
         server_profile::ServerProfile,
     },
