@@ -14,7 +14,7 @@ use tcpcopy::{
     },
     source::{Rule, Settings},
 };
-use tcpcopy_common::flow::IpAddress;
+use tcpcopy_common::{flow::IpAddress, prefix::Prefix};
 
 /// The target: the first octet says what the text behind it is.
 pub fn run(data: &[u8]) {
@@ -47,7 +47,8 @@ fn rules(list: &str) {
 
 /// A rule as one would type it.
 fn written(rule: &Rule) -> String {
-    let Rule { address, port, target } = rule;
+    let Rule { address, port, target, prefix } = rule;
+    assert_eq!(*prefix, Prefix::NONE, "no argument asks for a prefix");
     match address {
         None => format!("{port}-{target}"),
         Some(address) => format!("{}-{target}", SocketAddr::new(*address, *port)),

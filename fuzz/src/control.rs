@@ -2,9 +2,13 @@
 //!
 //! The first octet says which of them the rest is for.
 
+use std::collections::HashSet;
+
 use tcpcopy::control::{
-    Frame, FrameError, Hello, LinkError, RefusalCode, Resume, Token, frame::MAX_FRAME, fuzzing, fuzzing::Peer,
+    Batch, Frame, FrameError, Hello, LinkError, MAX_TARGETS, RefusalCode, Resume, Token, frame::MAX_FRAME, fuzzing,
+    fuzzing::Peer,
 };
+use tcpcopy_common::prefix::Prefix;
 
 /// The target.
 pub fn run(data: &[u8]) {
@@ -40,18 +44,24 @@ fn frame(octets: &[u8]) {
     // A refusal's code has one meaning, but more than one name within this program.
     assert_eq!(again, octets, "{frame:?}");
     if let Frame::Responses(responses) = frame {
-        let records: Vec<_> = responses.iter().collect();
-        assert_eq!((records.len(), responses.is_empty()), (responses.len(), octets.len() == 1));
+        let mut batch = Batch::new();
+        for response in responses.iter() {
+            assert!(response.prefix().len() <= usize::from(Prefix::MOST.octets()));
+            assert!(response.prefix().len() <= response.header().payload_len as usize);
+            assert!(batch.push(&response), "reports that came in one frame");
+        }
+        assert_eq!((batch.len(), batch.is_empty()), (responses.len(), octets.len() == 1));
         let mut third = Vec::new();
-        let made = Frame::Responses(tcpcopy::control::Responses::new(&records));
-        made.encode(&mut third).expect("records that were decoded");
-        assert_eq!(third, octets, "records that are made differ from those that came");
+        Frame::Responses(batch.responses()).encode(&mut third).expect("reports that were decoded");
+        assert_eq!(third, octets, "reports that are made differ from those that came");
     }
 }
 
 fn within_bounds(frame: &Frame<'_>) {
     match frame {
-        Frame::Hello { name, .. } => assert!(name.len() <= 64 && !name.contains(char::is_control)),
+        Frame::Hello { name, prefixes, .. } => {
+            assert!(name.len() <= 64 && !name.contains(char::is_control) && prefixes.len() <= MAX_TARGETS);
+        }
         Frame::Refused { text, .. } => assert!(text.len() <= 256 && !text.contains(char::is_control)),
         _ => {}
     }
@@ -114,6 +124,9 @@ fn receive(octets: &[u8], chunk: usize, of_tcpcopy: bool) -> Received {
 }
 
 const KEY: [u8; 32] = [7; 32];
+/// Octets that are read before it is known who speaks: preamble, a message of the key exchange, the largest Hello with its length
+/// and its tag.
+const READ_OF_A_STRANGER: usize = 8 + 2 + 48 + 2 + 25 + 64 + MAX_TARGETS * 20 + 16;
 
 /// `intercept` and a stranger.
 fn accept(data: &[u8]) {
@@ -125,14 +138,21 @@ fn accept(data: &[u8]) {
     if crate::tells() {
         eprintln!("{heard:?}");
     }
-    assert!(peer.said() <= 8 + 2 + 48 + 2 + 512, "{} octets are read of a stranger", peer.said());
+    assert!(peer.said() <= READ_OF_A_STRANGER, "{} octets are read of a stranger", peer.said());
     match heard {
-        Ok(hello) => {
+        Ok(Err(refusal)) => {
             assert!(!with_key, "a stranger has the key");
+            assert_eq!(refusal.code, RefusalCode::BadPrefix);
+            assert!(!refusal.text().is_empty() && refusal.text().len() <= 256);
+        }
+        Ok(Ok(hello)) => {
+            assert!(!with_key, "a stranger has the key");
+            let targets: HashSet<_> = hello.prefixes.iter().map(|(target, _)| target).collect();
+            assert!(targets.len() == hello.prefixes.len() && targets.len() <= MAX_TARGETS);
             assert!(hello.name().len() <= 64 && !hello.name().contains(char::is_control));
             // What the server took for a hello is one: an honest client with this hello says the same.
             let mut honest = Peer::new(&[], 1);
-            let again = Hello::new(hello.worker, hello.resume, hello.name());
+            let again = Hello::new(hello.worker, hello.resume, hello.name()).with_prefixes(hello.prefixes.clone());
             let _ = fuzzing::introduce_to(&mut honest, &fuzzing::security(None), &again);
             let preamble = honest.into_heard();
             assert_eq!(&octets[..preamble.len().min(7)], &preamble[..preamble.len().min(7)]);
@@ -155,13 +175,13 @@ fn introduce(data: &[u8]) {
     if crate::tells() {
         eprintln!("{answered:?}");
     }
-    assert!(peer.said() <= 8 + 2 + 48 + 2 + 512, "{} octets are read of a stranger", peer.said());
+    assert!(peer.said() <= READ_OF_A_STRANGER, "{} octets are read of a stranger", peer.said());
     match answered {
         Ok(answer) => {
             assert!(!with_key, "a stranger has the key");
             if let Err(refusal) = answer {
                 assert!(refusal.text().len() <= 256 && !refusal.text().contains(char::is_control));
-                assert!(!matches!(refusal.code, RefusalCode::Other(1 | 2)));
+                assert!(!matches!(refusal.code, RefusalCode::Other(1..=3)));
             }
         }
         Err(error) => assert!(!error.to_string().is_empty()),

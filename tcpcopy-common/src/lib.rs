@@ -12,6 +12,7 @@ pub mod flow;
 pub mod mark;
 #[cfg(feature = "user")]
 mod pod;
+pub mod prefix;
 pub mod response;
 pub mod tcp_flags;
 pub mod wakeup;

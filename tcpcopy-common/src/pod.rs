@@ -4,6 +4,7 @@ use crate::{
     capture::{Rule, RuleKey},
     flow::{Flow, IpAddress},
     mark::MarkKey,
+    prefix::PrefixKey,
     response::{Session, WireStats},
 };
 
@@ -21,4 +22,4 @@ macro_rules! pod {
     };
 }
 
-pod!(Flow, IpAddress, MarkKey, Rule, RuleKey, Session, WireStats);
+pod!(Flow, IpAddress, MarkKey, PrefixKey, Rule, RuleKey, Session, WireStats);

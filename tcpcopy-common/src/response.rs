@@ -1,10 +1,14 @@
 //! What the target's programs report to `intercept`, and the sessions they know.
+//!
+//! A report is a [`ResponseHeader`], and behind it the first octets of the response's payload, as many as the header says. Both
+//! in the ring and on the control channel; [`Response`] is what either is read into.
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
     figures::{Figures as _, Section, counter},
     flow::Flow,
+    prefix::Prefix,
     tcp_flags::TcpFlags,
 };
 
@@ -37,11 +41,60 @@ pub struct ResponseHeader {
     pub kind: u8,
     /// Bits of [`option`].
     pub options: u8,
+    /// Octets of the payload, from its first on, that follow this header; host order (little-endian on the wire). At most
+    /// [`payload_len`](Self::payload_len), and what the session's [`Prefix`] asks for.
+    pub prefix_len: u16,
     /// Zero.
-    pub _reserved: [u8; 4],
+    pub _reserved: [u8; 2],
 }
 
 const _: () = assert!(size_of::<ResponseHeader>() == 72);
+const _: () = assert!(core::mem::offset_of!(ResponseHeader, prefix_len) == 68);
+
+/// A report, read: a header whose lengths agree with each other and with the octets that follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Response<'a> {
+    header: ResponseHeader,
+    prefix: &'a [u8],
+}
+
+impl<'a> Response<'a> {
+    /// A header (in host order), and the first octets of the payload that it is of. `None` when its
+    /// [`prefix_len`](ResponseHeader::prefix_len) contradicts these, or the payload's length, or what a [`Prefix`] can be.
+    #[must_use]
+    pub fn new(header: ResponseHeader, prefix: &'a [u8]) -> Option<Self> {
+        let possible = header.prefix_len <= Prefix::MOST.octets() && u32::from(header.prefix_len) <= header.payload_len;
+        (possible && prefix.len() == usize::from(header.prefix_len)).then_some(Self { header, prefix })
+    }
+
+    /// Reads a record of the ring, which may be longer than the report in it. `None` when it is shorter, or its lengths
+    /// contradict each other.
+    #[must_use]
+    pub fn from_record(record: &'a [u8]) -> Option<Self> {
+        let (header, rest) = record.split_first_chunk::<{ size_of::<ResponseHeader>() }>()?;
+        let header: ResponseHeader = bytemuck::pod_read_unaligned(header);
+        Self::new(header, rest.get(..usize::from(header.prefix_len))?)
+    }
+
+    /// The headers.
+    #[must_use]
+    pub const fn header(&self) -> &ResponseHeader {
+        &self.header
+    }
+
+    /// The first octets of the payload: none, unless the session's [`Prefix`] asks for them.
+    #[must_use]
+    pub const fn prefix(&self) -> &'a [u8] {
+        self.prefix
+    }
+}
+
+/// A report of headers only.
+impl From<ResponseHeader> for Response<'_> {
+    fn from(header: ResponseHeader) -> Self {
+        Self { header: ResponseHeader { prefix_len: 0, ..header }, prefix: &[] }
+    }
+}
 
 /// [`ResponseHeader::window_scale`]: the option was absent.
 pub const NO_WINDOW_SCALE: u8 = 0xff;
@@ -93,8 +146,8 @@ pub struct Session {
     /// The target's sequence number after the last octet that was reported without a gap before it, host order; kept only where
     /// acknowledgements are reflected.
     pub answered: u32,
-    /// Zero.
-    pub _reserved: [u8; 4],
+    /// The [`Prefix`] of its reports, in octets, host order: that of its target when its SYN came.
+    pub prefix: u32,
 }
 
 const _: () = assert!(size_of::<Session>() == 32);
@@ -124,5 +177,49 @@ crate::figures! {
 impl core::ops::AddAssign for WireStats {
     fn add_assign(&mut self, more: Self) {
         self.merge(&more);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report of a payload of 40 octets, of which 16 follow, in a larger bucket.
+    fn record(change: impl FnOnce(&mut ResponseHeader)) -> [u8; 72 + 64] {
+        let mut header = ResponseHeader { payload_len: 40, prefix_len: 16, ..ResponseHeader::zeroed() };
+        change(&mut header);
+        let mut record = [0xee; 72 + 64];
+        record[..72].copy_from_slice(bytemuck::bytes_of(&header));
+        record[72..88].copy_from_slice(b"HTTP/1.1 200 OK\r");
+        record
+    }
+
+    #[test]
+    fn a_record_is_read_up_to_the_end_of_its_prefix() {
+        let record = record(|_| {});
+        let response = Response::from_record(&record).unwrap();
+        assert_eq!((response.header().payload_len, response.prefix()), (40, &b"HTTP/1.1 200 OK\r"[..]));
+        assert_eq!(Response::from_record(&record[..88]), Some(response));
+        assert_eq!(Response::from(*response.header()).prefix(), b"");
+        assert_eq!(Response::from(*response.header()).header().prefix_len, 0);
+    }
+
+    #[test]
+    fn lengths_that_contradict_each_other_make_no_response() {
+        for short in [0, 71, 72, 87] {
+            assert_eq!(Response::from_record(&record(|_| {})[..short]), None, "{short} octets");
+        }
+        let longer_than = |payload_len| record(move |header| header.payload_len = payload_len);
+        assert_eq!(Response::from_record(&longer_than(15)), None, "longer than the payload");
+        assert!(Response::from_record(&longer_than(16)).is_some(), "all of the payload");
+        let mut long = [0; 72 + 4096];
+        for (octets, is_possible) in [(2048, true), (2049, false), (4096, false)] {
+            let header = ResponseHeader { payload_len: 1 << 16, prefix_len: octets, ..ResponseHeader::zeroed() };
+            long[..72].copy_from_slice(bytemuck::bytes_of(&header));
+            assert_eq!(Response::from_record(&long).is_some(), is_possible, "{octets} octets");
+        }
+        let header = ResponseHeader { payload_len: 9, prefix_len: 4, ..ResponseHeader::zeroed() };
+        assert_eq!(Response::new(header, b"abc"), None, "too few");
+        assert_eq!(Response::new(header, b"abcde"), None, "too many");
     }
 }

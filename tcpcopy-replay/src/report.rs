@@ -2,15 +2,15 @@
 
 use tcpcopy_common::{
     flow::Flow,
-    response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
+    response::{NO_WINDOW_SCALE, Response, ResponseHeader, kind, option},
     tcp_flags::TcpFlags,
 };
 
 /// A report of a target's `intercept`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum Report<'a> {
     /// A response segment of a session, swallowed.
-    Segment(SegmentReport),
+    Segment(SegmentReport<'a>),
     /// An ICMP error that quotes a segment of the session, swallowed.
     IcmpError(SessionReport),
     /// A SYN was dropped because another instance has a session on its four-tuple.
@@ -21,9 +21,9 @@ pub enum Report {
     Reclaimed(SessionReport),
 }
 
-/// The headers of a response segment.
+/// The headers of a response segment, and the first octets of its payload where they are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentReport {
+pub struct SegmentReport<'a> {
     /// The session.
     pub session: SessionReport,
     /// Sequence number, in the target's space.
@@ -42,6 +42,9 @@ pub struct SegmentReport {
     pub tsval: Option<u32>,
     /// Octets of payload: up to 64 KiB where the stack coalesced segments.
     pub payload_len: u32,
+    /// The first of these octets, as many as the rule's [`Prefix`](tcpcopy_common::prefix::Prefix) asks for. None of them where
+    /// the target's ring had no room for more than the headers.
+    pub payload: &'a [u8],
     /// The target was given the client's acknowledgement of this payload and of everything before it.
     pub reflected: bool,
     /// Everything before this payload was reported, be it that the reports were lost later.
@@ -71,16 +74,17 @@ pub struct SynReport {
 #[error("report of unknown kind {0}")]
 pub struct UnknownKind(pub u8);
 
-impl Report {
+impl<'a> Report<'a> {
     /// Reads a report.
     ///
     /// # Errors
     /// [`UnknownKind`].
-    pub fn parse(header: &ResponseHeader) -> Result<Self, UnknownKind> {
+    pub fn parse(response: &Response<'a>) -> Result<Self, UnknownKind> {
+        let header = response.header();
         let session = SessionReport { flow: header.flow, instance: header.instance };
         let syn = || SynReport { session, isn: u32::from_be_bytes(header.seq) };
         Ok(match header.kind {
-            kind::SEGMENT => Self::Segment(SegmentReport::parse(session, header)),
+            kind::SEGMENT => Self::Segment(SegmentReport::new(session, header, response.prefix())),
             kind::ICMP_ERROR => Self::IcmpError(session),
             kind::COLLISION => Self::Collision(syn()),
             kind::MAP_FULL => Self::MapFull(syn()),
@@ -106,8 +110,8 @@ impl Report {
     }
 }
 
-impl SegmentReport {
-    fn parse(session: SessionReport, header: &ResponseHeader) -> Self {
+impl<'a> SegmentReport<'a> {
+    fn new(session: SessionReport, header: &ResponseHeader, payload: &'a [u8]) -> Self {
         let has = |bit| header.options & bit != 0;
         Self {
             session,
@@ -119,6 +123,7 @@ impl SegmentReport {
             mss: Some(u16::from_be_bytes(header.mss)).filter(|&mss| mss != 0),
             tsval: has(option::TIMESTAMPS).then(|| u32::from_be_bytes(header.tsval)),
             payload_len: header.payload_len,
+            payload,
             reflected: has(option::REFLECTED),
             in_order: has(option::IN_ORDER),
         }
@@ -151,7 +156,7 @@ mod tests {
     fn each_kind_is_read_and_others_are_named() {
         let session = SessionReport { flow: flow(40_000), instance: 7 };
         let syn = SynReport { session, isn: 9 };
-        let read = [1, 2, 3, 4].map(|kind| Report::parse(&header(kind)));
+        let read = [1, 2, 3, 4].map(|kind| Report::parse(&header(kind).into()));
         let expected =
             [Report::IcmpError(session), Report::Collision(syn), Report::Reclaimed(session), Report::MapFull(syn)];
         assert_eq!(read, expected.map(Ok));
@@ -159,7 +164,7 @@ mod tests {
             assert_eq!((report.session(), report.is_reflected()), (&session, false));
         }
         for kind in 5..=u8::MAX {
-            assert_eq!(Report::parse(&header(kind)), Err(UnknownKind(kind)));
+            assert_eq!(Report::parse(&header(kind).into()), Err(UnknownKind(kind)));
         }
     }
 
@@ -175,22 +180,26 @@ mod tests {
             mss: None,
             tsval: None,
             payload_len: 3,
+            payload: &[],
             reflected: false,
             in_order: false,
         };
-        assert_eq!(Report::parse(&header(kind::SEGMENT)), Ok(Report::Segment(bare)));
+        assert_eq!(Report::parse(&header(kind::SEGMENT).into()), Ok(Report::Segment(bare)));
         let mut full = header(kind::SEGMENT);
         (full.window_scale, full.mss, full.tsval) = (0, [5, 180], [0, 0, 0, 0]);
         full.options = option::TIMESTAMPS | option::REFLECTED | option::IN_ORDER;
+        full.prefix_len = 2;
         let expected = SegmentReport {
             window_scale: Some(0),
             mss: Some(1460),
             tsval: Some(0),
+            payload: b"OK",
             reflected: true,
             in_order: true,
             ..bare
         };
-        let read = Report::parse(&full);
+        let response = Response::new(full, b"OK").expect("lengths that agree");
+        let read = Report::parse(&response);
         assert_eq!(read, Ok(Report::Segment(expected)));
         assert!(read.is_ok_and(|report| report.is_reflected()));
     }

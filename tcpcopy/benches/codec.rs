@@ -8,8 +8,8 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rustix::event::{PollFd, PollFlags, poll};
 use tcpcopy::control::{
-    Accepted, Frame, Hello, Link, Listener, Psk, Refusal, Registry, Responses, Security, ServerCounters, Token,
-    Welcome, connect,
+    Accepted, Batch, Frame, Hello, Link, Listener, Psk, Refusal, Registry, Security, ServerCounters, Token, Welcome,
+    connect, frame::MAX_FRAME,
 };
 use tcpcopy_common::{capture::CaptureHeader, mark::MarkKey, response::ResponseHeader};
 use tcpcopy_replay::LiveSegment;
@@ -36,24 +36,32 @@ fn parser(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn records(count: usize) -> Vec<ResponseHeader> {
+fn headers(count: usize) -> Vec<ResponseHeader> {
     (0..count as u32)
         .map(|n| ResponseHeader { seq: n.to_be_bytes(), payload_len: n, instance: 1, ..bytemuck::Zeroable::zeroed() })
         .collect()
 }
 
-/// Frames of response headers, without a channel.
+fn collect(headers: &[ResponseHeader], batch: &mut Batch) {
+    batch.clear();
+    for &header in headers {
+        assert!(batch.push(&header.into()), "a batch that is not full");
+    }
+}
+
+/// Frames of response headers, collected and encoded as the report thread does it, without a channel.
 fn frames(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frames");
     for count in BATCHES {
-        let records = records(count);
-        let frame = Frame::Responses(Responses::new(&records));
+        let headers = headers(count);
+        let mut batch = Batch::new();
         group.throughput(Throughput::Elements(count as u64));
-        let mut octets = Vec::with_capacity(frame.encoded_len());
+        let mut octets = Vec::with_capacity(MAX_FRAME);
         group.bench_function(BenchmarkId::new("encode", count), |bencher| {
             bencher.iter(|| {
                 octets.clear();
-                black_box(&frame).encode(&mut octets).expect("a frame that fits");
+                collect(black_box(&headers), &mut batch);
+                Frame::Responses(batch.responses()).encode(&mut octets).expect("a frame that fits");
             });
         });
         group.bench_function(BenchmarkId::new("decode", count), |bencher| {
@@ -76,11 +84,13 @@ fn channel(criterion: &mut Criterion) {
     for (name, security) in [("plain", Security::Insecure), ("noise", Security::Psk(Arc::new(key)))] {
         let (mut client, mut server) = links(&security);
         for count in BATCHES {
-            let records = records(count);
+            let headers = headers(count);
+            let mut batch = Batch::new();
             group.throughput(Throughput::Elements(count as u64));
             group.bench_function(BenchmarkId::new(name, count), |bencher| {
                 bencher.iter(|| {
-                    server.send(&Frame::Responses(Responses::new(&records))).map(drop).expect("an open channel");
+                    collect(&headers, &mut batch);
+                    server.send(&Frame::Responses(batch.responses())).map(drop).expect("an open channel");
                     assert!(server.flush().expect("an open channel"), "the socket is full");
                     let mut received = 0;
                     while received < count {

@@ -302,7 +302,7 @@ impl<'a> World<'a> {
         let copy = &mut self.copies[copy];
         if copy.channels[usize::from(target)].is_some() {
             // Unknown kinds do not get as far as the engine.
-            if let Ok(report) = Report::parse(report) {
+            if let Ok(report) = Report::parse(&(*report).into()) {
                 copy.engine.handle_report(self.now, TargetId(target), &report);
             }
         }

@@ -124,7 +124,8 @@ fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
-    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, _reserved: [0; 4] };
+    let prefix = maps::prefix(instance, flow);
+    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, prefix };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
         None => match maps::insert_session(flow, &session) {

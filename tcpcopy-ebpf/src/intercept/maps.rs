@@ -13,6 +13,7 @@ use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
     mark::MarkKey,
+    prefix::PrefixKey,
     response::{ResponseHeader, Session, WireStats},
     wakeup::Signals,
 };
@@ -25,6 +26,9 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MAX_INSTANCES: usize = 4096;
 /// Datagrams whose fragments are under way at a time. The fragments of one follow each other at once.
 const MAX_FRAGMENTED: usize = 1024;
+
+/// Targets whose responses are reported with their first octets, of all instances.
+const MAX_PREFIXES: usize = 8192;
 
 /// What the programs of this object count.
 pub type HostCounter = TargetCounter;
@@ -40,11 +44,19 @@ static INSTANCES: HashMap<u32, MarkKey, MAX_INSTANCES, NO_PREALLOC> = HashMap::n
 #[btf_map]
 static SESSIONS: HashMap<Flow, Session, PLACEHOLDER, NO_PREALLOC> = HashMap::new();
 
+/// In octets. Without an entry: none.
+#[btf_map]
+static PREFIXES: HashMap<PrefixKey, u32, MAX_PREFIXES, NO_PREALLOC> = HashMap::new();
+
 #[btf_map]
 static FRAGMENTS: LruHashMap<FragmentKey, ResponseHeader, MAX_FRAGMENTED> = LruHashMap::new();
 
 #[btf_map]
 static WIRE_STATS: PerCpuHashMap<u32, WireStats, MAX_INSTANCES, NO_PREALLOC> = PerCpuHashMap::new();
+
+/// Where a report is made whose size is not known yet.
+#[btf_map]
+static DRAFT: PerCpuArray<ResponseHeader, 1> = PerCpuArray::new();
 
 #[btf_map]
 static REPORTS: Ring<ResponseHeader> = RingBuf::new();
@@ -166,6 +178,20 @@ pub fn remove_session(flow: &Flow) {
 #[inline(always)]
 pub fn wire_stats(instance: u32) -> Option<*mut WireStats> {
     WIRE_STATS.get_ptr_mut(instance)
+}
+
+/// The octets of a response's payload that its report carries, for sessions that an instance opens now.
+#[inline(always)]
+pub fn prefix(instance: u32, flow: &Flow) -> u32 {
+    let key = PrefixKey { address: flow.server, instance, port: flow.server_port, _reserved: [0; 2] };
+    // SAFETY: as above. An entry is an aligned word, and either of the values that it had will do.
+    unsafe { PREFIXES.get(&key) }.copied().unwrap_or(0)
+}
+
+/// This CPU's place for a report whose size is not known yet.
+#[inline(always)]
+pub fn draft() -> Option<*mut ResponseHeader> {
+    DRAFT.get_ptr_mut(0)
 }
 
 /// The ring of reports to `intercept`.

@@ -14,7 +14,12 @@ use tcpcopy_ebpf::{
     parse::{self, Ip, Link, Ports, TcpHeader, protocol},
 };
 
-use crate::{counters::Count as _, fragment::FragmentKey, log, maps, reports};
+use crate::{
+    counters::Count as _,
+    fragment::FragmentKey,
+    log, maps,
+    reports::{self, Range},
+};
 
 /// What becomes of the packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +65,7 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
     let Ok(tcp) = packet.read::<TcpHeader>(ip.payload()) else {
         // A fragment too small for a TCP header (RFC 1858): its like follow.
         if ip.fragment.more != 0 {
-            remember(&flow, &session, ip, &TcpHeader::zeroed());
+            remember(&flow, &session, ip, &TcpHeader::zeroed(), 0);
         }
         count_response(&session, 0);
         reports::report_lost(session.instance);
@@ -74,30 +79,46 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
         log::syn_ack_swallowed(&flow);
     }
     if ip.fragment.more != 0 {
-        remember(&flow, &session, ip, &tcp);
+        remember(&flow, &session, ip, &tcp, session.prefix as u16);
     }
     let mut options = Options::NONE;
     options.read(packet, ip.payload() + TcpHeader::LENGTH, header_len.saturating_sub(TcpHeader::LENGTH));
     let place = if maps::reflects() { place(&entry, &tcp, payload_len) } else { Place::Elsewhere };
     let suited = ethernet && (header_len == TcpHeader::LENGTH || options.are_timestamps()) && is_suited(ip);
     let reflect = matches!(place, Place::Next) && suited && target_may_wait(&tcp, payload_len);
-    let reported = reports::report(
-        session.instance,
-        || ResponseHeader {
-            flags: tcp.flags & !withheld(ip),
-            payload_len,
-            seq: tcp.seq,
-            options: match place {
-                Place::Elsewhere => 0,
-                Place::Next if reflect => option::IN_ORDER | option::REFLECTED,
-                Place::Next | Place::Before => option::IN_ORDER,
-            },
-            ..segment(&flow, &session, &tcp)
+    let make = || ResponseHeader {
+        flags: tcp.flags & !withheld(ip),
+        payload_len,
+        seq: tcp.seq,
+        options: match place {
+            Place::Elsewhere => 0,
+            Place::Next if reflect => option::IN_ORDER | option::REFLECTED,
+            Place::Next | Place::Before => option::IN_ORDER,
         },
-        |report| options.describe(report),
-    );
-    if !(matches!(place, Place::Next) && reported) {
-        // What the source does not hear of is not acknowledged: the target sends it again.
+        ..segment(&flow, &session, &tcp)
+    };
+    let complete = |report: &mut ResponseHeader| options.describe(report);
+    let prefix = Range { start: ip.payload() + header_len, len: at_most(payload_len, session.prefix) };
+    if prefix.len == 0 {
+        return match reports::report(session.instance, make, complete) {
+            true => acknowledge(&entry, &tcp, payload_len, place, reflect),
+            false => Fate::Swallow,
+        };
+    }
+    match reports::report_with_prefix(packet, prefix, session.instance, make, complete) {
+        // Found out anew: else the verifier would follow the report once for each place.
+        Some(reported) => {
+            let place = if maps::reflects() { self::place(&entry, &tcp, payload_len) } else { Place::Elsewhere };
+            acknowledge(&entry, &tcp, payload_len, place, reported & option::REFLECTED != 0)
+        }
+        None => Fate::Swallow,
+    }
+}
+
+/// Notes that a segment was reported. What the source does not hear of is not acknowledged: the target sends it again.
+#[inline(always)]
+fn acknowledge(entry: &maps::Entry, tcp: &TcpHeader, payload_len: u32, place: Place, reflect: bool) -> Fate {
+    if !matches!(place, Place::Next) {
         return Fate::Swallow;
     }
     entry.set_answered(u32::from_be_bytes(tcp.seq).wrapping_add(payload_len));
@@ -176,11 +197,18 @@ fn segment(flow: &Flow, session: &Session, tcp: &TcpHeader) -> ResponseHeader {
     }
 }
 
-/// Remembers a response of which this is the first fragment, so that the others are known when they come.
+/// The smaller one.
+#[inline(always)]
+fn at_most(value: u32, most: u32) -> u32 {
+    if value < most { value } else { most }
+}
+
+/// Remembers a response of which this is the first fragment, so that the others are known when they come; their reports carry
+/// `prefix` octets.
 #[inline(never)]
-fn remember(flow: &Flow, session: &Session, ip: &Ip, tcp: &TcpHeader) -> bool {
+fn remember(flow: &Flow, session: &Session, ip: &Ip, tcp: &TcpHeader, prefix: u16) -> bool {
     let start = u32::from_be_bytes(tcp.seq).wrapping_sub(tcp.length());
-    let report = ResponseHeader { seq: start.to_be_bytes(), ..segment(flow, session, tcp) };
+    let report = ResponseHeader { seq: start.to_be_bytes(), prefix_len: prefix, ..segment(flow, session, tcp) };
     let key = FragmentKey { source: flow.server, destination: flow.client, id: ip.fragment.id };
     maps::remember_fragmented(&key, &report)
 }
@@ -193,16 +221,19 @@ fn swallow_later_fragment(packet: &impl Packet, ip: &Ip) -> Option<()> {
     let first = maps::fragmented(&key)?;
     TargetCounter::SwallowedFragments.count();
     TargetCounter::SwallowedBytes.add(ip.payload_len as u64);
-    reports::report(
-        first.instance,
-        || ResponseHeader {
-            seq: u32::from_be_bytes(first.seq).wrapping_add(ip.fragment.offset).to_be_bytes(),
-            flags: first.flags & !withheld(ip),
-            payload_len: ip.payload_len,
-            ..*first
-        },
-        |_| {},
-    );
+    let make = || ResponseHeader {
+        seq: u32::from_be_bytes(first.seq).wrapping_add(ip.fragment.offset).to_be_bytes(),
+        flags: first.flags & !withheld(ip),
+        payload_len: ip.payload_len,
+        prefix_len: 0,
+        ..*first
+    };
+    let prefix = Range { start: ip.payload(), len: at_most(ip.payload_len, first.prefix_len as u32) };
+    if prefix.len == 0 {
+        reports::report(first.instance, make, |_| {});
+    } else {
+        reports::report_with_prefix(packet, prefix, first.instance, make, |_| {});
+    }
     Some(())
 }
 

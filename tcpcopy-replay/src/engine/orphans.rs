@@ -36,7 +36,7 @@ impl Engine {
     }
 
     /// Handles a report about a four-tuple without a session; returns whether it settles an orphan.
-    pub(crate) fn settle_orphan(&mut self, target: TargetId, report: &Report) -> bool {
+    pub(crate) fn settle_orphan(&mut self, target: TargetId, report: &Report<'_>) -> bool {
         // A segment shows that the SYN has come through the target's programs, which swallow what follows. A collision,
         // that another instance answers for the four-tuple; a reclaimed one belongs to a client of the target's own.
         let settles = matches!(report, Report::Segment(_) | Report::Collision(_) | Report::Reclaimed(_));

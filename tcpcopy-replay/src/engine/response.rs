@@ -20,7 +20,7 @@ use crate::{
 
 impl Engine {
     /// Handles a report of a target's `intercept`.
-    pub fn handle_report(&mut self, now: Nanos, target: TargetId, report: &Report) {
+    pub fn handle_report(&mut self, now: Nanos, target: TargetId, report: &Report<'_>) {
         let SessionReport { flow, instance } = *report.session();
         if self.credentials(target).is_none_or(|known| known.instance != instance) {
             self.stats.stale_responses += 1;
@@ -40,7 +40,7 @@ impl Engine {
         }
     }
 
-    fn handle_session_report(&mut self, now: Nanos, id: Id, report: &Report) {
+    fn handle_session_report(&mut self, now: Nanos, id: Id, report: &Report<'_>) {
         let outcome = self.with_session(now, id, |session, stream, cx| {
             let refused = |isn| session.awaits(ReplaySeq::new(isn));
             match report {
@@ -63,7 +63,7 @@ impl Engine {
 
     /// Resets the socket that has sent a segment which no session expects: it has outlived its session. A RST is never
     /// answered (RFC 9293, section 3.10.7.1).
-    fn handle_stray(&mut self, target: TargetId, report: &Report) {
+    fn handle_stray(&mut self, target: TargetId, report: &Report<'_>) {
         if !self.settle_orphan(target, report) {
             self.stats.stale_responses += 1;
         }
@@ -84,7 +84,7 @@ impl Engine {
 }
 
 /// The RST for a segment that no session expects (RFC 9293, section 3.10.7.1).
-fn reset_of(target: TargetId, segment: &SegmentReport) -> FinalSegment {
+fn reset_of(target: TargetId, segment: &SegmentReport<'_>) -> FinalSegment {
     let flow = segment.session.flow;
     if segment.flags.contains(ACK) {
         return FinalSegment::reset(target, flow, ReplaySeq::new(segment.ack));

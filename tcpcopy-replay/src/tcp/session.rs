@@ -322,7 +322,7 @@ impl Session {
     }
 
     /// Handles a response segment of this session's four-tuple.
-    pub(crate) fn handle_segment(&mut self, r: &SegmentReport, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
+    pub(crate) fn handle_segment(&mut self, r: &SegmentReport<'_>, stream: &Stream, cx: &mut Context<'_>) -> Outcome {
         let Self { shared, state } = self;
         match state {
             State::Open(open) => open.handle_segment(shared, r, stream, cx),

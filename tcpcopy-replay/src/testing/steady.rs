@@ -186,7 +186,7 @@ fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, paylo
     LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, payload }
 }
 
-fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report {
+fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report<'static> {
     let header = ResponseHeader {
         flow: target_flow(session),
         instance: INSTANCE,
@@ -200,5 +200,5 @@ fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32)
         window_scale: NO_WINDOW_SCALE,
         ..bytemuck::Zeroable::zeroed()
     };
-    Report::parse(&header).expect("a known kind")
+    Report::parse(&header.into()).expect("a known kind")
 }

@@ -2,7 +2,7 @@
 
 use std::{mem, ops::AddAssign};
 
-use tcpcopy_common::response::ResponseHeader;
+use tcpcopy_common::response::Response;
 
 use super::{
     ports::{HandleReports, Notice},
@@ -60,13 +60,13 @@ pub(super) struct Reception<'a, Figures, Error> {
 }
 
 impl<Figures, Error> HandleReports<Figures, Error> for Reception<'_, Figures, Error> {
-    fn handle_responses(&mut self, target: TargetId, responses: impl Iterator<Item = ResponseHeader> + Clone) {
+    fn handle_responses<'a>(&mut self, target: TargetId, responses: impl Iterator<Item = Response<'a>> + Clone) {
         let channel = &mut self.channels[usize::from(target.0)];
         let engine = &mut self.replicas[channel.replica].engine;
         let mut reflected = false;
         let (mut ahead, mut responses) = (responses.clone(), responses.peekable());
         while responses.peek().is_some() {
-            engine.expect_responses(ahead.by_ref().take(LOOK_AHEAD).map(|response| response.flow));
+            engine.expect_responses(ahead.by_ref().take(LOOK_AHEAD).map(|response| response.header().flow));
             for response in responses.by_ref().take(LOOK_AHEAD) {
                 let Ok(report) = Report::parse(&response) else {
                     self.own.unknown_reports += 1;

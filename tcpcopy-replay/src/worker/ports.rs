@@ -4,7 +4,7 @@
 
 use std::{ops::AddAssign, time::Duration};
 
-use tcpcopy_common::{flow::Flow, response::ResponseHeader};
+use tcpcopy_common::{flow::Flow, response::Response};
 
 use super::snapshot::Snapshot;
 use crate::{
@@ -104,7 +104,7 @@ pub trait Reports {
 /// Receives what [`Reports`] have.
 pub trait HandleReports<Figures, Error> {
     /// Handles responses of a target, in the order in which its programs saw them. The iterator is cloned to look ahead.
-    fn handle_responses(&mut self, target: TargetId, responses: impl Iterator<Item = ResponseHeader> + Clone);
+    fn handle_responses<'a>(&mut self, target: TargetId, responses: impl Iterator<Item = Response<'a>> + Clone);
 
     /// Handles the figures of the instance at the other end.
     fn handle_figures(&mut self, target: TargetId, figures: Figures);

@@ -181,7 +181,7 @@ impl World<'_> {
             Event::ToEngine(response) => {
                 self.tell(|| format!("report   {}", wire::described(&response.report, &response.answers)));
                 self.oracle.told(&response.answers);
-                let report = Report::parse(&response.report).expect("a known kind");
+                let report = Report::parse(&response.report.into()).expect("a known kind");
                 self.engine.handle_report(self.now, TARGET, &report);
             }
         }

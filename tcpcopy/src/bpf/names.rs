@@ -33,6 +33,7 @@ pub(super) mod map {
     pub(in crate::bpf) const CAPTURE_COUNTERS: &str = "CAPTURE_COUNTERS";
     pub(in crate::bpf) const SIGNALS: &str = "SIGNALS";
     pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
+    pub(in crate::bpf) const PREFIXES: &str = "PREFIXES";
     pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
     pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
     pub(in crate::bpf) const REPORTS: &str = "REPORTS";

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use tcpcopy_common::prefix::Prefix;
+
 use super::address::{AddressError, PortError, parse_address, parse_port};
 use crate::source::Rule;
 
@@ -102,7 +104,7 @@ fn parse_rule(entry: &str) -> Result<Rule, RuleFault> {
     if address == Some(target.ip()) && port == target.port() {
         return Err(RuleFault::Same);
     }
-    Ok(Rule { address, port, target })
+    Ok(Rule { address, port, target, prefix: Prefix::NONE })
 }
 
 #[cfg(test)]
@@ -113,10 +115,18 @@ mod tests {
     fn rules_of_both_families_and_with_and_without_address_are_read() {
         let rules = parse_rules("80-10.0.0.3:8080,[fd00::2]:443-[fd00::3]:443,10.0.0.2:80-10.0.0.3:81,80-[fd00::3]:80")
             .unwrap();
-        assert_eq!(rules[0], Rule { address: None, port: 80, target: "10.0.0.3:8080".parse().unwrap() });
+        assert_eq!(
+            rules[0],
+            Rule { address: None, port: 80, target: "10.0.0.3:8080".parse().unwrap(), prefix: Prefix::NONE }
+        );
         assert_eq!(
             rules[1],
-            Rule { address: Some("fd00::2".parse().unwrap()), port: 443, target: "[fd00::3]:443".parse().unwrap() }
+            Rule {
+                address: Some("fd00::2".parse().unwrap()),
+                port: 443,
+                target: "[fd00::3]:443".parse().unwrap(),
+                prefix: Prefix::NONE
+            }
         );
         assert_eq!(rules.len(), 4);
     }

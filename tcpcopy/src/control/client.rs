@@ -13,6 +13,7 @@ use super::{
     handshake::{HandshakeError, initiate, read_frame, write_frame},
     link::{Link, Role},
     parameters::{HANDSHAKE_DEADLINE, Security, configure},
+    prefixes::TargetPrefix,
     record::Cipher,
     registration::{Hello, Refusal, RefusalCode, Welcome},
 };
@@ -83,8 +84,8 @@ impl ConnectError {
                 | HandshakeError::Noise(_) => true,
                 HandshakeError::Tampered | HandshakeError::Closed | HandshakeError::Io(_) => false,
             },
-            // Each may pass: with another hello, with a worker that ends, with a restarted intercept.
-            Self::Refused { .. } => false,
+            // Each may pass: with another hello, with a worker that ends, with a restarted intercept. But what is asked for stays.
+            Self::Refused { refusal, .. } => matches!(refusal.code, RefusalCode::BadPrefix),
         }
     }
 
@@ -127,7 +128,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut cipher = initiate(stream, security).await?;
-    let frame = Frame::Hello { worker: hello.worker, resume: hello.resume, name: hello.name() };
+    let prefixes: Vec<_> = hello.prefixes.iter().map(|&(target, prefix)| TargetPrefix::new(target, prefix)).collect();
+    let frame = Frame::Hello { worker: hello.worker, resume: hello.resume, name: hello.name(), prefixes: &prefixes };
     write_frame(stream, &mut cipher, &frame).await?;
     let answer = read_frame(stream, &mut cipher, |frame| match frame {
         Frame::Welcome(welcome) => Ok(Ok(welcome)),

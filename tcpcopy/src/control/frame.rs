@@ -9,19 +9,24 @@ use tcpcopy_common::{
     figures,
     figures::{Figures as _, Group, Section, counter},
     mark::MarkKey,
-    response::{ResponseHeader, WireStats},
+    response::WireStats,
 };
 
-use super::registration::{MAX_NAME, MAX_REFUSAL, RefusalCode, Resume, Token, Welcome};
+use super::{
+    prefixes::{MAX_TARGETS, TargetPrefix},
+    registration::{MAX_NAME, MAX_REFUSAL, RefusalCode, Resume, Token, Welcome},
+    responses::{ROOM, Responses},
+};
 
 /// The largest frame, in octets: a Noise message (65,535) less its authentication tag (16).
 pub const MAX_FRAME: usize = 65_535 - 16;
-/// The most records in one [`Frame::Responses`].
-pub const MAX_RESPONSES: usize = (MAX_FRAME - 1) / RECORD;
-/// The largest frame of an opening: a [`Frame::Refused`].
-pub(super) const MAX_OPENING_FRAME: usize = 1 + 1 + MAX_REFUSAL;
+/// Octets of a [`Frame::Hello`] without a name and prefixes.
+const HELLO: usize = 1 + 2 + 1 + 4 + 16 + 1;
+/// The largest frame of an opening: a [`Frame::Hello`].
+pub(super) const MAX_OPENING_FRAME: usize = HELLO + MAX_NAME + MAX_TARGETS * size_of::<TargetPrefix>();
 
-const RECORD: usize = size_of::<ResponseHeader>();
+const _: () = assert!(1 + ROOM == MAX_FRAME, "a full batch of reports fills a frame");
+const _: () = assert!(MAX_OPENING_FRAME > 1 + 1 + MAX_REFUSAL, "a refusal is an opening too");
 
 /// One message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub enum Frame<'a> {
         resume: Option<Resume>,
         /// The source's name, at most 64 octets without control characters.
         name: &'a str,
+        /// Of which targets' responses it wants the first octets, at most [`MAX_TARGETS`], as it says it.
+        prefixes: &'a [TargetPrefix],
     },
     /// Server to client, first: the worker is registered.
     Welcome(Welcome),
@@ -44,7 +51,7 @@ pub enum Frame<'a> {
         /// For people, at most 256 octets without control characters.
         text: &'a str,
     },
-    /// Server to client: headers of swallowed responses.
+    /// Server to client: reports of swallowed responses.
     Responses(Responses<'a>),
     /// Server to client, once a second and at the end.
     Stats(Stats),
@@ -75,64 +82,6 @@ impl std::ops::AddAssign for Stats {
     }
 }
 
-/// A batch of response headers: borrowed records when sending, octets of the channel when receiving.
-#[derive(Clone, Copy, Debug)]
-pub struct Responses<'a>(Batch<'a>);
-
-#[derive(Clone, Copy, Debug)]
-enum Batch<'a> {
-    Records(&'a [ResponseHeader]),
-    /// A whole number of records as they travel.
-    Octets(&'a [u8]),
-}
-
-impl<'a> Responses<'a> {
-    /// A batch to send: at most [`MAX_RESPONSES`] records.
-    #[must_use]
-    pub const fn new(records: &'a [ResponseHeader]) -> Self {
-        Self(Batch::Records(records))
-    }
-
-    /// How many records there are.
-    #[must_use]
-    pub const fn len(&self) -> usize {
-        match self.0 {
-            Batch::Records(records) => records.len(),
-            Batch::Octets(octets) => octets.len() / RECORD,
-        }
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The records, in the order in which the target's programs saw them.
-    pub fn iter(&self) -> impl Iterator<Item = ResponseHeader> + Clone + use<'a> {
-        let (records, octets): (&[ResponseHeader], &[u8]) = match self.0 {
-            Batch::Records(records) => (records, &[]),
-            Batch::Octets(octets) => (&[], octets),
-        };
-        let decoded = octets.chunks_exact(RECORD).map(|octets| wire_order(bytemuck::pod_read_unaligned(octets)));
-        records.iter().copied().chain(decoded)
-    }
-}
-
-impl PartialEq for Responses<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.iter().eq(other.iter())
-    }
-}
-
-impl Eq for Responses<'_> {}
-
-/// Between host order and the wire's little-endian order, in either direction, for the fields that are not in network
-/// order anyway.
-fn wire_order(record: ResponseHeader) -> ResponseHeader {
-    ResponseHeader { payload_len: record.payload_len.to_le(), instance: record.instance.to_le(), ..record }
-}
-
 /// Octets that are no frame, or a frame that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -156,7 +105,7 @@ pub enum FrameError {
     #[error("control frame of kind {0} out of place: install the same release on both hosts")]
     OutOfPlace(u8),
     /// More than fits a frame.
-    #[error("a control frame of {0} octets is too large: batches hold at most {MAX_RESPONSES} records")]
+    #[error("a control frame of {0} octets is too large: at most {MAX_FRAME} are possible")]
     TooLarge(usize),
 }
 
@@ -187,44 +136,46 @@ impl<'a> Frame<'a> {
     /// How many octets [`encode`](Self::encode) appends.
     #[must_use]
     pub const fn encoded_len(&self) -> usize {
-        1 + match self {
-            Self::Hello { name, .. } => 2 + 1 + 4 + 16 + name.len(),
-            Self::Welcome(_) => 4 + 16 + 16,
-            Self::Refused { text, .. } => 1 + text.len(),
-            Self::Responses(responses) => responses.len() * RECORD,
-            Self::Stats(_) => 8 * 8,
-            Self::Bye | Self::Hurry => 0,
+        match self {
+            Self::Hello { name, prefixes, .. } => HELLO + name.len() + size_of_val(*prefixes),
+            Self::Welcome(_) => 1 + 4 + 16 + 16,
+            Self::Refused { text, .. } => 1 + 1 + text.len(),
+            Self::Responses(responses) => 1 + responses.octets().len(),
+            Self::Stats(_) => 1 + 8 * 8,
+            Self::Bye | Self::Hurry => 1,
         }
     }
 
     /// Appends the frame to `out`.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] or [`FrameError::Body`] for a batch or a text that breaks the limits; `out` is then as it
-    /// was.
+    /// [`FrameError::Body`] for a text or a list that breaks the limits; `out` is then as it was.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let len = self.encoded_len();
-        let text_fits = match self {
-            Self::Hello { name, .. } => is_text(name, MAX_NAME),
+        let fits = match self {
+            Self::Hello { name, prefixes, .. } => is_text(name, MAX_NAME) && prefixes.len() <= MAX_TARGETS,
             Self::Refused { text, .. } => is_text(text, MAX_REFUSAL),
             _ => true,
         };
         if len > MAX_FRAME {
             return Err(FrameError::TooLarge(len));
         }
-        if !text_fits {
+        if !fits {
             return Err(FrameError::Body { kind: self.kind(), len: len - 1 });
         }
         out.reserve(len);
         out.push(self.kind());
         match self {
-            Self::Hello { worker, resume, name } => {
+            Self::Hello { worker, resume, name, prefixes } => {
                 out.extend_from_slice(&worker.to_le_bytes());
                 out.push(u8::from(resume.is_some()));
                 let Resume { instance, token } = resume.unwrap_or(Resume { instance: 0, token: Token([0; 16]) });
                 out.extend_from_slice(&instance.to_le_bytes());
                 out.extend_from_slice(&token.0);
+                // Checked above.
+                out.push(name.len() as u8);
                 out.extend_from_slice(name.as_bytes());
+                out.extend_from_slice(bytemuck::cast_slice(prefixes));
             }
             Self::Welcome(welcome) => {
                 out.extend_from_slice(&welcome.instance.to_le_bytes());
@@ -236,12 +187,7 @@ impl<'a> Frame<'a> {
                 out.push(code.to_wire());
                 out.extend_from_slice(text.as_bytes());
             }
-            Self::Responses(Responses(Batch::Octets(octets))) => out.extend_from_slice(octets),
-            Self::Responses(Responses(Batch::Records(records))) => {
-                for &record in *records {
-                    out.extend_from_slice(bytemuck::bytes_of(&wire_order(record)));
-                }
-            }
+            Self::Responses(responses) => out.extend_from_slice(responses.octets()),
             Self::Stats(Stats { wire, responses_dropped }) => {
                 let WireStats { segments, payload_bytes, syns, fins, swallowed, swallowed_bytes, reports_lost } = wire;
                 for number in
@@ -297,10 +243,14 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// The rest of the body.
-    fn text(&mut self, max: usize) -> Option<&'a str> {
-        let text = str::from_utf8(std::mem::take(&mut self.0)).ok()?;
-        is_text(text, max).then_some(text)
+    fn octets(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (octets, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(octets)
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
     }
 
     fn hello(&mut self) -> Option<Frame<'a>> {
@@ -312,7 +262,10 @@ impl<'a> Reader<'a> {
             1 => Some(resume),
             _ => return None,
         };
-        Some(Frame::Hello { worker, resume, name: self.text(MAX_NAME)? })
+        let [name_len] = self.array()?;
+        let name = text(self.octets(name_len.into())?, MAX_NAME)?;
+        let prefixes: &[TargetPrefix] = bytemuck::try_cast_slice(self.rest()).ok()?;
+        (prefixes.len() <= MAX_TARGETS).then_some(Frame::Hello { worker, resume, name, prefixes })
     }
 
     fn welcome(&mut self) -> Option<Frame<'a>> {
@@ -325,12 +278,11 @@ impl<'a> Reader<'a> {
 
     fn refused(&mut self) -> Option<Frame<'a>> {
         let [code] = self.array()?;
-        Some(Frame::Refused { code: RefusalCode::from_wire(code), text: self.text(MAX_REFUSAL)? })
+        Some(Frame::Refused { code: RefusalCode::from_wire(code), text: text(self.rest(), MAX_REFUSAL)? })
     }
 
     fn responses(&mut self) -> Option<Frame<'a>> {
-        let octets = std::mem::take(&mut self.0);
-        octets.len().is_multiple_of(RECORD).then_some(Frame::Responses(Responses(Batch::Octets(octets))))
+        Responses::read(self.rest()).map(Frame::Responses)
     }
 
     fn stats(&mut self) -> Option<Frame<'a>> {
@@ -349,6 +301,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Reads a text.
+fn text(octets: &[u8], max: usize) -> Option<&str> {
+    str::from_utf8(octets).ok().filter(|text| is_text(text, max))
+}
+
 /// Whether a text may go into a frame. It may end up in the log of the other host, so it brings no control characters.
 fn is_text(text: &str, max: usize) -> bool {
     text.len() <= max && !text.chars().any(char::is_control)
@@ -356,10 +313,11 @@ fn is_text(text: &str, max: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::Zeroable;
     use proptest::{collection::vec, prelude::*};
+    use tcpcopy_common::prefix::Prefix;
 
     use super::*;
+    use crate::control::{responses::Batch, testing::response};
 
     fn encoded(frame: &Frame<'_>) -> Vec<u8> {
         let mut octets = Vec::new();
@@ -367,20 +325,25 @@ mod tests {
         octets
     }
 
-    fn record() -> impl Strategy<Value = ResponseHeader> {
-        any::<[u8; RECORD]>().prop_map(|octets| bytemuck::pod_read_unaligned(&octets))
+    fn target_prefix() -> impl Strategy<Value = TargetPrefix> {
+        any::<[u8; size_of::<TargetPrefix>()]>().prop_map(bytemuck::cast)
     }
 
     /// Builds a frame of any kind; the closure sees it, because a frame borrows.
     fn any_frame(check: impl Fn(Frame<'_>) -> Result<(), TestCaseError>) {
         let numbers = (any::<u16>(), any::<u32>(), any::<[u64; 8]>(), any::<Option<(u32, [u8; 16])>>());
-        let texts = ("\\PC{0,16}", vec(record(), 0..40));
-        proptest!(|(kind in 0..7, (a, b, n, resume) in numbers, (text, records) in texts)| {
+        let lists = ("\\PC{0,16}", vec(target_prefix(), 0..4), vec((any::<[u8; 72]>(), 0usize..100), 0..40));
+        proptest!(|(kind in 0..7, (a, b, n, resume) in numbers, (text, prefixes, records) in lists)| {
+            let mut batch = Batch::new();
+            for (header, prefix) in &records {
+                prop_assert!(batch.push(&response(bytemuck::pod_read_unaligned(header), &[7; 100][..*prefix])));
+            }
             check(match kind {
                 0 => Frame::Hello {
                     worker: a,
                     resume: resume.map(|(instance, token)| Resume { instance, token: Token(token) }),
                     name: &text,
+                    prefixes: &prefixes,
                 },
                 1 => Frame::Welcome(Welcome {
                     instance: b,
@@ -388,7 +351,7 @@ mod tests {
                     token: Token((u128::from(n[2]) << 64 | u128::from(n[3])).to_be_bytes()),
                 }),
                 2 => Frame::Refused { code: RefusalCode::from_wire(a as u8), text: &text },
-                3 => Frame::Responses(Responses::new(&records)),
+                3 => Frame::Responses(batch.responses()),
                 4 => Frame::Stats(Stats {
                     wire: WireStats {
                         segments: n[0],
@@ -421,7 +384,7 @@ mod tests {
     fn a_frame_cut_short_or_with_octets_left_is_refused() {
         any_frame(|frame| {
             let mut octets = encoded(&frame);
-            // Frames that end in a text or in records have other valid lengths.
+            // Frames that end in a text or in a list have other valid lengths.
             if !matches!(frame, Frame::Hello { .. } | Frame::Refused { .. } | Frame::Responses(_)) {
                 for len in 0..octets.len() {
                     prop_assert!(Frame::decode(&octets[..len]).is_err());
@@ -446,8 +409,16 @@ mod tests {
     #[test]
     fn the_octets_are_the_documented_ones() {
         let token = Token(*b"0123456789abcdef");
-        let hello = Frame::Hello { worker: 0x0102, resume: Some(Resume { instance: 0x0304_0506, token }), name: "web" };
-        assert_eq!(encoded(&hello), b"\x01\x02\x01\x01\x06\x05\x04\x030123456789abcdefweb");
+        let of = |target: &str, octets| TargetPrefix::new(target.parse().unwrap(), Prefix::new(octets).unwrap());
+        let prefixes = [of("10.0.0.3:8080", 16), of("[2001:db8::3]:443", 2048)];
+        let resume = Some(Resume { instance: 0x0304_0506, token });
+        let hello = Frame::Hello { worker: 0x0102, resume, name: "web", prefixes: &prefixes };
+        let expected = [
+            &b"\x01\x02\x01\x01\x06\x05\x04\x030123456789abcdef\x03web"[..],
+            b"\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\x03\x1f\x90\x10\0",
+            b"\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x03\x01\xbb\0\x08",
+        ];
+        assert_eq!(encoded(&hello), expected.concat());
         let welcome = Welcome { instance: 1, key: MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 }, token };
         assert_eq!(encoded(&Frame::Welcome(welcome)), b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\x000123456789abcdef");
         assert_eq!(encoded(&Frame::Refused { code: RefusalCode::Full, text: "no" }), b"\x03\x02no");
@@ -456,39 +427,56 @@ mod tests {
     }
 
     #[test]
-    fn a_record_travels_as_the_72_octets_of_the_ring() {
-        let mut record = ResponseHeader::zeroed();
-        (record.flow.protocol, record.seq) = (6, [9, 8, 7, 6]);
-        record.payload_len = 0x0d0c_0b0a;
-        record.instance = 0x0403_0201;
-        let octets = encoded(&Frame::Responses(Responses::new(&[record])));
-        assert_eq!(octets.len(), 73);
-        assert_eq!(octets[1 + 36..1 + 48], [6, 0, 0, 0, 9, 8, 7, 6, 0, 0, 0, 0]);
-        assert_eq!(octets[1 + 56..1 + 64], [0x0a, 0x0b, 0x0c, 0x0d, 1, 2, 3, 4]);
-    }
-
-    #[test]
-    fn the_largest_batch_fits_and_one_more_record_does_not() {
-        assert_eq!(MAX_RESPONSES, 909);
-        let records = [ResponseHeader::zeroed(); MAX_RESPONSES + 1];
-        let octets = encoded(&Frame::Responses(Responses::new(&records[1..])));
-        assert_eq!(Frame::decode(&octets), Ok(Frame::Responses(Responses::new(&records[1..]))));
-        let mut out = vec![1, 2, 3];
-        let too_many = Frame::Responses(Responses::new(&records)).encode(&mut out);
-        assert_eq!(too_many, Err(FrameError::TooLarge(1 + 910 * 72)));
-        assert_eq!(out, [1, 2, 3]);
-    }
-
-    #[test]
     fn texts_that_would_spoil_a_log_are_refused_both_ways() {
         let long = "x".repeat(MAX_NAME + 1);
         for name in ["a\nb", "\u{1b}[2J", "\u{85}", &long] {
-            let frame = Frame::Hello { worker: 0, resume: None, name };
-            assert!(frame.encode(&mut Vec::new()).is_err(), "{name:?}");
-            let mut octets = encoded(&Frame::Hello { worker: 0, resume: None, name: "" });
+            assert!(hello(name, &[]).encode(&mut Vec::new()).is_err(), "{name:?}");
+            let mut octets = encoded(&hello("", &[]));
+            octets.pop();
+            octets.push(name.len() as u8);
             octets.extend_from_slice(name.as_bytes());
             assert!(Frame::decode(&octets).is_err(), "{name:?}");
         }
         assert!(Frame::decode(b"\x03\x01\xff\xfe").is_err(), "invalid UTF-8");
+    }
+
+    #[test]
+    fn the_largest_batch_fills_a_frame_and_one_octet_more_is_too_large() {
+        let mut batch = Batch::new();
+        while batch.push(&response(bytemuck::Zeroable::zeroed(), &[7; 2048])) {}
+        assert!(batch.push(&response(bytemuck::Zeroable::zeroed(), &[8; 2048][..ROOM - 30 * 2120 - 72])));
+        let mut octets = encoded(&Frame::Responses(batch.responses()));
+        assert_eq!(octets.len(), MAX_FRAME);
+        assert_eq!(Frame::decode(&octets), Ok(Frame::Responses(batch.responses())));
+        octets.push(0);
+        assert_eq!(Frame::decode(&octets), Err(FrameError::TooLarge(MAX_FRAME + 1)));
+        octets.truncate(MAX_FRAME - 1);
+        assert_eq!(Frame::decode(&octets), Err(FrameError::Body { kind: 4, len: MAX_FRAME - 2 }));
+    }
+
+    fn hello<'a>(name: &'a str, prefixes: &'a [TargetPrefix]) -> Frame<'a> {
+        Frame::Hello { worker: 0, resume: None, name, prefixes }
+    }
+
+    #[test]
+    fn a_hello_holds_so_many_targets_and_whole_ones_only() {
+        let prefixes = [TargetPrefix::new(([10, 0, 0, 3], 80).into(), Prefix::LEAST); MAX_TARGETS + 1];
+        let name = "x".repeat(MAX_NAME);
+        let largest = hello(&name, &prefixes[1..]);
+        let mut octets = encoded(&largest);
+        assert_eq!(octets.len(), MAX_OPENING_FRAME);
+        assert_eq!(Frame::decode(&octets), Ok(largest));
+        assert!(hello(&name, &prefixes).encode(&mut Vec::new()).is_err());
+        for more in 1..=size_of::<TargetPrefix>() {
+            octets.push(0);
+            assert!(Frame::decode(&octets).is_err(), "{more} octets more");
+        }
+        for less in 1..size_of::<TargetPrefix>() {
+            let octets = &octets[..MAX_OPENING_FRAME - less];
+            assert!(Frame::decode(octets).is_err(), "{less} octets less");
+        }
+        let mut octets = encoded(&hello("web", &[]));
+        octets[24] = 4;
+        assert!(Frame::decode(&octets).is_err(), "a name that is longer than the frame");
     }
 }

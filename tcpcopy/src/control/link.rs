@@ -322,12 +322,17 @@ mod tests {
 
     use super::*;
     use crate::control::{
-        frame::{MAX_RESPONSES, Responses, Stats},
+        frame::Stats,
+        responses::{Batch, MAX_RESPONSES},
         testing::{ciphers, links, sockets, wait_readable, wait_writable},
     };
 
-    fn records(from: u32, n: usize) -> Vec<ResponseHeader> {
-        (from..).take(n).map(|payload_len| ResponseHeader { payload_len, ..Zeroable::zeroed() }).collect()
+    fn records(from: u32, n: usize) -> Batch {
+        let mut batch = Batch::new();
+        for payload_len in (from..).take(n) {
+            assert!(batch.push(&ResponseHeader { payload_len, ..Zeroable::zeroed() }.into()));
+        }
+        batch
     }
 
     /// Receives until `done` says so.
@@ -343,11 +348,11 @@ mod tests {
         for encrypted in [true, false] {
             let (mut client, mut server) = links(encrypted);
             assert_eq!(client.receive(|_| panic!("nothing was sent")).unwrap(), 0);
-            let batch = records(0, MAX_RESPONSES);
+            let (batch, short) = (records(0, MAX_RESPONSES), records(0, 1));
             let sent = [
-                Frame::Responses(Responses::new(&batch)),
+                Frame::Responses(batch.responses()),
                 Frame::Stats(Stats { responses_dropped: 3, ..Stats::default() }),
-                Frame::Responses(Responses::new(&batch[..1])),
+                Frame::Responses(short.responses()),
                 Frame::Bye,
             ];
             for frame in &sent {
@@ -421,7 +426,7 @@ mod tests {
             let dropped = loop {
                 let batch = records(next, MAX_RESPONSES);
                 next += MAX_RESPONSES as u32;
-                match server.send(&Frame::Responses(Responses::new(&batch))).unwrap() {
+                match server.send(&Frame::Responses(batch.responses())).unwrap() {
                     Sent::Queued => queued = next,
                     Sent::Dropped => break batch,
                 }
@@ -444,7 +449,7 @@ mod tests {
                     .receive(|frame| match frame {
                         Frame::Responses(responses) => {
                             for record in responses.iter() {
-                                assert_eq!(record.payload_len, seen);
+                                assert_eq!(record.header().payload_len, seen);
                                 seen += 1;
                             }
                         }
@@ -453,7 +458,7 @@ mod tests {
                     })
                     .unwrap();
             }
-            assert_eq!(seen, dropped[0].payload_len);
+            assert_eq!(Some(seen), dropped.responses().iter().next().map(|record| record.header().payload_len));
             wait_writable(&server);
         }
     }
@@ -496,7 +501,7 @@ mod tests {
 
     #[test]
     fn frames_out_of_place_and_octets_that_are_no_frame_end_the_link() {
-        let hello = Frame::Hello { worker: 0, resume: None, name: "" };
+        let hello = Frame::Hello { worker: 0, resume: None, name: "", prefixes: &[] };
         let stats = Frame::Stats(Stats::default());
         let misplaced = [
             (Role::Server, stats, 5),

@@ -23,10 +23,12 @@ mod handshake;
 pub mod link;
 mod log_limit;
 mod parameters;
+mod prefixes;
 mod psk;
 mod random;
 mod record;
 mod registration;
+mod responses;
 mod server;
 #[cfg(test)]
 mod testing;
@@ -35,11 +37,13 @@ mod tests;
 
 pub use backoff::Backoff;
 pub use client::{ConnectError, Established, connect};
-pub use frame::{Frame, FrameError, HURRY, MAX_RESPONSES, Responses, Stats};
+pub use frame::{Frame, FrameError, HURRY, Stats};
 pub use handshake::HandshakeError;
 pub use link::{Link, LinkError, Sent};
 pub use parameters::{DEFAULT_PORT, HANDSHAKE_DEADLINE, PROTOCOL_VERSION, Security};
+pub use prefixes::{MAX_TARGETS, TargetPrefix};
 pub use psk::{Psk, PskError};
 pub use random::{RandomError, random_bytes};
 pub use registration::{Hello, Refusal, RefusalCode, Resume, Token, Welcome};
+pub use responses::{Batch, MAX_RESPONSES, Responses};
 pub use server::{Accepted, Listener, Registry, ServerCounters, ServerError};

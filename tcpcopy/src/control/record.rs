@@ -102,7 +102,7 @@ mod tests {
     fn a_frame_that_does_not_fit_leaves_the_channel_intact() {
         for (mut a, mut b) in [ciphers(true), ciphers(false)] {
             let mut out = Vec::new();
-            assert!(a.seal(&Frame::Hello { worker: 0, resume: None, name: "\n" }, &mut out).is_err());
+            assert!(a.seal(&Frame::Hello { worker: 0, resume: None, name: "\n", prefixes: &[] }, &mut out).is_err());
             assert!(out.is_empty());
             a.seal(&Frame::Bye, &mut out).unwrap();
             assert_eq!(b.open(&out[HEADER..]), Ok(Frame::Bye));

@@ -1,8 +1,8 @@
 //! What the two sides tell each other when a channel opens.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
-use tcpcopy_common::mark::MarkKey;
+use tcpcopy_common::{mark::MarkKey, prefix::Prefix};
 
 /// The longest name of a source, in octets.
 pub(super) const MAX_NAME: usize = 64;
@@ -16,15 +16,25 @@ pub struct Hello {
     pub worker: u16,
     /// The instance that the worker held before its channel broke and wants back.
     pub resume: Option<Resume>,
+    /// Of which targets' responses it wants the first octets, and how many: each target at most once, at most
+    /// [`MAX_TARGETS`](super::MAX_TARGETS) of them. Of all others it wants the headers only. It holds for sessions that begin on
+    /// this channel; a session that is resumed keeps what it has.
+    pub prefixes: Vec<(SocketAddr, Prefix)>,
     name: String,
 }
 
 impl Hello {
-    /// Introduces `worker` of the source called `name` (a host name, for logs). Control characters are taken out of the
-    /// name, and it is cut to 64 octets.
+    /// Introduces `worker` of the source called `name` (a host name, for logs), who wants the headers of responses only. Control
+    /// characters are taken out of the name, and it is cut to 64 octets.
     #[must_use]
     pub fn new(worker: u16, resume: Option<Resume>, name: &str) -> Self {
-        Self { worker, resume, name: printable(name, MAX_NAME) }
+        Self { worker, resume, prefixes: Vec::new(), name: printable(name, MAX_NAME) }
+    }
+
+    /// The same worker, who wants this of responses: see [`prefixes`](Self::prefixes).
+    #[must_use]
+    pub fn with_prefixes(self, prefixes: Vec<(SocketAddr, Prefix)>) -> Self {
+        Self { prefixes, ..self }
     }
 
     /// The source's name for itself: printable, but nothing proves it.
@@ -101,6 +111,8 @@ pub enum RefusalCode {
     CannotResume,
     /// No instance is free.
     Full,
+    /// What is asked for of the responses' first octets cannot be.
+    BadPrefix,
     /// A code of a newer release.
     Other(u8),
 }
@@ -111,6 +123,7 @@ impl RefusalCode {
         match self {
             Self::CannotResume => 1,
             Self::Full => 2,
+            Self::BadPrefix => 3,
             Self::Other(code) => code,
         }
     }
@@ -119,6 +132,7 @@ impl RefusalCode {
         match code {
             1 => Self::CannotResume,
             2 => Self::Full,
+            3 => Self::BadPrefix,
             code => Self::Other(code),
         }
     }
@@ -129,6 +143,7 @@ impl fmt::Display for RefusalCode {
         match self {
             Self::CannotResume => f.write_str("the earlier instance cannot be resumed"),
             Self::Full => f.write_str("no more workers fit"),
+            Self::BadPrefix => f.write_str("it cannot report the first octets of responses as asked for"),
             Self::Other(code) => write!(f, "reason {code}"),
         }
     }

@@ -36,6 +36,7 @@ use super::{
     link::{Link, LinkError, Role},
     log_limit::LogLimit,
     parameters::{HANDSHAKE_DEADLINE, Security, configure},
+    prefixes,
     record::Cipher,
     registration::{Hello, Refusal, Welcome},
 };
@@ -130,7 +131,7 @@ figures! {
         pub wrong_version: AtomicU64 = counter(Section::ControlConnections),
         /// Refused: one side with a key, the other with `--insecure`.
         pub insecure_mismatch: AtomicU64 = counter(Section::ControlConnections),
-        /// Refused although authenticated: no instance is free, or the one to resume is not known any more.
+        /// Refused although authenticated: no instance is free, the one to resume is not known any more, or what is asked for cannot be.
         pub refused: AtomicU64 = counter(Section::ControlConnections),
         /// Closed by the peer during the handshake, or broken: port scanners and health checks look like this.
         pub closed: AtomicU64 = counter(Section::ControlConnections),
@@ -309,14 +310,21 @@ impl<R: Registry> Desk<R> {
         drop(admission);
     }
 
-    fn establish(&self, stream: TcpStream, cipher: Cipher, hello: Hello, peer: SocketAddr) -> Result<(), Rejection> {
+    fn establish(
+        &self,
+        stream: TcpStream,
+        cipher: Cipher,
+        hello: Result<Hello, Refusal>,
+        peer: SocketAddr,
+    ) -> Result<(), Rejection> {
         configure(&stream).map_err(Rejection::Socket)?;
         let stream = stream.into_std().map_err(Rejection::Socket)?;
         let mut link = Link::new(stream, cipher, Role::Server).map_err(Rejection::Socket)?;
         // From here to `established` nothing can fail, so what the registry allocates is never left alone: the welcome
         // goes into the link's empty buffer, and a connection that is broken by now shows itself to the link's owner.
-        match self.registry.register(&hello, peer) {
-            Ok(welcome) => {
+        let registered = hello.and_then(|hello| Ok((self.registry.register(&hello, peer)?, hello)));
+        match registered {
+            Ok((welcome, hello)) => {
                 greet_back(&mut link, &Frame::Welcome(welcome));
                 self.registry.established(Accepted { link, hello, welcome });
                 Ok(())
@@ -349,7 +357,7 @@ impl<R: Registry> Desk<R> {
 }
 
 /// Everything up to the client's Hello, in time.
-async fn greet<S>(stream: &mut S, security: &Security) -> Result<(Cipher, Hello), Rejection>
+async fn greet<S>(stream: &mut S, security: &Security) -> Result<Greeted, Rejection>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -359,14 +367,19 @@ where
     }
 }
 
+/// A client that has said Hello; or, if it has asked for what cannot be, with what it is to be refused.
+pub(super) type Greeted = (Cipher, Result<Hello, Refusal>);
+
 /// The handshake up to the hello, however long it takes.
-pub(super) async fn hear_hello<S>(stream: &mut S, security: &Security) -> Result<(Cipher, Hello), HandshakeError>
+pub(super) async fn hear_hello<S>(stream: &mut S, security: &Security) -> Result<Greeted, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut cipher = respond(stream, security).await?;
     let hello = read_frame(stream, &mut cipher, |frame| match frame {
-        Frame::Hello { worker, resume, name } => Ok(Hello::new(worker, resume, name)),
+        Frame::Hello { worker, resume, name, prefixes } => {
+            Ok(prefixes::read(prefixes).map(|prefixes| Hello::new(worker, resume, name).with_prefixes(prefixes)))
+        }
         other => Err(FrameError::OutOfPlace(other.kind()).into()),
     });
     let hello = hello.await?;

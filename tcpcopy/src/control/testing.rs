@@ -8,12 +8,20 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use snow::Builder;
+use tcpcopy_common::response::{Response, ResponseHeader};
 
 use super::{
     Psk, Security,
     link::{Link, Role},
     record::Cipher,
 };
+
+/// A report with these octets of payload. The payload is longer, if the header does not say how long.
+pub(super) fn response(header: ResponseHeader, prefix: &[u8]) -> Response<'_> {
+    let prefix_len = prefix.len() as u16;
+    let payload_len = header.payload_len.max(prefix_len.into());
+    Response::new(ResponseHeader { prefix_len, payload_len, ..header }, prefix).unwrap()
+}
 
 /// A new key on each call.
 pub(super) fn psk() -> Security {

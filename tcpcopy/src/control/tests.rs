@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::mark::MarkKey;
+use tcpcopy_common::{mark::MarkKey, prefix::Prefix};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -155,7 +155,8 @@ async fn a_client_written_from_the_document_is_understood() {
     noise.read_message(&octets[2..50], &mut []).unwrap();
     let mut noise = noise.into_transport_mode().unwrap();
 
-    let hello = b"\x01\x03\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0web1";
+    let hello = b"\x01\x03\x00\x00\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x04web1\
+        \0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\x03\x1f\x90\0\x04";
     octets[0] = noise.write_message(hello, &mut octets[2..]).unwrap() as u8;
     stream.write_all(&octets[..2 + hello.len() + 16]).await.unwrap();
     stream.read_exact(&mut octets[..2]).await.unwrap();
@@ -166,7 +167,27 @@ async fn a_client_written_from_the_document_is_understood() {
     let expected = b"\x02\x01\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\
         \x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03";
     assert_eq!(&welcome, expected);
-    assert_eq!(server.accepted.recv().await.unwrap().hello, self::hello(None));
+    let prefixes = vec![("10.0.0.3:8080".parse().unwrap(), Prefix::new(1024).unwrap())];
+    assert_eq!(server.accepted.recv().await.unwrap().hello, self::hello(None).with_prefixes(prefixes));
+}
+
+#[tokio::test]
+async fn a_prefix_that_cannot_be_is_refused_by_name_and_counted() {
+    let security = psk();
+    let mut server = Server::start(&security);
+    let target = "[2001:db8::3]:443".parse().unwrap();
+    let asked = |prefixes| hello(None).with_prefixes(prefixes);
+    let whole = asked(vec![(target, Prefix::MOST), ("10.0.0.3:443".parse().unwrap(), Prefix::NONE)]);
+    connect(server.address, &security, &whole).await.unwrap();
+    assert_eq!(server.accepted.recv().await.unwrap().hello, whole);
+
+    let twice = asked(vec![(target, Prefix::MOST), (target, Prefix::LEAST)]);
+    let error = connect(server.address, &security, &twice).await.unwrap_err();
+    let ConnectError::Refused { refusal, .. } = &error else { panic!("{error}") };
+    assert_eq!(refusal.code, RefusalCode::BadPrefix);
+    assert!(error.is_permanent() && error.to_string().contains("[2001:db8::3]:443 are asked for twice"), "{error}");
+    server.counted(|c| &c.refused, 1).await;
+    assert_eq!(server.clerk.registered.lock().unwrap().len(), 1, "nobody else was registered");
 }
 
 #[tokio::test]

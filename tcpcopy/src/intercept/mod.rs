@@ -8,6 +8,8 @@ mod registry;
 mod reporter;
 mod settings;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, Mutex},

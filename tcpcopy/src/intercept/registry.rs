@@ -138,6 +138,10 @@ impl Known {
 impl Registry for Instances {
     fn register(&self, hello: &Hello, peer: SocketAddr) -> Result<Welcome, Refusal> {
         let mut known = lock(&self.known);
+        let internal = |what: &str, e: &dyn std::fmt::Display| {
+            log::error!("{what} for {peer}: {e}");
+            Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")
+        };
         let (id, key, token) = match &hello.resume {
             Some(resume) => {
                 let instance = known.instances.get(&resume.instance).filter(|i| i.token == resume.token);
@@ -147,14 +151,12 @@ impl Registry for Instances {
                         "intercept was restarted, or the channel was down for too long",
                     )
                 })?;
+                let (key, token) = (instance.key, instance.token);
+                known.maps.set_prefixes(resume.instance, &hello.prefixes).map_err(|e| internal("no prefixes", &e))?;
                 // The report thread calls it found, once it has the new channel in the place of the old.
-                (resume.instance, instance.key, instance.token)
+                (resume.instance, key, token)
             }
             None => {
-                let internal = |what: &str, e: &dyn std::fmt::Display| {
-                    log::error!("{what} for {peer}: {e}");
-                    Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")
-                };
                 let key: [u64; 2] = bytemuck::cast(random_bytes::<16>().map_err(|e| internal("no key", &e))?);
                 let key = MarkKey { k0: key[0], k1: key[1] };
                 let token = Token(random_bytes().map_err(|e| internal("no token", &e))?);
@@ -162,7 +164,12 @@ impl Registry for Instances {
                 while id == 0 || known.instances.contains_key(&id) {
                     id = id.wrapping_add(1);
                 }
-                known.maps.add(id, &key).map_err(|e| internal("no instance", &e))?;
+                // The prefixes first: a SYN that is valid must find them.
+                let added = known.maps.set_prefixes(id, &hello.prefixes).and_then(|()| known.maps.add(id, &key));
+                if let Err(e) = added {
+                    known.forget(id);
+                    return Err(internal("no instance", &e));
+                }
                 known.instances.insert(id, Instance { key, token, lost: None });
                 (id, key, token)
             }

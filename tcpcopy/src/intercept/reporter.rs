@@ -10,7 +10,7 @@ use std::{
 use tcpcopy_common::{
     figures,
     figures::{Section, counter},
-    response::ResponseHeader,
+    response::Response,
     wakeup::MAX_SLEEP_MS,
 };
 use tcpcopy_replay::{
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     bpf::RingReader,
     clock::{nap, now},
-    control::{Frame, HURRY, Link, LinkError, MAX_RESPONSES, Responses, Sent, Stats},
+    control::{Batch, Frame, HURRY, Link, LinkError, Sent, Stats},
     mailbox::{Closed, Inbox},
     poll::{self, Interest},
 };
@@ -51,7 +51,7 @@ figures! {
         pub dropped: u64 = counter(Section::NotReported).named("channel_too_slow"),
         /// Responses whose owner had no channel.
         pub unowned: u64 = counter(Section::NotReported).named("owner_without_channel"),
-        /// Ring records of a wrong size.
+        /// Ring records of a wrong size, or whose lengths contradict each other.
         pub bad_records: u64 = counter(Section::NotReported),
     }
 }
@@ -60,7 +60,7 @@ figures! {
 #[derive(Debug)]
 struct Owner {
     link: Box<Link>,
-    batch: Vec<ResponseHeader>,
+    batch: Batch,
     dropped: u64,
 }
 
@@ -98,7 +98,7 @@ impl Reporter {
                     Ok(None) => break,
                     Ok(Some(Order::LinkUp(instance, link))) => {
                         self.instances.found(instance);
-                        let owner = Owner { link, batch: Vec::with_capacity(MAX_RESPONSES), dropped: 0 };
+                        let owner = Owner { link, batch: Batch::new(), dropped: 0 };
                         self.owners.insert(instance, owner);
                     }
                     Ok(Some(Order::Stop)) | Err(Closed) => stop = true,
@@ -134,22 +134,17 @@ impl Reporter {
         let mut broken = Vec::new();
         let used = ring.used();
         let records = ring.drain(budget, |record| {
-            let Some(header) = record
-                .get(..size_of::<ResponseHeader>())
-                .and_then(|r| bytemuck::try_pod_read_unaligned::<ResponseHeader>(r).ok())
-            else {
+            let Some(response) = Response::from_record(record) else {
                 counts.bad_records += 1;
                 return;
             };
-            let Some(owner) = owners.get_mut(&header.instance) else {
+            let instance = response.header().instance;
+            let Some(owner) = owners.get_mut(&instance) else {
                 counts.unowned += 1;
                 return;
             };
-            owner.batch.push(header);
-            if owner.batch.len() == MAX_RESPONSES
-                && let Err(e) = owner.send_batch(counts)
-            {
-                broken.push((header.instance, e));
+            if let Err(e) = owner.collect(&response, counts) {
+                broken.push((instance, e));
             }
         });
         naps.found(records, used, ring.size());
@@ -286,12 +281,23 @@ impl Reporter {
 }
 
 impl Owner {
+    /// Adds a report to the batch, which is sent first if it has no room.
+    fn collect(&mut self, response: &Response<'_>, counts: &mut ReportCounts) -> Result<(), LinkError> {
+        if self.batch.push(response) {
+            return Ok(());
+        }
+        let sent = self.send_batch(counts);
+        // Now it is empty, also when the link is broken.
+        let _ = self.batch.push(response);
+        sent
+    }
+
     fn send_batch(&mut self, counts: &mut ReportCounts) -> Result<(), LinkError> {
         if self.batch.is_empty() {
             return Ok(());
         }
         let n = self.batch.len() as u64;
-        let sent = self.link.send(&Frame::Responses(Responses::new(&self.batch)));
+        let sent = self.link.send(&Frame::Responses(self.batch.responses()));
         self.batch.clear();
         match sent? {
             Sent::Queued => counts.reported += n,

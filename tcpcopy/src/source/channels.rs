@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use tcpcopy_common::prefix::Prefix;
 use tcpcopy_replay::{Credentials, RoundTrip, TargetId};
 use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
 
@@ -16,6 +17,15 @@ use crate::{
     finding::Finding,
     mailbox::Mailbox,
 };
+
+/// Whom a channel dials, and what it asks of it.
+#[derive(Debug)]
+pub(super) struct Dial {
+    /// The `intercept`.
+    pub intercept: SocketAddr,
+    /// See [`Hello::prefixes`].
+    pub prefixes: Vec<(SocketAddr, Prefix)>,
+}
 
 /// A channel that was dialled.
 struct Dialled {
@@ -30,8 +40,8 @@ const AT_ONCE: usize = 16;
 
 /// Dials, and dials again, the channels of every worker, and hands each to its worker.
 pub(super) struct Channels {
-    /// Whom each channel dials, by [`TargetId`].
-    intercepts: Vec<SocketAddr>,
+    /// By [`TargetId`].
+    dials: Vec<Dial>,
     security: Security,
     workers: Arc<[Mailbox<Order>]>,
     /// Whether the targets are to see clients at some distance, whose acknowledgements nobody else may give.
@@ -44,13 +54,13 @@ impl Channels {
     /// Nothing is dialled yet.
     #[must_use]
     pub(super) fn new(
-        intercepts: Vec<SocketAddr>,
+        dials: Vec<Dial>,
         security: Security,
         workers: Arc<[Mailbox<Order>]>,
         round_trip: RoundTrip,
     ) -> Self {
         let paced = round_trip != RoundTrip::Near;
-        Self { intercepts, security, workers, paced, resume: HashMap::new() }
+        Self { dials, security, workers, paced, resume: HashMap::new() }
     }
 
     /// Brings every channel up, each tried once.
@@ -58,7 +68,7 @@ impl Channels {
     /// # Errors
     /// The first channel that cannot be established.
     pub(super) async fn dial_all(&mut self) -> Result<(), ConnectError> {
-        let targets = self.intercepts.len() as u16;
+        let targets = self.dials.len() as u16;
         let all = (0..self.workers.len() as u32).flat_map(|worker| (0..targets).map(move |target| (worker, target)));
         let mut waiting = all.collect::<Vec<_>>().into_iter();
         let mut dials = JoinSet::new();
@@ -83,19 +93,19 @@ impl Channels {
                 notice = notices.recv() => match notice {
                     None => return,
                     Some((worker, Notice::LinkDown { target, error })) => {
-                        let address = self.intercepts[usize::from(target.0)];
+                        let address = self.intercept(target);
                         broken_channel(worker, address, &error).log();
                         dials.spawn(self.redial(worker, target));
                     }
                     Some((_, Notice::Reflects { target })) => {
-                        let address = self.intercepts[usize::from(target.0)];
+                        let address = self.intercept(target);
                         if self.paced && reflecting.insert(address) {
                             early_acknowledgements(address).log();
                         }
                     }
                 },
                 Some(Ok(dialled)) = dials.join_next() => {
-                    let address = self.intercepts[usize::from(dialled.target.0)];
+                    let address = self.intercept(dialled.target);
                     log::info!("worker {}: the channel to intercept {address} is up again", dialled.worker);
                     self.hand_over(dialled);
                 }
@@ -110,14 +120,19 @@ impl Channels {
         self.workers[worker as usize].send(Order::LinkUp(target, link, credentials));
     }
 
+    fn intercept(&self, target: TargetId) -> SocketAddr {
+        self.dials[usize::from(target.0)].intercept
+    }
+
     fn hello(&self, worker: u32, target: TargetId) -> Hello {
         let name = rustix::system::uname();
         let resume = self.resume.get(&(worker, target)).copied();
-        Hello::new(worker as u16, resume, &name.nodename().to_string_lossy())
+        let prefixes = self.dials[usize::from(target.0)].prefixes.clone();
+        Hello::new(worker as u16, resume, &name.nodename().to_string_lossy()).with_prefixes(prefixes)
     }
 
     fn dial(&self, worker: u32, target: TargetId) -> impl Future<Output = Result<Dialled, ConnectError>> + use<> {
-        let address = self.intercepts[usize::from(target.0)];
+        let address = self.intercept(target);
         let security = self.security.clone();
         let hello = self.hello(worker, target);
         async move {
@@ -127,7 +142,7 @@ impl Channels {
     }
 
     fn redial(&self, worker: u32, target: TargetId) -> impl Future<Output = Dialled> + use<> {
-        let address = self.intercepts[usize::from(target.0)];
+        let address = self.intercept(target);
         let security = self.security.clone();
         let mut hello = self.hello(worker, target);
         async move {

@@ -75,9 +75,9 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let (notices, notice_receiver) = unbounded_channel();
     let workers = Workers::start(&settings, &plan, rings, &notices)?;
     drop(notices);
-    let intercepts = plan.dialled(&settings.intercepts);
+    let dials = plan.dials(&settings.intercepts);
     let mailboxes = Arc::clone(&workers.mailboxes);
-    let mut channels = Channels::new(intercepts, security, mailboxes, settings.replay.round_trip);
+    let mut channels = Channels::new(dials, security, mailboxes, settings.replay.round_trip);
     let starting = Instant::now();
     {
         let mut dialling = std::pin::pin!(channels.dial_all());

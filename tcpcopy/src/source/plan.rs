@@ -7,10 +7,15 @@
 //! reaches another.
 
 use std::net::SocketAddr;
+
+use tcpcopy_common::prefix::Prefix;
 use tcpcopy_replay::{Ports, RuleTarget, Slot, TargetId, worker::RuleTable};
 
-use super::settings::Settings;
-use crate::{bpf::CaptureRule, net};
+use super::{
+    channels::Dial,
+    settings::{Rule, Settings},
+};
+use crate::{bpf::CaptureRule, control::MAX_TARGETS, net};
 
 /// See the [module](self).
 pub(super) struct Plan {
@@ -32,12 +37,25 @@ pub(super) struct CopyPlan {
 }
 
 /// A control channel that each worker has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChannelPlan {
     /// Whose engine it belongs to.
     pub copy: usize,
     /// Index into the list of `-s`.
     pub intercept: usize,
+    /// Its targets whose responses are reported with their first octets, and how many.
+    pub prefixes: Vec<(SocketAddr, Prefix)>,
+}
+
+impl ChannelPlan {
+    /// Asks for a prefix of what `target` answers, or for the longer one if another was asked for before.
+    fn ask(&mut self, target: SocketAddr, prefix: Prefix) {
+        match self.prefixes.iter_mut().find(|(known, _)| *known == target) {
+            Some((_, longest)) => *longest = prefix.max(*longest),
+            None if prefix == Prefix::NONE => {}
+            None => self.prefixes.push((target, prefix)),
+        }
+    }
 }
 
 impl Plan {
@@ -57,6 +75,14 @@ impl Plan {
                 plan.add_copy(settings, &services, nth);
             }
         }
+        if let Some(channel) = plan.channels.iter().find(|channel| channel.prefixes.len() > MAX_TARGETS) {
+            anyhow::bail!(
+                "the first octets of the responses of {} targets are wanted of the intercept at {}, which reports those of at \
+                 most {MAX_TARGETS}: want them of fewer targets, or run a second tcpcopy for some of the rules",
+                channel.prefixes.len(),
+                settings.intercepts[channel.intercept]
+            );
+        }
         Ok(plan)
     }
 
@@ -68,7 +94,9 @@ impl Plan {
             planned.table.push(service.each_ref().map(|rules| {
                 let rule = *rules.get(nth)?;
                 let target = self.channel(copy, settings.intercept_of[rule]);
-                planned.rules.push(RuleTarget { target, address: settings.rules[rule].target });
+                let Rule { target: address, prefix, .. } = settings.rules[rule];
+                self.channels[usize::from(target.0)].ask(address, prefix);
+                planned.rules.push(RuleTarget { target, address });
                 Some((planned.rules.len() - 1) as u16)
             }));
         }
@@ -77,17 +105,21 @@ impl Plan {
 
     /// The channel of a copy to an intercept.
     fn channel(&mut self, copy: usize, intercept: usize) -> TargetId {
-        let wanted = ChannelPlan { copy, intercept };
-        let index = self.channels.iter().position(|channel| *channel == wanted).unwrap_or_else(|| {
-            self.channels.push(wanted);
+        let known = self.channels.iter().position(|channel| channel.copy == copy && channel.intercept == intercept);
+        let index = known.unwrap_or_else(|| {
+            self.channels.push(ChannelPlan { copy, intercept, prefixes: Vec::new() });
             self.channels.len() - 1
         });
         TargetId(index as u16)
     }
 
-    /// Whom each channel dials.
-    pub(super) fn dialled(&self, intercepts: &[SocketAddr]) -> Vec<SocketAddr> {
-        self.channels.iter().map(|channel| intercepts[channel.intercept]).collect()
+    /// Whom each channel dials, and what it asks of it.
+    pub(super) fn dials(&self, intercepts: &[SocketAddr]) -> Vec<Dial> {
+        let dial = |channel: &ChannelPlan| Dial {
+            intercept: intercepts[channel.intercept],
+            prefixes: channel.prefixes.clone(),
+        };
+        self.channels.iter().map(dial).collect()
     }
 
     /// Client ports of the engine of a copy in a worker. They are dealt out where two engines could want the same four-tuple.
@@ -164,5 +196,52 @@ mod tests {
             }
         }
         assert_eq!(slots, (0..12).map(|number| Slot::new(number, 12).unwrap()).collect::<Vec<_>>());
+    }
+
+    fn prefix(octets: u16) -> Prefix {
+        Prefix::new(octets).unwrap()
+    }
+
+    #[test]
+    fn each_channel_asks_for_the_longest_prefix_that_a_rule_wants_of_each_of_its_targets() {
+        let with = |octets, rule| Rule { prefix: prefix(octets), ..rule };
+        let rules = vec![
+            with(16, rule(80, "10.0.0.3:80")),
+            with(64, rule(81, "10.0.0.3:80")),
+            with(32, rule(82, "10.0.0.3:80")),
+            rule(83, "10.0.0.3:83"),
+            with(128, rule(80, "10.0.0.4:80")),
+            with(2048, rule(84, "[fd00::4]:84")),
+        ];
+        let mut settings = settings(rules, &["10.0.0.3:36524", "10.0.0.4:36524"], &[0, 0, 0, 0, 1, 1]);
+        settings.clients.copies = 2;
+        let plan = Plan::new(&settings).unwrap();
+        let asked = |address: &str, octets| (address.parse::<SocketAddr>().unwrap(), prefix(octets));
+        let expected = [
+            (0, 0, vec![asked("10.0.0.3:80", 64)]),
+            (0, 1, vec![asked("[fd00::4]:84", 2048)]),
+            (1, 1, vec![asked("10.0.0.4:80", 128)]),
+            (2, 0, vec![asked("10.0.0.3:80", 64)]),
+            (2, 1, vec![asked("[fd00::4]:84", 2048)]),
+            (3, 1, vec![asked("10.0.0.4:80", 128)]),
+        ];
+        let channels: Vec<_> = plan.channels.iter().map(|c| (c.copy, c.intercept, c.prefixes.clone())).collect();
+        assert_eq!(channels, expected);
+        let dials = plan.dials(&settings.intercepts);
+        let expected = expected.map(|(_, intercept, prefixes)| (settings.intercepts[intercept], prefixes));
+        assert_eq!(dials.into_iter().map(|dial| (dial.intercept, dial.prefixes)).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn more_targets_than_a_channel_can_ask_for_are_refused_by_name() {
+        let rule = |i: usize| Rule { prefix: prefix(16), ..rule(1000 + i as u16, &format!("10.0.0.3:{}", 1000 + i)) };
+        let settings = |n: usize| settings((0..n).map(rule).collect(), &["10.0.0.3:36524"], &vec![0; n]);
+        assert_eq!(Plan::new(&settings(MAX_TARGETS)).unwrap().channels[0].prefixes.len(), MAX_TARGETS);
+        let error = Plan::new(&settings(MAX_TARGETS + 1)).err().expect("too many").to_string();
+        assert!(error.contains("65 targets") && error.contains("10.0.0.3:36524"), "{error}");
+        // Those of which none are wanted do not count.
+        let mut many = settings(2 * MAX_TARGETS);
+        many.rules.iter_mut().skip(MAX_TARGETS).for_each(|rule| rule.prefix = Prefix::NONE);
+        assert_eq!(Plan::new(&many).unwrap().channels[0].prefixes.len(), MAX_TARGETS);
     }
 }

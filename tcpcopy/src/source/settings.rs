@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use tcpcopy_common::prefix::Prefix;
 use tcpcopy_replay::{AddressPool, RoundTrip};
 
 use crate::{
@@ -67,6 +68,9 @@ pub struct Rule {
     pub port: u16,
     /// The service under test.
     pub target: SocketAddr,
+    /// How many of the first octets of its responses are reported. Where several rules have this target, as many as any of them asks
+    /// for.
+    pub prefix: Prefix,
 }
 
 /// Which live connections are copied: by client, and by lot.
@@ -129,7 +133,7 @@ pub(super) mod testing {
 
     /// A rule for a service at any address.
     pub(in crate::source) fn rule(port: u16, target: &str) -> Rule {
-        Rule { address: None, port, target: target.parse().unwrap() }
+        Rule { address: None, port, target: target.parse().unwrap(), prefix: Prefix::NONE }
     }
 
     /// One worker and one copy, all connections, nothing out of the ordinary. `intercept_of` belongs to `rules`.

@@ -187,7 +187,7 @@ impl Lab {
 
     /// Hands a report to the engine, and nothing more.
     pub(super) fn hand_over(&mut self, header: &ResponseHeader) {
-        let report = Report::parse(header).expect("a known kind");
+        let report = Report::parse(&(*header).into()).expect("a known kind");
         self.engine.handle_report(self.now, TARGET, &report);
     }
 

@@ -28,7 +28,7 @@ fn a_report_of_another_target_with_the_same_four_tuple_is_stale() {
     Client::new(40_000).syn(&mut lab);
     lab.run_ms(5);
     let reclaimed = report(&lab, kind::RECLAIMED);
-    lab.engine.handle_report(lab.now, TargetId(1), &Report::parse(&reclaimed).unwrap());
+    lab.engine.handle_report(lab.now, TargetId(1), &Report::parse(&reclaimed.into()).unwrap());
     assert_eq!((lab.engine.stats().stale_responses, lab.engine.stats().sessions.active), (1, 1));
 }
 

@@ -137,7 +137,8 @@ impl Target {
             mss: if flags.contains(SYN) { self.mss.to_be_bytes() } else { [0; 2] },
             kind: kind::SEGMENT,
             options: if self.timestamps { option::TIMESTAMPS } else { 0 },
-            _reserved: [0; 4],
+            prefix_len: 0,
+            _reserved: [0; 2],
         }
     }
 

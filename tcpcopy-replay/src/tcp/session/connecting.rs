@@ -113,7 +113,7 @@ impl Connecting {
     pub(super) fn handle_segment(
         &mut self,
         shared: &mut Shared,
-        r: &SegmentReport,
+        r: &SegmentReport<'_>,
         cx: &mut Context<'_>,
     ) -> Result<Open, Outcome> {
         let ack = ReplaySeq::new(r.ack);
@@ -139,7 +139,7 @@ impl Connecting {
         Err(Outcome::HalfOpen(ack))
     }
 
-    fn establish(&self, shared: &mut Shared, r: &SegmentReport, cx: &mut Context<'_>) -> Open {
+    fn establish(&self, shared: &mut Shared, r: &SegmentReport<'_>, cx: &mut Context<'_>) -> Open {
         shared.last_heard = cx.now;
         shared.last_progress = cx.now;
         shared.retransmit_at = Moment::NEVER;

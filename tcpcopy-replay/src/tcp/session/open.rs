@@ -80,7 +80,7 @@ pub(super) struct Rare {
 
 impl Open {
     /// Begins with a SYN-ACK, which came `handshake` after the SYN.
-    pub(super) fn new(shared: &Shared, r: &SegmentReport, handshake: Duration, cx: &Context<'_>) -> Self {
+    pub(super) fn new(shared: &Shared, r: &SegmentReport<'_>, handshake: Duration, cx: &Context<'_>) -> Self {
         let (ours, default) = if shared.flow.server.is_v4() {
             (cx.config.mss_v4, DEFAULT_MSS_V4)
         } else {

@@ -24,7 +24,7 @@ impl Open {
     pub(super) fn handle_segment(
         &mut self,
         shared: &mut Shared,
-        r: &SegmentReport,
+        r: &SegmentReport<'_>,
         stream: &Stream,
         cx: &mut Context<'_>,
     ) -> Outcome {
@@ -81,7 +81,7 @@ impl Open {
         &mut self,
         shared: &mut Shared,
         acked: SentOffset,
-        r: &SegmentReport,
+        r: &SegmentReport<'_>,
         stream: &Stream,
         cx: &mut Context<'_>,
     ) {
@@ -154,7 +154,7 @@ impl Open {
         shared: &mut Shared,
         seq: TargetSeq,
         acked: SentOffset,
-        r: &SegmentReport,
+        r: &SegmentReport<'_>,
         cx: &mut Context<'_>,
     ) {
         let fin = r.flags.contains(FIN);

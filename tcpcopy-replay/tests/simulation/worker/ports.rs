@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
+use tcpcopy_common::response::Response;
 use tcpcopy_replay::{
     BadRecord, LiveSegment, Nanos, TargetId, Transmit,
     worker::{self, Capture, Clock, Fill, HandleReports, Notice, Order, Reports, Sink, Upcoming},
@@ -106,7 +107,7 @@ impl Reports for Channels<'_> {
             let mut batch = Vec::new();
             for item in items {
                 if let Item::Response(response) = item {
-                    batch.push(response.report);
+                    batch.push(Response::from(response.report));
                     continue;
                 }
                 handler.handle_responses(target, std::mem::take(&mut batch).into_iter());

@@ -15,7 +15,7 @@ use rustix::{
 };
 use tcpcopy_common::{
     counters::{CaptureCounter, TargetCounter},
-    response::ResponseHeader,
+    response::Response,
     tcp_flags::{ACK, SYN},
 };
 use tcpcopy_replay::LiveSegment;
@@ -213,7 +213,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             // The first SYN+ACK, and its retransmission after a second: so the client has not acknowledged the first.
             let mut syn_acks = 0;
             read_until(&mut reader, |record| {
-                let report: ResponseHeader = bytemuck::pod_read_unaligned(record);
+                let report = *Response::from_record(record).unwrap().header();
                 assert_eq!(report.flow, packet("127.0.0.1:40000", "127.0.0.1:80").flow());
                 assert_eq!(report.flags & (SYN | ACK), SYN | ACK);
                 assert_ne!((report.mss, report.options), ([0; 2], 0));

@@ -12,6 +12,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use bytemuck::{Pod, Zeroable};
 use tcpcopy_common::{
     counters::{CaptureCounter, TargetCounter},
+    prefix::Prefix,
     tcp_flags::{ACK, SYN},
 };
 
@@ -184,15 +185,23 @@ fn answering(baseline: impl Fn(&[u8]) -> u128) {
         ("swallow_tcx", "of a session, no payload", response(CLIENT4, 0).bytes()),
         ("swallow_tcx", "of a session, 1448 octets", response(CLIENT4, 1448).bytes()),
     ];
-    for (program, what, packet) in &table {
+    let without = table.iter().map(|(program, what, packet)| (*program, (*what).to_owned(), packet.clone(), 0));
+    // As much as the ring holds of as many runs.
+    let with = [16, 256, 1024].map(|octets| {
+        let what = format!("of a session, 1448 octets, the first {octets} reported");
+        ("swallow_tcx", what, response(CLIENT4, 1448).bytes(), octets)
+    });
+    for (program, what, packet, octets) in without.chain(with) {
         let mut fixture = learn::Fixture::new(1024, RING);
+        let prefix = Prefix::new(octets).unwrap();
+        fixture.instances.set_prefixes(1, &[("10.0.0.3:80".parse().unwrap(), prefix)]).unwrap();
         fixture.run("learn", &marked_syn(CLIENT4, 1, 7));
         let cost = least(|| {
-            let cost = cost(fixture.interceptor.object(), program, packet);
+            let cost = cost(fixture.interceptor.object(), program, &packet);
             fixture.reports();
             cost
         });
-        assert_eq!(fixture.count(TargetCounter::ReportLost), 0);
-        report(program, what, cost, baseline(packet));
+        assert_eq!((fixture.count(TargetCounter::ReportLost), fixture.count(TargetCounter::PrefixLost)), (0, 0));
+        report(program, &what, cost, baseline(&packet));
     }
 }

@@ -4,7 +4,7 @@ use tcpcopy_common::{
     counters::TargetCounter::{self, *},
     flow::Flow,
     mark::{Mark, MarkKey},
-    response::{ResponseHeader, Session, WireStats, kind},
+    response::{Response, ResponseHeader, Session, WireStats, kind},
     tcp_flags::{ACK, FIN, PSH, SYN},
 };
 
@@ -55,10 +55,24 @@ impl Fixture {
         self.counters.read().unwrap().get(counter)
     }
 
+    /// The headers of all reports that wait.
     pub(super) fn reports(&mut self) -> Vec<ResponseHeader> {
-        let mut reports = Vec::new();
-        self.reader.drain(usize::MAX, |record| reports.push(bytemuck::pod_read_unaligned(record)));
-        reports
+        self.responses().into_iter().map(|(header, _)| header).collect()
+    }
+
+    /// The reports that wait, with the octets of payload that they carry.
+    pub(super) fn responses(&mut self) -> Vec<(ResponseHeader, Vec<u8>)> {
+        let mut responses = Vec::new();
+        self.reader.drain(usize::MAX, |record| {
+            let response = Response::from_record(record).expect("a record whose lengths agree");
+            responses.push((*response.header(), response.prefix().to_vec()));
+        });
+        responses
+    }
+
+    /// How many octets of the ring the reports take that wait.
+    pub(super) fn used(&self) -> usize {
+        self.reader.used()
     }
 
     /// Runs `learn`, and checks its verdict and that it counts `reason` alone.

@@ -10,6 +10,7 @@ mod cost;
 mod learn;
 mod loading;
 mod packets;
+mod prefix;
 mod reflect;
 mod swallow;
 

@@ -90,7 +90,8 @@ fn responses_to_sessions_are_reported_and_swallowed() {
                 mss: if *what == "SYN+ACK" { [5, 0xb4] } else { [0; 2] },
                 kind: kind::SEGMENT,
                 options: if matches!(*what, "SYN+ACK" | "timestamps") { option::TIMESTAMPS } else { 0 },
-                _reserved: [0; 4],
+                prefix_len: 0,
+                _reserved: [0; 2],
             };
             assert_eq!(report, expected, "{what}");
             swallowed += 1;
