@@ -1,7 +1,9 @@
-//! What coverage-guided fuzzing runs: one function per target, which takes any octets and panics where something does not hold.
+//! What coverage-guided fuzzing runs: one function per target, which takes any octets and panics where something does
+//! not hold.
 //!
 //! ```text
-//! fuzz_targets/NAME.rs   the program that libFuzzer drives (without `cfg(fuzzing)`: one that runs the files it is given)
+//! fuzz_targets/NAME.rs   the program that libFuzzer drives (without `cfg(fuzzing)`: one that runs the files it is
+//!                        given)
 //! corpus/NAME/           inputs that reach what others do not, and inputs that failed once
 //! tests/corpus.rs        runs all of these with every `cargo test`
 //! ```

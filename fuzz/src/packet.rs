@@ -1,5 +1,5 @@
-//! Packets: the eBPF programs' parser and option reader on arbitrary octets, ring records, and packets that we build ourselves.
-//! Each is compared with an implementation that is not ours, or with a plain one.
+//! Packets: the eBPF programs' parser and option reader on arbitrary octets, ring records, and packets that we build
+//! ourselves. Each is compared with an implementation that is not ours, or with a plain one.
 //!
 //! The first octet says which of them the rest is for.
 
@@ -22,8 +22,8 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// A packet as a program sees it, of which the first `linear` octets can be read directly. Its memory ends where the packet ends,
-/// so that a sanitizer notices who reads further.
+/// A packet as a program sees it, of which the first `linear` octets can be read directly. Its memory ends where the
+/// packet ends, so that a sanitizer notices who reads further.
 struct Octets {
     /// From the allocator, which aligns it to more than the two octets that [`Packet::read`] needs.
     octets: Box<[u8]>,

@@ -59,8 +59,8 @@ counters! {
         OtherBytes = counter(Section::NotCopied).named("other_bytes").bytes(),
         /// SYN and FIN flags lost with segments without a ring, that could not be read, or that are too large.
         OtherControl = counter(Section::NotCopied).named("other_syn_fin"),
-        /// Discarded: an IP fragment, which has no whole TCP header or no whole payload. Counted when the address or the
-        /// port of a rule can be seen in it, or cannot be excluded.
+        /// Discarded: an IP fragment, which has no whole TCP header or no whole payload. Counted when the address or
+        /// the port of a rule can be seen in it, or cannot be excluded.
         Fragment = counter(Section::NotCopied).named("fragment"),
         /// Discarded: TCP or IP lengths of a matched packet contradict each other.
         Malformed = counter(Section::NotCopied).named("malformed"),
@@ -92,8 +92,8 @@ counters! {
         SwallowedBytes = counter(Section::Swallowed).named("swallowed_bytes").bytes(),
         /// ICMP errors that quote a session, swallowed.
         SwallowedIcmp = counter(Section::Swallowed).named("swallowed_icmp"),
-        /// Response segments that were turned into their acknowledgement and given back to the target. They are among the
-        /// swallowed.
+        /// Response segments that were turned into their acknowledgement and given back to the target. They are among
+        /// the swallowed.
         Reflected = counter(Section::AcknowledgedHere).named("reflected"),
         /// Response segments that should have been reflected and could not be: the target sends them again.
         ReflectFailed = counter(Section::AcknowledgedHere).named("reflect_failed"),

@@ -3,7 +3,8 @@
 //! [`figures!`](crate::figures!) declares a struct of them and makes how it is merged and visited;
 //! [`counters`](crate::counters) declares those that programs keep in per-CPU arrays. A figure belongs to a
 //! [`Section`]; section and name together are its key in the JSON, and what a table or a metric is named after. It is
-//! handed out as a [`Value`] with its [`Family`], and with [`Label`]s where the family has one figure per value of a label.
+//! handed out as a [`Value`] with its [`Family`], and with [`Label`]s where the family has one figure per value of a
+//! label.
 
 use core::time::Duration;
 
@@ -235,8 +236,8 @@ impl Figure for Duration {
 }
 
 /// Declares a struct of figures: the fields' documentation is the figures' help, and what stands after `=` the rest of
-/// their declaration. [`Figures`] is implemented from the list of fields, so none can be forgotten when parts are merged
-/// or shown.
+/// their declaration. [`Figures`] is implemented from the list of fields, so none can be forgotten when parts are
+/// merged or shown.
 ///
 /// ```
 /// use tcpcopy_common::figures::{Figures, Section, counter};

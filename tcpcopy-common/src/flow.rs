@@ -74,8 +74,8 @@ impl Flow {
         Self { client, server, client_port, server_port, protocol: protocol::TCP, _reserved: [0; 3] }
     }
 
-    /// A hash of addresses and ports that kernel and user space compute alike, so that every segment of a connection goes to
-    /// the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
+    /// A hash of addresses and ports that kernel and user space compute alike, so that every segment of a connection
+    /// goes to the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
     #[inline(always)]
     pub fn hash(&self) -> u32 {
         // FNV-1a over 32-bit words with a final avalanche: cheap enough for every packet,

@@ -9,7 +9,8 @@
 //! | 8 | tag, little-endian SipHash-2-4 |
 //!
 //! The tag is keyed by a 128-bit key that `intercept` gave the instance over the authenticated channel, and covers the
-//! four-tuple, the protocol, the initial sequence number and the instance, so that a mark cannot be moved to another connection.
+//! four-tuple, the protocol, the initial sequence number and the instance, so that a mark cannot be moved to another
+//! connection.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -70,8 +71,8 @@ impl core::fmt::Debug for MarkKey {
     }
 }
 
-/// SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a [`Flow`]), ISN and
-/// instance: 48 octets in network order.
+/// SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a [`Flow`]),
+/// ISN and instance: 48 octets in network order.
 #[inline(always)]
 pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
     let c = &flow.client.0;

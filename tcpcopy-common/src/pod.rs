@@ -11,8 +11,8 @@ use crate::{
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {
         $(
-            // SAFETY: the type is `repr(C)`, without padding and valid for every bit pattern: it is `bytemuck::Pod`, which
-            // the assertion below holds it to.
+            // SAFETY: the type is `repr(C)`, without padding and valid for every bit pattern: it is `bytemuck::Pod`,
+            // which the assertion below holds it to.
             unsafe impl aya::Pod for $type {}
             const _: () = {
                 const fn is_bytemuck_pod<T: bytemuck::Pod>() {}

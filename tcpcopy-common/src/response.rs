@@ -123,12 +123,13 @@ pub mod option {
     pub const IN_ORDER: u8 = 4;
 }
 
-/// An answer of at most so many octets, with PSH at its end, is left to the source to acknowledge: there it costs nothing when
-/// another request follows. That many leave the target in one go, as its initial window has ten segments (RFC 6928).
+/// An answer of at most so many octets, with PSH at its end, is left to the source to acknowledge: there it costs
+/// nothing when another request follows. That many leave the target in one go, as its initial window has ten segments
+/// (RFC 6928).
 pub const LEFT_TO_THE_SOURCE: u32 = 8 * 1448;
 
-/// The urgent pointer of an acknowledgement that `intercept` has reflected, by which its own program knows it. Without URG it
-/// means nothing to anybody else (RFC 9293, section 3.1).
+/// The urgent pointer of an acknowledgement that `intercept` has reflected, by which its own program knows it. Without
+/// URG it means nothing to anybody else (RFC 9293, section 3.1).
 pub const REFLECTION: [u8; 2] = *b"tc";
 
 /// A replayed session known to the target: value of the session map, whose key is the [`Flow`].
@@ -143,8 +144,8 @@ pub struct Session {
     pub instance: u32,
     /// Initial sequence number of the replayed client, network order.
     pub isn: [u8; 4],
-    /// The target's sequence number after the last octet that was reported without a gap before it, host order; kept only where
-    /// acknowledgements are reflected.
+    /// The target's sequence number after the last octet that was reported without a gap before it, host order; kept
+    /// only where acknowledgements are reflected.
     pub answered: u32,
     /// The [`Prefix`] of its reports, in octets, host order: that of its target when its SYN came.
     pub prefix: u32,

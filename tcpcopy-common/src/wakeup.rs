@@ -1,11 +1,11 @@
-//! What a ring's reader and its producers tell each other beside the records, above all *need-wakeup*: whether the reader
-//! sleeps and wants to be woken.
+//! What a ring's reader and its producers tell each other beside the records, above all *need-wakeup*: whether the
+//! reader sleeps and wants to be woken.
 //!
 //! A notification per record costs 2.6 to 5 µs of the packet's CPU, a record without one 0.25 to 0.43 µs (measured on
 //! 6.18), so a producer notifies only when the reader has said that it sleeps. The protocol, free of lost wake-ups:
 //!
-//! - The reader sets its flag, issues a full fence, looks into the ring once more, and only then sleeps, never longer than
-//!   [`MAX_SLEEP_MS`]; awake, it clears the flag.
+//! - The reader sets its flag, issues a full fence, looks into the ring once more, and only then sleeps, never longer
+//!   than [`MAX_SLEEP_MS`]; awake, it clears the flag.
 //! - The producer submits with `BPF_RB_NO_WAKEUP`, *then* reads the flag, and when it is set clears it and forces a
 //!   wake-up with a discarded reservation. A reservation that fails wakes the reader too.
 

@@ -42,8 +42,8 @@ impl Options {
     /// No options. (To be filled in place: moving it would take twice the stack.)
     pub const NONE: Self = Self { octets: [0; MAX_TCP_OPTIONS + LONGEST], len: 0 };
 
-    /// Reads the `len` octets at `offset` into [`NONE`](Self::NONE). A length that the field cannot have, or one that the
-    /// packet has not, gives no options.
+    /// Reads the `len` octets at `offset` into [`NONE`](Self::NONE). A length that the field cannot have, or one that
+    /// the packet has not, gives no options.
     #[inline(always)]
     pub fn read(&mut self, packet: &impl Packet, offset: u32, len: u32) {
         let Some(len) = bounded(len, MAX_TCP_OPTIONS as u32) else { return };
@@ -116,8 +116,8 @@ impl Options {
 
     /// Calls `visit` for each option, up to one that is malformed.
     ///
-    /// The loop goes over the octets and not over the options, so that the verifier knows the position at each turn. With
-    /// a position that depends on the packet it would follow every combination of options, which are too many.
+    /// The loop goes over the octets and not over the options, so that the verifier knows the position at each turn.
+    /// With a position that depends on the packet it would follow every combination of options, which are too many.
     #[inline(always)]
     fn for_each(&self, mut visit: impl FnMut(TcpOption) -> Search) {
         // These two are in memory (hence volatile), as octets, of which the verifier only knows that they are octets.
@@ -148,8 +148,8 @@ impl Options {
     /// `N` octets at `at`: no farther behind the start of an option than the longest reaches.
     #[inline(always)]
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
-        // SAFETY: an option starts within the field, behind which there is room for the longest. The verifier, which knows
-        // the position at each turn of the loop, checks it. (An index would bring a call to panic, which the
+        // SAFETY: an option starts within the field, behind which there is room for the longest. The verifier, which
+        // knows the position at each turn of the loop, checks it. (An index would bring a call to panic, which the
         // verifier refuses although it is never reached.)
         unsafe { self.octets.as_ptr().add(at).cast::<[u8; N]>().read() }
     }

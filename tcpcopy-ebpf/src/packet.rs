@@ -1,7 +1,8 @@
 //! Bounds-checked reading of packets, alike for XDP and TC.
 //!
-//! Headers are usually in the linear part of a packet, where they can be read directly, which costs next to nothing. But
-//! a coalesced packet has only some 74 octets there, and an XDP frame can have fragments: the rest comes by a helper.
+//! Headers are usually in the linear part of a packet, where they can be read directly, which costs next to nothing.
+//! But a coalesced packet has only some 74 octets there, and an XDP frame can have fragments: the rest comes by a
+//! helper.
 
 use core::mem::MaybeUninit;
 
@@ -59,8 +60,8 @@ pub trait Packet {
 
 /// The same value, of which the optimiser now knows nothing.
 ///
-/// The verifier must see the comparison that bounds a length or an offset. Where the optimiser can prove the bound itself
-/// it removes the comparison, and the verifier, which sees less, refuses the program.
+/// The verifier must see the comparison that bounds a length or an offset. Where the optimiser can prove the bound
+/// itself it removes the comparison, and the verifier, which sees less, refuses the program.
 #[inline(always)]
 pub fn opaque(value: usize) -> usize {
     let mut value = value;

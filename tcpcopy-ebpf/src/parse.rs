@@ -175,8 +175,9 @@ pub struct Ip {
     pub fragment: Fragment,
     /// Octets of the payload, as the headers have it; zero when they contradict each other.
     pub payload_len: u32,
-    /// Offset of the (fixed) IP header in the packet. Its type, like that of the next field, is so short that the verifier
-    /// forgets the value when it is in memory: else it would follow each combination of headers apart, to the end.
+    /// Offset of the (fixed) IP header in the packet. Its type, like that of the next field, is so short that the
+    /// verifier forgets the value when it is in memory: else it would follow each combination of headers apart, to the
+    /// end.
     header: u16,
     /// Offset of the payload in the packet.
     payload: u16,
@@ -252,8 +253,8 @@ impl Ip {
     }
 }
 
-/// Parses the link header with up to two VLAN tags in it (a tag in the packet's metadata does not show here), and the IP
-/// headers.
+/// Parses the link header with up to two VLAN tags in it (a tag in the packet's metadata does not show here), and the
+/// IP headers.
 #[inline(always)]
 pub fn link(packet: &impl Packet, link: Link) -> Result<Ip, NotIp> {
     match link {
@@ -274,11 +275,12 @@ pub fn link(packet: &impl Packet, link: Link) -> Result<Ip, NotIp> {
     }
 }
 
-/// [`link`] for the programs of the target, which is not inlined: the stack has only 512 octets for all that is, and the
-/// verifier follows a caller's paths once only when it finds the same in memory after each path through the headers.
+/// [`link`] for the programs of the target, which is not inlined: the stack has only 512 octets for all that is, and
+/// the verifier follows a caller's paths once only when it finds the same in memory after each path through the
+/// headers.
 ///
-/// Fills `ip` and returns true, or returns false. (A function that returns nothing, or a structure, may happen to leave the
-/// address of a variable in the register of the result, which the verifier refuses.)
+/// Fills `ip` and returns true, or returns false. (A function that returns nothing, or a structure, may happen to leave
+/// the address of a variable in the register of the result, which the verifier refuses.)
 #[inline(never)]
 pub fn link_into(packet: &impl Packet, link_header: Link, ip: &mut Ip) -> bool {
     match link(packet, link_header) {

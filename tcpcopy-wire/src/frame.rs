@@ -1,8 +1,8 @@
-//! What precedes the IP packet in a frame that a packet socket takes: a `struct virtio_net_hdr` (`PACKET_VNET_HDR`), which
-//! says what the kernel is to do with the packet, and the Ethernet header.
+//! What precedes the IP packet in a frame that a packet socket takes: a `struct virtio_net_hdr` (`PACKET_VNET_HDR`),
+//! which says what the kernel is to do with the packet, and the Ethernet header.
 //!
-//! The former defers two things, perhaps for ever: the checksum is left to the interface, and a *super-packet*, whose payload
-//! is that of many segments, stays whole until the interface, or the kernel just before it, cuts it up (generic
+//! The former defers two things, perhaps for ever: the checksum is left to the interface, and a *super-packet*, whose
+//! payload is that of many segments, stays whole until the interface, or the kernel just before it, cuts it up (generic
 //! segmentation offload).
 
 use crate::headers::{TCP_CHECKSUM, length16};
@@ -44,8 +44,8 @@ impl EthernetHeader {
         Self([d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1])
     }
 
-    /// Makes the front of a frame whose IP header has `ip` octets, and whose IP and TCP headers have `headers` octets together.
-    /// `segment` is the payload of each segment of a super-packet, in octets.
+    /// Makes the front of a frame whose IP header has `ip` octets, and whose IP and TCP headers have `headers` octets
+    /// together. `segment` is the payload of each segment of a super-packet, in octets.
     pub(crate) fn front(&self, v6: bool, ip: usize, headers: usize, segment: Option<u16>) -> [u8; FRONT] {
         let (gso_type, hdr_len, gso_size) = match segment {
             None => (virtio::GSO_NONE, 0, 0),

@@ -37,8 +37,8 @@ mod option {
     pub(super) const TIMESTAMPS: u8 = 8;
 }
 
-/// Returns a length within a packet as headers have it. All of them fit: a packet and a super-packet have at most 65,535
-/// octets, because the MTU is a `u16`. One that did not fit would be the largest, never a small one.
+/// Returns a length within a packet as headers have it. All of them fit: a packet and a super-packet have at most
+/// 65,535 octets, because the MTU is a `u16`. One that did not fit would be the largest, never a small one.
 pub(crate) fn length16(octets: usize) -> u16 {
     u16::try_from(octets).unwrap_or(u16::MAX)
 }
@@ -50,8 +50,8 @@ pub(crate) struct Headers {
     pub(crate) ip: usize,
     /// Octets of all headers.
     pub(crate) len: usize,
-    /// Sum of the addresses and the protocol of the pseudo-header (RFC 9293, section 3.1), which every packet's checksum
-    /// includes.
+    /// Sum of the addresses and the protocol of the pseudo-header (RFC 9293, section 3.1), which every packet's
+    /// checksum includes.
     pub(crate) pseudo: Checksum,
 }
 

@@ -6,8 +6,9 @@
 //!                      └─ frame      Ethernet header, and what the kernel is told of a super-packet
 //! ```
 //!
-//! [`Packets`] cuts a [`Transmit`](tcpcopy_replay::Transmit) into packets and appends them, one at a time, to a buffer of the
-//! caller, who owns the socket, the path and its MTU. Nothing here does IO, allocates by itself or can panic on a payload.
+//! [`Packets`] cuts a [`Transmit`](tcpcopy_replay::Transmit) into packets and appends them, one at a time, to a buffer
+//! of the caller, who owns the socket, the path and its MTU. Nothing here does IO, allocates by itself or can panic on
+//! a payload.
 
 #![forbid(unsafe_code)]
 

@@ -24,8 +24,8 @@ pub enum Form {
 
 /// The packets of one [`Transmit`], in order, in the form that the socket takes.
 ///
-/// The payload is cut into segments of at most the transmission's segment size, or less where the MTU leaves no room for
-/// that. Super-packets are cut by the kernel.
+/// The payload is cut into segments of at most the transmission's segment size, or less where the MTU leaves no room
+/// for that. Super-packets are cut by the kernel.
 pub struct Packets<'a> {
     headers: Headers,
     form: Form,
@@ -57,7 +57,8 @@ impl<'a> Packets<'a> {
         let headers = Headers::new(transmit);
         let room = usize::from(mtu).saturating_sub(headers.len).max(1);
         let size = usize::from(transmit.segment_size.max(1)).min(room);
-        // A SYN is never part of a super-packet: kernels do not define how they cut one that carries several segments of data.
+        // A SYN is never part of a super-packet: kernels do not define how they cut one that carries several segments
+        // of data.
         let several = matches!(form, Form::SuperFrames(_)) && !transmit.flags.contains(tcp_flags::SYN);
         let most = if several { ((MAX_PACKET - headers.len) / size).max(1) * size } else { size };
         Self {
@@ -85,8 +86,8 @@ impl<'a> Packets<'a> {
         if self.done { 0 } else { segments(self.rest.len(), self.size) as u64 }
     }
 
-    /// Appends the next packet to `buffer`. `id` is the identification of an IPv4 packet: reassembly of fragments needs it
-    /// to differ between packets, though with DF set there should be none (RFC 6864, section 4.1).
+    /// Appends the next packet to `buffer`. `id` is the identification of an IPv4 packet: reassembly of fragments needs
+    /// it to differ between packets, though with DF set there should be none (RFC 6864, section 4.1).
     pub fn write(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
         let payload = &self.rest[..self.payload()];
         match self.form {
@@ -107,8 +108,8 @@ impl<'a> Packets<'a> {
         }
     }
 
-    /// Appends what precedes the payload of the next packet to `buffer`, so that a large payload need not be copied. Only
-    /// for frames: the checksum in the headers of other packets covers their payload.
+    /// Appends what precedes the payload of the next packet to `buffer`, so that a large payload need not be copied.
+    /// Only for frames: the checksum in the headers of other packets covers their payload.
     pub fn write_front(&mut self, id: u16, buffer: &mut Vec<u8>) -> Written {
         let payload = self.payload();
         if let Form::Frames(ethernet) | Form::SuperFrames(ethernet) = &self.form {
@@ -245,7 +246,11 @@ mod tests {
         let mut transmit = transmit(true, b"");
         transmit.flags = tcp_flags::SYN;
         transmit.options = TransmitOptions {
-            syn: Some(SynOptions { mss: 1440, window_scale: Some(7), mark: Mark::new(&key, 9, &flow(true), [0xff, 0xff, 0xff, 0xf0]) }),
+            syn: Some(SynOptions {
+                mss: 1440,
+                window_scale: Some(7),
+                mark: Mark::new(&key, 9, &flow(true), [0xff, 0xff, 0xff, 0xf0]),
+            }),
             timestamps: Some((5, 0)),
         };
         let packets = build(&transmit, 1500);

@@ -1,5 +1,5 @@
-//! What it costs to take apart what the kernel and the other side hand over: ring records, frames of the control channel,
-//! and a whole channel with and without encryption. `cargo bench -p tcpcopy --bench codec`.
+//! What it costs to take apart what the kernel and the other side hand over: ring records, frames of the control
+//! channel, and a whole channel with and without encryption. `cargo bench -p tcpcopy --bench codec`.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without documentation")]
 
@@ -76,8 +76,8 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A batch from one end of an established channel to the other, over loopback: queue, flush, wait, receive. With a key it is
-/// sealed and opened on the way; what that costs is the difference.
+/// A batch from one end of an established channel to the other, over loopback: queue, flush, wait, receive. With a key
+/// it is sealed and opened on the way; what that costs is the difference.
 fn channel(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("channel");
     let key = Psk::generate().expect("random octets");

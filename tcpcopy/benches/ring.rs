@@ -1,5 +1,5 @@
-//! What it costs to read records that the capture program has written: a real ring, filled by real segments of a connection
-//! over loopback. `cargo bench -p tcpcopy --bench ring`, as root.
+//! What it costs to read records that the capture program has written: a real ring, filled by real segments of a
+//! connection over loopback. `cargo bench -p tcpcopy --bench ring`, as root.
 
 #![allow(missing_docs, reason = "criterion's macros make functions without documentation")]
 

@@ -124,8 +124,8 @@ pub fn check(cpus: &CpuList) -> Result<(), PinError> {
     }
 }
 
-/// Keeps the calling thread on one processor. A thread that cannot be kept there any more, because the processor went away since
-/// [`check`], runs elsewhere; that is found.
+/// Keeps the calling thread on one processor. A thread that cannot be kept there any more, because the processor went
+/// away since [`check`], runs elsewhere; that is found.
 pub fn pin(cpu: u32) -> Option<Finding> {
     let mut set = CpuSet::new();
     set.set(cpu as usize);

@@ -1,7 +1,7 @@
 //! Findings: what a start-up check, or a watch while the program runs, has to tell the operator.
 //!
-//! A finding is a value, so that whoever looks decides nothing about how it is told: the log prints it, a report lists it. It
-//! says what is the matter, by which evidence and with which consequence, and what helps.
+//! A finding is a value, so that whoever looks decides nothing about how it is told: the log prints it, a report lists
+//! it. It says what is the matter, by which evidence and with which consequence, and what helps.
 
 use std::fmt;
 
@@ -28,8 +28,8 @@ pub struct Finding {
     pub why: Option<String>,
     /// What helps.
     pub remedy: Option<String>,
-    /// The option by which the operator says so: what is below the command line leaves it to [`cli`](crate::cli) to name
-    /// it.
+    /// The option by which the operator says so: what is below the command line leaves it to [`cli`](crate::cli) to
+    /// name it.
     pub option: Option<&'static str>,
 }
 

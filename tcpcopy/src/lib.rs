@@ -9,8 +9,8 @@
 //! TARGET  bpf::intercept ─ ring ─► intercept ─► control::link ─► network
 //! ```
 //!
-//! The replay itself, the loop of its workers included, is the crate [`tcpcopy_replay`], which has no IO; packets are built
-//! by [`tcpcopy_wire`]. Everything here is the IO around them.
+//! The replay itself, the loop of its workers included, is the crate [`tcpcopy_replay`], which has no IO; packets are
+//! built by [`tcpcopy_wire`]. Everything here is the IO around them.
 
 pub mod affinity;
 pub mod bpf;

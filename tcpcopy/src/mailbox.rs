@@ -61,7 +61,8 @@ impl<T> Inbox<T> {
         }
     }
 
-    /// Makes the file descriptor unreadable again. Before [`next`](Self::next), or an order would wait for the one after it.
+    /// Makes the file descriptor unreadable again. Before [`next`](Self::next), or an order would wait for the one
+    /// after it.
     pub(crate) fn rearm(&self) {
         // Fails only when nothing was sent.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);

@@ -1,9 +1,10 @@
 //! Large memory in huge pages.
 //!
-//! A million sessions are half a gigabyte, of which each segment touches a few places at random. With pages of 4 KiB the
-//! processor then spends more time looking for where a page is than reading it; a huge page (2 MiB) needs one entry for what
-//! would be 512. Linux gives them to those who ask (`/sys/kernel/mm/transparent_hugepage/enabled` says `madvise` on most
-//! systems), and the engine, which asks the system for nothing, gets them through the program's allocator.
+//! A million sessions are half a gigabyte, of which each segment touches a few places at random. With pages of 4 KiB
+//! the processor then spends more time looking for where a page is than reading it; a huge page (2 MiB) needs one entry
+//! for what would be 512. Linux gives them to those who ask (`/sys/kernel/mm/transparent_hugepage/enabled` says
+//! `madvise` on most systems), and the engine, which asks the system for nothing, gets them through the program's
+//! allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -18,8 +19,8 @@ const SPARE: usize = HUGE_PAGE / 16;
 #[derive(Debug)]
 pub struct HugePages;
 
-/// How much of such memory is to be in huge pages. Octets, which need no alignment, are read in a row, so that small pages do;
-/// and the system makes memory of small pages longer without copying it.
+/// How much of such memory is to be in huge pages. Octets, which need no alignment, are read in a row, so that small
+/// pages do; and the system makes memory of small pages longer without copying it.
 const fn huge(layout: Layout) -> usize {
     if layout.align() == 1 { 0 } else { layout.size().saturating_add(SPARE) / HUGE_PAGE * HUGE_PAGE }
 }
@@ -32,16 +33,16 @@ fn wider(layout: Layout) -> Layout {
     }
 }
 
-// SAFETY: all memory comes from the system's allocator and goes back to it, each with the same layout, which is at least as
-// strict as the caller's.
+// SAFETY: all memory comes from the system's allocator and goes back to it, each with the same layout, which is at
+// least as strict as the caller's.
 unsafe impl GlobalAlloc for HugePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout has a size other than zero, and so has the wider one.
         let memory = unsafe { System.alloc(wider(layout)) };
         let huge = huge(layout);
         if huge > 0 && !memory.is_null() {
-            // SAFETY: the range is ours, as the wider layout is at least as long; the advice changes no octet of it. Where it
-            // is not taken (a kernel without huge pages) everything works, slower.
+            // SAFETY: the range is ours, as the wider layout is at least as long; the advice changes no octet of it.
+            // Where it is not taken (a kernel without huge pages) everything works, slower.
             let _ = unsafe { madvise(memory.cast(), huge, Advice::LinuxHugepage) };
         }
         memory

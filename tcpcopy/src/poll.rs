@@ -30,9 +30,9 @@ impl<'a> Interest<'a> {
     }
 }
 
-/// Sleeps until an order comes to `inbox` or one of `interests` is ready, until `timeout` is over, or until a signal comes.
-/// Level-triggered: what is ready already ends the sleep at once. Of an order this is true until the sleep that it ends; take
-/// all of them before the next one.
+/// Sleeps until an order comes to `inbox` or one of `interests` is ready, until `timeout` is over, or until a signal
+/// comes. Level-triggered: what is ready already ends the sleep at once. Of an order this is true until the sleep that
+/// it ends; take all of them before the next one.
 pub fn wait<'a, T>(inbox: &Inbox<T>, interests: impl Iterator<Item = Interest<'a>>, timeout: Duration) {
     panics::provoked();
     let mut fds = vec![PollFd::from_borrowed_fd(inbox.wake_fd(), PollFlags::IN)];

@@ -1,8 +1,8 @@
 //! A path to a host that loses, duplicates and reorders packets, or is long, in both directions.
 //!
 //! The host's cable is taken out of the switch, and a thread carries the frames between the two. It stands where every
-//! packet passes: packet sockets, by which requests are injected, know no netfilter and no queueing discipline. Frames are
-//! carried with their offload header, so that large ones and unfinished checksums stay what they are.
+//! packet passes: packet sockets, by which requests are injected, know no netfilter and no queueing discipline. Frames
+//! are carried with their offload header, so that large ones and unfinished checksums stay what they are.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -37,9 +37,9 @@ pub struct Weather {
     pub seed: u64,
 }
 
-/// The most frames of one connection, in one direction, that are lost one after the other. With one in twenty lost, one of a thousand
-/// connections would lose six SYNs in a row in every 60,000th run, and be given up by right. What is tested is a bad path, not a dead one.
-/// A frame that this saves comes once in three million.
+/// The most frames of one connection, in one direction, that are lost one after the other. With one in twenty lost, one
+/// of a thousand connections would lose six SYNs in a row in every 60,000th run, and be given up by right. What is
+/// tested is a bad path, not a dead one. A frame that this saves comes once in three million.
 pub const MOST_IN_A_ROW: u8 = 4;
 /// How long a frame that is overtaken is held.
 const LATER: Duration = Duration::from_micros(800);
@@ -258,7 +258,8 @@ impl Losses {
     }
 }
 
-/// What tells a frame's connection: addresses and ports, as they stand in it. All that is not TCP without options of IP is one.
+/// What tells a frame's connection: addresses and ports, as they stand in it. All that is not TCP without options of IP
+/// is one.
 fn connection(frame: &[u8]) -> &[u8] {
     // The offload header, and Ethernet's.
     let packet = frame.get(10 + 14..).unwrap_or_default();

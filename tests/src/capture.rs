@@ -87,7 +87,8 @@ impl Sniffer {
         std::mem::take(&mut self.packets.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Stops, and returns what arrived until now and was not [taken](Self::take). Fails when some was lost, as an absence then proves nothing.
+    /// Stops, and returns what arrived until now and was not [taken](Self::take). Fails when some was lost, as an
+    /// absence then proves nothing.
     pub fn stop(mut self) -> anyhow::Result<Vec<Packet>> {
         self.stop.store(true, Ordering::Release);
         match self.thread.take().map(JoinHandle::join) {
@@ -201,8 +202,8 @@ fn capture(socket: &Socket, stop: &AtomicBool, mut seen: impl FnMut(Packet)) -> 
     Ok(())
 }
 
-/// How far `CLOCK_REALTIME`, of which the kernel's time stamps are, is ahead of `CLOCK_MONOTONIC`, ns. The clocks are read one
-/// after the other, with luck at once: of several readings the closest counts.
+/// How far `CLOCK_REALTIME`, of which the kernel's time stamps are, is ahead of `CLOCK_MONOTONIC`, ns. The clocks are
+/// read one after the other, with luck at once: of several readings the closest counts.
 fn realtime_ahead() -> u64 {
     let reading = || {
         let before = monotonic_ns();
@@ -228,8 +229,8 @@ fn receive<'a>(socket: &Socket, buffer: &'a mut [u8], ahead: u64) -> io::Result<
         return Err(io::Error::last_os_error());
     }
     let mut time_ns = monotonic_ns();
-    // SAFETY: the kernel has filled in the message and its control messages; the macros stay within the lengths that it has set, and a
-    // message of this kind holds a timespec.
+    // SAFETY: the kernel has filled in the message and its control messages; the macros stay within the lengths that it
+    // has set, and a message of this kind holds a timespec.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         if let Some(head) = header.as_ref()

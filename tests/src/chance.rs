@@ -2,15 +2,15 @@
 
 use std::ops::RangeInclusive;
 
-/// How likely an assertion may fail although nothing is wrong. A run of all tests has fewer than a hundred such assertions, so it is one
-/// run of a million that fails by chance.
+/// How likely an assertion may fail although nothing is wrong. A run of all tests has fewer than a hundred such
+/// assertions, so it is one run of a million that fails by chance.
 pub const RARE: f64 = 1e-8;
 
-/// The range outside of which the number of successes in `n` independent trials, each with probability `p`, is with a probability of less
-/// than [`RARE`]: half of it on either side, from the exact binomial distribution.
+/// The range outside of which the number of successes in `n` independent trials, each with probability `p`, is with a
+/// probability of less than [`RARE`]: half of it on either side, from the exact binomial distribution.
 ///
-/// A bound taken from the expectation alone (70 to 130 % of it, say) is far too narrow where few are expected: of 1,900 frames of which
-/// one in a hundred is lost 19 are expected, and 11 or fewer are every thirtieth time.
+/// A bound taken from the expectation alone (70 to 130 % of it, say) is far too narrow where few are expected: of 1,900
+/// frames of which one in a hundred is lost 19 are expected, and 11 or fewer are every thirtieth time.
 pub fn binomial(n: u64, p: f64) -> RangeInclusive<u64> {
     least(n, p)..=n - least(n, 1.0 - p)
 }
@@ -40,7 +40,8 @@ fn least(n: u64, p: f64) -> u64 {
 mod tests {
     use super::*;
 
-    /// Of 40 throws of a coin: 0 to 2 heads in 821 of 2^40 cases, which is 7.5 in 10^10; 0 to 3 in 10,701, which is 9.7 in 10^9.
+    /// Of 40 throws of a coin: 0 to 2 heads in 821 of 2^40 cases, which is 7.5 in 10^10; 0 to 3 in 10,701, which is 9.7
+    /// in 10^9.
     #[test]
     fn the_bounds_are_those_of_the_distribution() {
         assert_eq!(binomial(40, 0.5), 3..=37);

@@ -66,18 +66,20 @@ impl Host {
         &self.namespace
     }
 
-    /// A command that runs here, with this host's `/sys`, speaks English, inherits no descriptors but its standard streams, and dies with
-    /// the thread that starts it. What signals do to it by default does not depend on what they do to us: under nohup(1), for one, we
-    /// ignore SIGHUP.
+    /// A command that runs here, with this host's `/sys`, speaks English, inherits no descriptors but its standard
+    /// streams, and dies with the thread that starts it. What signals do to it by default does not depend on what they
+    /// do to us: under nohup(1), for one, we ignore SIGHUP.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.namespace.name()]).arg(program.as_ref()).env("LC_ALL", "C");
         let prepare = || {
             for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2] {
-                // SAFETY: the default action of a signal touches nothing of this process's memory. It cannot fail for these.
+                // SAFETY: the default action of a signal touches nothing of this process's memory. It cannot fail for
+                // these.
                 unsafe { libc::signal(signal, libc::SIG_DFL) };
             }
-            // SAFETY: no descriptor is closed before the command takes our place. (It fails before Linux 5.11, and then more is inherited.)
+            // SAFETY: no descriptor is closed before the command takes our place. (It fails before Linux 5.11, and then
+            // more is inherited.)
             unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
             let signal = Some(rustix::process::Signal::KILL);
             rustix::process::set_parent_process_death_signal(signal).map_err(Into::into)

@@ -26,9 +26,9 @@ pub use program::{Program, Summary};
 pub use topology::{Lab, Options, Shape};
 pub use wait::{PATIENCE, eventually, monotonic_ns};
 
-/// Leaves a test with a loud SKIP when it cannot run here; otherwise keeps other tests of this process waiting until the
-/// returned guard is dropped, because each loads the whole machine. A test with hundreds of connections says how many open files
-/// it needs, about: those of clients and servers are all in this process.
+/// Leaves a test with a loud SKIP when it cannot run here; otherwise keeps other tests of this process waiting until
+/// the returned guard is dropped, because each loads the whole machine. A test with hundreds of connections says how
+/// many open files it needs, about: those of clients and servers are all in this process.
 #[macro_export]
 macro_rules! laboratory {
     () => {
@@ -62,8 +62,8 @@ pub fn may_run(open_files: u64) -> Result<std::sync::MutexGuard<'static, ()>, St
     Ok(ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-/// Makes the process, and so the programs that it starts, independent of how it was started: servers read files of ours, hundreds of
-/// connections take as many descriptors, and what `ip`, `ss` or `psql` say is read as English.
+/// Makes the process, and so the programs that it starts, independent of how it was started: servers read files of
+/// ours, hundreds of connections take as many descriptors, and what `ip`, `ss` or `psql` say is read as English.
 fn settle() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -77,7 +77,8 @@ fn settle() {
 /// Open files of a process that has hundreds of connections, or many thousands (the benchmark).
 const OPEN_FILES: u64 = 65_536;
 
-/// Allows this process, and those that it starts, [`OPEN_FILES`] open files; or as many as the hard limit, without root.
+/// Allows this process, and those that it starts, [`OPEN_FILES`] open files; or as many as the hard limit, without
+/// root.
 ///
 /// # Errors
 /// When the limit cannot be raised.

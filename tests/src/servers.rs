@@ -21,17 +21,20 @@ pub struct RealServer {
 }
 
 impl RealServer {
-    /// nginx with one worker. Its access log has a line `METHOD URI STATUS` for each request; `/` and `/big.bin` (1 MiB)
-    /// exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at). `keep_alive` requests are served on a connection (nginx's own default: 1000).
+    /// nginx with one worker. Its access log has a line `METHOD URI STATUS` for each request; `/` and `/big.bin` (1
+    /// MiB) exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at). `keep_alive`
+    /// requests are served on a connection (nginx's own default: 1000).
     pub fn nginx(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
         let configuration = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {root}/pid;\nerror_log {root}/error.log;\n\
              events {{ worker_connections 4096; }}\n\
-             http {{\n  log_format short '$request_method $request_uri $status';\n  access_log {root}/access.log short;\n  \
+             http {{\n  log_format short '$request_method $request_uri $status';\n  \
+             access_log {root}/access.log short;\n  \
              log_format time '$msec';\n  access_log {root}/times.log time;\n  \
-             keepalive_requests {keep_alive};\n  client_body_temp_path {root}/body;\n  proxy_temp_path {root}/proxy;\n  \
+             keepalive_requests {keep_alive};\n  client_body_temp_path {root}/body;\n  \
+             proxy_temp_path {root}/proxy;\n  \
              fastcgi_temp_path {root}/fastcgi;\n  uwsgi_temp_path {root}/uwsgi;\n  scgi_temp_path {root}/scgi;\n  \
              server {{\n    listen {port} backlog=4096;\n    listen [::]:{port} backlog=4096;\n    \
              root {root}/www;\n  }}\n}}\n"

@@ -14,8 +14,8 @@
 //!
 //! AsymmetricReturn   client ── router ──┐
 //!                         │    source ──┼── switch
-//!                         │    target ──┘              the target's route to the client is the other link to the router
-//!                         └────(eth1)─┘
+//!                         │    target ──┘              the target's route to the client is the other link to the
+//!                         └────(eth1)─┘              router
 //!
 //! TwoSources         client ──┐
 //!                    source ──┼── switch
@@ -28,8 +28,8 @@
 //!                   target2 ──┘
 //! ```
 //!
-//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, router 254. The network
-//! behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and fd79::/64.
+//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, router 254.
+//! The network behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and fd79::/64.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long tests wait for what must happen. It ends tests that fail, and no others: whatever it limits is waited for no longer than it
-/// takes. So it is longer than a busy machine may take, and is no bound on how fast anything is.
+/// How long tests wait for what must happen. It ends tests that fail, and no others: whatever it limits is waited for
+/// no longer than it takes. So it is longer than a busy machine may take, and is no bound on how fast anything is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Now, in ns of `CLOCK_MONOTONIC`: the clock that all namespaces of a machine and the eBPF programs share.

@@ -1,5 +1,5 @@
-//! S7: nobody unauthenticated can register, read feedback or make the target swallow anything, and trying does not disturb
-//! the running replay.
+//! S7: nobody unauthenticated can register, read feedback or make the target swallow anything, and trying does not
+//! disturb the running replay.
 
 use std::{
     io::{Read as _, Write as _},

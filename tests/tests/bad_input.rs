@@ -210,8 +210,9 @@ fn a_user_without_privileges_is_told_what_is_missing() {
     }
 }
 
-/// Starts a command of the laboratory with a limit on open files and so many more descriptors than the standard streams. Whether it got
-/// ready; else it must have ended with a clear message, and not for want of a descriptor in the middle of something.
+/// Starts a command of the laboratory with a limit on open files and so many more descriptors than the standard
+/// streams. Whether it got ready; else it must have ended with a clear message, and not for want of a descriptor in the
+/// middle of something.
 fn starts_with(host: &Host, command: &Command, limit: u32, inherited: u32) -> bool {
     // What `Host::command` puts before it: `netns exec NAME`.
     let line = command.get_args().skip(3);
@@ -263,7 +264,8 @@ fn a_limit_on_open_files_is_explained() {
     }
 }
 
-/// The soft limit is what a shell or systemd has set for programs that do not care; the hard one is what a program may have.
+/// The soft limit is what a shell or systemd has set for programs that do not care; the hard one is what a program may
+/// have.
 #[test]
 fn a_soft_limit_on_open_files_does_not_matter() {
     let _guard = laboratory!();

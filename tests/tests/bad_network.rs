@@ -1,4 +1,5 @@
-//! The path between source and target loses, duplicates and reorders packets: everything arrives whole and once all the same.
+//! The path between source and target loses, duplicates and reorders packets: everything arrives whole and once all the
+//! same.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +15,12 @@ use lab::{
     mirror::{LIVE_PORT, TARGET_PORT},
 };
 
-/// Several time-outs in a row are to be expected now and then: up to fifteen seconds until a SYN is through, as long for its answer, and
-/// three seconds for each piece of data that is lost four times.
+/// Several time-outs in a row are to be expected now and then: up to fifteen seconds until a SYN is through, as long
+/// for its answer, and three seconds for each piece of data that is lost four times.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// 10,000 small requests on many connections, then ten uploads of 10 MB, of which the target must have every octet; less
-/// without `LAB_FULL_MATRIX`.
+/// 10,000 small requests on many connections, then ten uploads of 10 MB, of which the target must have every octet;
+/// less without `LAB_FULL_MATRIX`.
 fn everything_arrives_through(weather: Weather) {
     let full = std::env::var_os("LAB_FULL_MATRIX").is_some();
     let (requests, uploads) = if full { (10_000, 10) } else { (3_000, 3) };

@@ -1,5 +1,5 @@
-//! Several sources to one target, several copies of one source, several targets, and other client addresses: every request
-//! arrives as often as it should, and nothing leaks.
+//! Several sources to one target, several copies of one source, several targets, and other client addresses: every
+//! request arrives as often as it should, and nothing leaks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -19,10 +19,10 @@ use rustix::process::Signal;
 const TIME: Duration = Duration::from_secs(3);
 /// The CPU time that a thread with a ring may use in [`TIME`].
 ///
-/// It wakes up a hundred times a second to look at its ring and its channels: 25 to 45 ms of CPU time in a build without optimisation
-/// on a machine with five times as much to do as it can. One that spins uses all of [`TIME`], or its share of a busy machine.
-/// The scheduler counts CPU time to the ns, and none while a thread waits for a processor, so that other work on the machine adds no more
-/// than cold caches.
+/// It wakes up a hundred times a second to look at its ring and its channels: 25 to 45 ms of CPU time in a build
+/// without optimisation on a machine with five times as much to do as it can. One that spins uses all of [`TIME`], or
+/// its share of a busy machine. The scheduler counts CPU time to the ns, and none while a thread waits for a processor,
+/// so that other work on the machine adds no more than cold caches.
 const RING_THREAD: Duration = Duration::from_millis(120);
 /// What the other threads of a program may use together: they sleep for a second and more.
 const OTHERS: Duration = Duration::from_millis(30);

@@ -12,8 +12,8 @@ use lab::{
 const CONNECTIONS: usize = 256;
 const MIB: u64 = 1 << 20;
 
-/// The most memory that a program has had so far, octets, but for what of its file and of the C library's is resident: how much of
-/// that the kernel reads at a time is its own choice, and all that runs the same file shares it.
+/// The most memory that a program has had so far, octets, but for what of its file and of the C library's is resident:
+/// how much of that the kernel reads at a time is its own choice, and all that runs the same file shares it.
 fn peak(program: &Program) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
     let of = |name: &str| {
@@ -32,7 +32,8 @@ fn with_hundreds_of_connections_the_programs_are_small() {
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    // The smallest rings, 256 KiB, which are seen twice each: with larger ones, which come last, an earlier peak would not be seen.
+    // The smallest rings, 256 KiB, which are seen twice each: with larger ones, which come last, an earlier peak would
+    // not be seen.
     let rings = ["--ring-size", "256K"].map(str::to_owned).to_vec();
     let options = MirrorOptions { tcpcopy: rings.clone(), intercept: rings, ..MirrorOptions::default() };
     let mirror = Mirror::start(&lab, options).unwrap();

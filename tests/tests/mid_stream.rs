@@ -1,4 +1,5 @@
-//! `tcpcopy` started while clients are at work: connections that are open are joined at a request, never in the middle of one.
+//! `tcpcopy` started while clients are at work: connections that are open are joined at a request, never in the middle
+//! of one.
 
 use std::collections::BTreeSet;
 
@@ -25,8 +26,8 @@ fn read(log: &[String]) -> (Vec<u64>, Vec<&String>) {
     (good.into_iter().filter_map(|line| lab::http::request_id(line)).collect(), bad)
 }
 
-/// Starts `tcpcopy` under load with `arguments`; returns what the live server and the target have logged, and how much the
-/// live one had at the time when `tcpcopy` was ready.
+/// Starts `tcpcopy` under load with `arguments`; returns what the live server and the target have logged, and how much
+/// the live one had at the time when `tcpcopy` was ready.
 fn started_under_load(arguments: &[&str], fresh: bool) -> (Vec<String>, Vec<String>, usize) {
     let lab = Lab::bridge().unwrap();
     let live = RealServer::nginx(&lab.source, LIVE_PORT, UNLIMITED).unwrap();

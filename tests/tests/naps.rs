@@ -1,7 +1,7 @@
 //! How the programs rest: woken for each record of a quiet service, napping under load.
 //!
-//! That few records wake the worker under load, and how late a record is, are asserted in virtual time (`nap.rs`), because here they
-//! depend on what else the machine does. Here it is counted whether the worker does as it was told.
+//! That few records wake the worker under load, and how late a record is, are asserted in virtual time (`nap.rs`),
+//! because here they depend on what else the machine does. Here it is counted whether the worker does as it was told.
 
 use lab::{
     Family, Lab, Mirror, MirrorOptions, PATIENCE, Summary,
@@ -30,8 +30,8 @@ fn rests(summary: &Summary) -> [u64; 3] {
     ["wakeups", "sleeps", "naps"].map(|name| summary.count("cost", name))
 }
 
-/// A worker that naps does not ask to be woken, so each wake-up ends a sleep. Naps are tried when two records come in the time of one,
-/// 3,334 per second, at any time; where there were more on the average, there was such a time.
+/// A worker that naps does not ask to be woken, so each wake-up ends a sleep. Naps are tried when two records come in
+/// the time of one, 3,334 per second, at any time; where there were more on the average, there was such a time.
 #[test]
 fn under_load_the_worker_naps_and_is_woken_from_sleep_only() {
     let _guard = laboratory!();
@@ -50,9 +50,9 @@ fn under_load_the_worker_naps_and_is_woken_from_sleep_only() {
     lab::skip("under_load_the_worker_naps", &format!("this machine does not get above {rates:?} requests per second"));
 }
 
-/// A request comes 20 ms after the one before was answered, or later. So it finds the worker asleep, unless that is just looking around
-/// between two sleeps of ten milliseconds each, which takes microseconds, and more only where it is preempted in them. If that were so
-/// for one request of ten, it would be for half of 150 in one run of 10^30.
+/// A request comes 20 ms after the one before was answered, or later. So it finds the worker asleep, unless that is
+/// just looking around between two sleeps of ten milliseconds each, which takes microseconds, and more only where it is
+/// preempted in them. If that were so for one request of ten, it would be for half of 150 in one run of 10^30.
 #[test]
 fn a_quiet_service_wakes_the_worker_for_each_request() {
     let _guard = laboratory!();

@@ -153,7 +153,8 @@ fn without_a_channel_nothing_is_injected() {
     mirror.stop().unwrap().assert_no_leak();
 }
 
-/// A tcpcopy that gets no processor may have packets ready for the time when it does. It has let go when it has closed its channel.
+/// A tcpcopy that gets no processor may have packets ready for the time when it does. It has let go when it has closed
+/// its channel.
 #[test]
 fn intercept_stays_until_tcpcopy_has_let_go() {
     let _guard = laboratory!(1_000);

@@ -1,5 +1,5 @@
-//! The letters of tcpcopy 1.0, each by something at the target that would be otherwise without it. (`-r -g --clients --exclude`
-//! are in `selection`, `-n -c -f -s` in `copies`, `-O` in `mid_stream`, `-H` in `topologies`.)
+//! The letters of tcpcopy 1.0, each by something at the target that would be otherwise without it. (`-r -g --clients
+//! --exclude` are in `selection`, `-n -c -f -s` in `copies`, `-O` in `mid_stream`, `-H` in `topologies`.)
 
 use std::{
     collections::BTreeSet,
@@ -174,8 +174,8 @@ fn with_live_round_trips_the_target_sees_each_client_at_its_own_distance() {
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mirror = Mirror::start(&lab, options("-R live")).unwrap();
     let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
-    // How early something comes is ours, how late is the machine's, too: a client that is taken for another is so every time, a
-    // machine that is late by 400 ms is not five times in a row.
+    // How early something comes is ours, how late is the machine's, too: a client that is taken for another is so every
+    // time, a machine that is late by 400 ms is not five times in a row.
     let mut wrong = Vec::new();
     let right = (0..5).any(|_| {
         drop(sniffer.take());
@@ -304,7 +304,8 @@ fn packets_to_the_target_are_no_larger_than_asked_for() {
         write!(client, "POST /upload?id=1 HTTP/1.1\r\nHost: lab\r\nContent-Length: {}\r\n\r\n{body}", body.len())
             .unwrap();
         assert_eq!(target.wait_for_uploads(1, PATIENCE), 1, "{letters:?}");
-        // What the target sends, by what it was told, and what it has received, however many segments came in one piece.
+        // What the target sends, by what it was told, and what it has received, however many segments came in one
+        // piece.
         let info = lab.target.output(&format!("ss -tinH state established sport = :{TARGET_PORT}")).unwrap();
         let outcome = mirror.stop().unwrap();
         for name in ["mss:", "rcvmss:"] {

@@ -30,9 +30,10 @@ fn a_stopped_worker_with_a_tiny_ring_does_not_slow_live_traffic() {
         let options = MirrorOptions { hook: Some(hook), tcpcopy, ..MirrorOptions::default() };
         let mirror = Mirror::start(&lab, options).unwrap();
         let method = Method::Post(1000);
-        // What else the machine does moves single measurements by more than a stopped worker may. If it makes no difference, the one is
-        // as likely to be the faster as the other, whichever comes first: none of 20 pairs where the stopped one is, is once in 2^20
-        // runs, a million. A worker that slows traffic by more than the measurements scatter does so every time.
+        // What else the machine does moves single measurements by more than a stopped worker may. If it makes no
+        // difference, the one is as likely to be the faster as the other, whichever comes first: none of 20 pairs where
+        // the stopped one is, is once in 2^20 runs, a million. A worker that slows traffic by more than the
+        // measurements scatter does so every time.
         let mut pairs = Vec::new();
         let undisturbed = (0..20).any(|pair| {
             let measure = |stopped: bool| {

@@ -1,5 +1,5 @@
-//! The protocols that people mirror, with real servers on both sides: the octets that the target receives on each connection
-//! are those that the live server received, and what the servers hold in the end is the same.
+//! The protocols that people mirror, with real servers on both sides: the octets that the target receives on each
+//! connection are those that the live server received, and what the servers hold in the end is the same.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -20,8 +20,8 @@ use lab::{
 /// What a server holds.
 type State<'a> = &'a dyn Fn(&Host, u16) -> String;
 
-/// Runs `drive` against a live server, and compares what it has sent on each connection with what the target got. `state`
-/// tells what a server holds, asked by way of its own host, which is not mirrored.
+/// Runs `drive` against a live server, and compares what it has sent on each connection with what the target got.
+/// `state` tells what a server holds, asked by way of its own host, which is not mirrored.
 fn mirrored(start: impl Fn(&Host, u16) -> RealServer, drive: impl FnOnce(&Lab, SocketAddr), state: Option<State<'_>>) {
     let lab = Lab::bridge().unwrap();
     let _live = start(&lab.source, LIVE_PORT);
@@ -213,7 +213,8 @@ fn postgresql_with_pgbench() {
     let start = |host: &Host, port: u16| {
         let directory = root.join(port.to_string());
         let line = format!(
-            "{as_postgres} {programs}/postgres -D {directory} -p {port} -c listen_addresses=* -c unix_socket_directories= -c fsync=off",
+            "{as_postgres} {programs}/postgres -D {directory} -p {port} -c listen_addresses=* \
+             -c unix_socket_directories= -c fsync=off",
             directory = directory.display()
         );
         // A port below 1024 is not for everybody.
@@ -300,7 +301,8 @@ fn memcached_text_and_binary() {
                 if n % 2 == 1 {
                     text.ask(&format!("delete text:{n}"), 1);
                 }
-                // SET of the binary protocol: magic, opcode, lengths of key, extras and all, then flags and expiry, key, value.
+                // SET of the binary protocol: magic, opcode, lengths of key, extras and all, then flags and expiry,
+                // key, value.
                 let (key, value) = (format!("binary:{n}"), format!("octets {n}"));
                 let mut set = vec![0x80, 0x01, 0, key.len() as u8, 8, 0, 0, 0];
                 set.extend(((8 + key.len() + value.len()) as u32).to_be_bytes());

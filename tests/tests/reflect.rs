@@ -15,8 +15,8 @@ fn tcp_figure(host: &Host, file: &str, prefix: &str, name: &str) -> u64 {
     names.zip(values).find(|(n, _)| *n == name).unwrap().1.parse().unwrap()
 }
 
-/// Segments that a host has sent again; but for those that probe for the loss of a tail, after two round trips, which are microseconds
-/// here: the tail is acknowledged by the source, whose worker may have to wait for a processor.
+/// Segments that a host has sent again; but for those that probe for the loss of a tail, after two round trips, which
+/// are microseconds here: the tail is acknowledged by the source, whose worker may have to wait for a processor.
 fn retransmitted(host: &Host) -> u64 {
     tcp_figure(host, "snmp", "Tcp:", "RetransSegs").saturating_sub(tcp_figure(
         host,

@@ -1,4 +1,5 @@
-//! Which connections are mirrored: a sample of them, a growing sample, or those of some clients; each whole or not at all.
+//! Which connections are mirrored: a sample of them, a growing sample, or those of some clients; each whole or not at
+//! all.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -92,8 +93,8 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
                 }
             })
         };
-        // The first connections of each IP version wait for a greeting, and would be overtaken by those that follow. That of 200 of a
-        // version none is in the sample happens once in 10^30 runs.
+        // The first connections of each IP version wait for a greeting, and would be overtaken by those that follow.
+        // That of 200 of a version none is in the sample happens once in 10^30 runs.
         let mut number = CONNECTIONS;
         let mut ask_until = |done: &dyn Fn(&BTreeMap<u64, u64>) -> bool| {
             let limit = number + 400;
@@ -106,7 +107,8 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
         };
         let greeted = ask_until(&|mirrored| [0, 1].iter().all(|family| mirrored.keys().any(|n| n % 2 == *family)));
         ask(0..CONNECTIONS).unwrap();
-        // The worker takes segments in their order, so when one of these has come, none of those above is still to be captured.
+        // The worker takes segments in their order, so when one of these has come, none of those above is still to be
+        // captured.
         let asked = ask_until(&|mirrored| mirrored.keys().any(|&n| n >= greeted));
         let mirrored = whole(&target);
         let outcome = mirror.stop().unwrap();
@@ -168,10 +170,10 @@ fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
     let mirrored = whole(&target);
     let outcome = mirror.stop().unwrap();
     assert!(!mirrored.contains(&0), "one that was open before was joined\n{}", outcome.table);
-    // In the first second the share grows to a quarter, in the third from a half to three quarters. So of the first 200 connections 25
-    // are expected and of the last 125, with a standard deviation of 8 of their difference: that it is none is once in 10^30 runs. On a
-    // slower machine the ramp is further with each connection: at half the pace it is 50 and 200, at a tenth 160 and 200, which is still
-    // ten standard deviations.
+    // In the first second the share grows to a quarter, in the third from a half to three quarters. So of the first 200
+    // connections 25 are expected and of the last 125, with a standard deviation of 8 of their difference: that it is
+    // none is once in 10^30 runs. On a slower machine the ramp is further with each connection: at half the pace it is
+    // 50 and 200, at a tenth 160 and 200, which is still ten standard deviations.
     let admitted = |numbers| mirrored.range::<u64, std::ops::Range<u64>>(numbers).count();
     let (first, last) = (admitted(1..EARLY / 3 + 1), admitted(2 * EARLY / 3 + 1..EARLY + 1));
     assert!(0 < first && first < last, "of the first third {first}, of the last {last}\n{}", outcome.table);

@@ -127,7 +127,8 @@ fn two_sources_whose_clients_share_address_and_port_do_not_mix() {
     outcome.assert_no_leak();
 }
 
-/// A service that is asked by way of loopback, as behind a proxy on the same host: `-i lo`, and `-H` for the client's address.
+/// A service that is asked by way of loopback, as behind a proxy on the same host: `-i lo`, and `-H` for the client's
+/// address.
 #[test]
 fn a_service_on_loopback_is_mirrored() {
     let _guard = laboratory!();

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: the engine in its simulated world, seed by seed; or a coverage-guided fuzzer on one of its targets.
+//! `cargo xtask fuzz`: the engine in its simulated world, seed by seed; or a coverage-guided fuzzer on one of its
+//! targets.
 
 mod seeds;
 mod target;
@@ -10,16 +11,24 @@ pub use target::Campaign;
 /// What to fuzz.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Without TARGET, the replay engine runs against simulated clients, paths and targets: one seed, one run."
+    after_help = "Without TARGET, the replay engine runs against simulated clients, paths and targets: one seed, one \
+                  run."
 )]
 pub struct Arguments {
-    /// Fuzz this part of tcpcopy, guided by coverage, from what its corpus has reached so far; --list shows which there are
+    /// Fuzz this part of tcpcopy, guided by coverage, from what its corpus has reached so far; --list shows which there
+    /// are
     target: Option<String>,
     /// Run the target on these inputs only: a finding, say
     #[arg(requires = "target", value_name = "FILE")]
     inputs: Vec<PathBuf>,
     /// How long to fuzz the target
-    #[arg(long, requires = "target", conflicts_with_all = ["inputs", "minimise"], default_value_t = 60, value_name = "S")]
+    #[arg(
+        long,
+        requires = "target",
+        conflicts_with_all = ["inputs", "minimise"],
+        default_value_t = 60,
+        value_name = "S"
+    )]
     seconds: u64,
     /// Take what fuzzing has found into the committed corpus, and drop what adds no coverage to it
     #[arg(long, requires = "target", conflicts_with = "inputs")]
@@ -27,7 +36,8 @@ pub struct Arguments {
     /// Show the targets
     #[arg(long, conflicts_with = "target")]
     list: bool,
-    /// Tell what happens: with inputs what each means, without a target what the first seed is made of, and each segment
+    /// Tell what happens: with inputs what each means, without a target what the first seed is made of, and each
+    /// segment
     #[arg(long)]
     trace: bool,
     #[command(flatten)]

@@ -89,7 +89,8 @@ impl NoDaemons {
     const POLICY: &str = "/usr/sbin/policy-rc.d";
 
     fn new() -> anyhow::Result<Self> {
-        // A policy that is there is somebody's decision. Without root we cannot write one; RUNLEVEL=1 then does what it can.
+        // A policy that is there is somebody's decision. Without root we cannot write one; RUNLEVEL=1 then does what it
+        // can.
         if Path::new(Self::POLICY).exists() || !shell::is_root() {
             return Ok(Self { ours: false });
         }

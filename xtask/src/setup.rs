@@ -51,7 +51,8 @@ pub fn toolchain() -> anyhow::Result<()> {
     let sources = PathBuf::from(sysroot.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs");
     if !sources.exists() {
         step(
-            "installing the sources of the standard library for the nightly toolchain (core is built for the BPF target)",
+            "installing the sources of the standard library for the nightly toolchain (core is built for the BPF \
+             target)",
             Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", nightly]),
         )?;
     }
@@ -108,7 +109,8 @@ fn bpf_linker() -> anyhow::Result<()> {
         ]),
     )?;
     link_probe().context(
-        "bpf-linker was installed, but cannot link: is ~/.cargo/bin before other places in PATH (`which -a bpf-linker`)?",
+        "bpf-linker was installed, but cannot link: is ~/.cargo/bin before other places in PATH (`which -a \
+         bpf-linker`)?",
     )
 }
 

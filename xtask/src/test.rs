@@ -21,7 +21,8 @@ pub struct Arguments {
     /// Only the fuzz targets.
     #[arg(long)]
     fuzz: bool,
-    /// For daily work, in less than three minutes once all is built: the unit tests, and of the end-to-end tests one for each promise.
+    /// For daily work, in less than three minutes once all is built: the unit tests, and of the end-to-end tests one
+    /// for each promise.
     #[arg(long, conflicts_with_all = ["unit", "e2e", "fuzz", "filter"])]
     quick: bool,
     /// Only whether the programs load and mirror on Debian's kernels of these series; without LIST 5.10,6.1,6.12,newest
@@ -35,8 +36,8 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
-/// The end-to-end tests of `--quick`, by file: requests arrive, nothing leaks, the target's own traffic and production go on, mistakes are
-/// explained, nothing is left behind.
+/// The end-to-end tests of `--quick`, by file: requests arrive, nothing leaks, the target's own traffic and production
+/// go on, mistakes are explained, nothing is left behind.
 const QUICK: &[(&str, &[&str])] = &[
     ("bad_input", &["wrong_command_lines_are_refused", "a_limit_on_open_files_is_explained"]),
     ("http", &["nginx_to_apache_by_tc_and_raw_sockets", "keep_alive_limits_of_the_servers_may_differ"]),
@@ -129,14 +130,16 @@ impl Tally {
         while stdout.read_until(b'\n', &mut output)? > 0 {
             let line = String::from_utf8_lossy(&output);
             self.count(line.trim_end());
-            // By the macro, which libtest captures: what the tests of this file run must not be counted as tests by whoever runs them.
+            // By the macro, which libtest captures: what the tests of this file run must not be counted as tests by
+            // whoever runs them.
             print!("{line}");
             output.clear();
         }
         if !child.wait()?.success() {
             self.broken.push(line);
         } else if self.due > 0 || self.programs == before {
-            // What libtest prints is meant for people. When it changes, nothing must seem to pass because it is not found.
+            // What libtest prints is meant for people. When it changes, nothing must seem to pass because it is not
+            // found.
             let due = self.due;
             self.broken
                 .push(format!("{line}\n    ended well, but its output is not understood ({due} tests without result)"));
@@ -265,7 +268,8 @@ mod tests {
 
     #[test]
     fn the_essence_of_a_finding_is_its_panic_and_its_reproduction() {
-        let why = "INFO: x\nthread panicked at a.rs:1:2:\nno end\nstack backtrace:\n  0: f\nexit\n    replay: cargo\n    elsewhere: xxd";
+        let why = "INFO: x\nthread panicked at a.rs:1:2:\nno end\nstack backtrace:\n  0: f\nexit\n\
+                   \x20   replay: cargo\n    elsewhere: xxd";
         assert_eq!(
             essence(why),
             "\n    thread panicked at a.rs:1:2:\n    no end\n    replay: cargo\n    elsewhere: xxd"
@@ -312,7 +316,8 @@ test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
             ("echo 'running 1 test'; echo 'test result: ok. 1 passed; 0 failed;'", true),
             ("echo 'running 1 test'; printf '\\377\\n'; echo 'test result: ok. 1 passed;'", true),
             (
-                "echo 'running 0 tests'; echo 'test result: ok. 0 passed;'; echo 'running 2 tests'; echo '2 have passed'",
+                "echo 'running 0 tests'; echo 'test result: ok. 0 passed;'; \
+                 echo 'running 2 tests'; echo '2 have passed'",
                 false,
             ),
             ("echo 'running 0 tests'; echo 'test result: ok. 0 passed;'", true),

@@ -7,8 +7,8 @@ pub(super) const CLIENTS: u8 = 8;
 /// Octets that surely hold a whole word, and so tell where they come from.
 pub(super) const ENOUGH: usize = 15;
 
-/// The octet with sequence number `seq` of connection `id`, which is less than 64. In words of eight: the id, marked by the
-/// highest bit, then the number of the word.
+/// The octet with sequence number `seq` of connection `id`, which is less than 64. In words of eight: the id, marked by
+/// the highest bit, then the number of the word.
 pub(super) fn octet(id: u8, seq: u32) -> u8 {
     let word = seq >> 3;
     match seq & 7 {

@@ -18,8 +18,8 @@ use super::{
 
 /// Transmissions at a time, of which a session's window allows few.
 const MOST_TRANSMISSIONS: usize = 20_000;
-/// Rounds of engine and targets without time to speak of. A burst takes tens, a client's ports at a target that takes none some
-/// hundreds.
+/// Rounds of engine and targets without time to speak of. A burst takes tens, a client's ports at a target that takes
+/// none some hundreds.
 const MOST_ROUNDS: usize = 2_000;
 /// Timers that go off for a session which nobody answers: retransmissions, and what ends it.
 const TIMERS_OF_A_SESSION: u64 = 500;

@@ -1,5 +1,5 @@
-//! Packets that we build: etherparse finds them well-formed, with right checksums, and the programs at the target read in them
-//! what was to be sent.
+//! Packets that we build: etherparse finds them well-formed, with right checksums, and the programs at the target read
+//! in them what was to be sent.
 
 use arbitrary::{Arbitrary, Unstructured};
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};

@@ -1,4 +1,5 @@
-//! Link, IP and TCP headers: whatever etherparse takes for a TCP segment must be one for the programs too, with the same fields.
+//! Link, IP and TCP headers: whatever etherparse takes for a TCP segment must be one for the programs too, with the
+//! same fields.
 
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
 use tcpcopy_common::{

@@ -1,7 +1,8 @@
 //! A loader that does not read what the kernel says about its own types.
 //!
 //! aya's takes `/sys/kernel/btf/vmlinux` apart whenever one is made, to relocate programs that look into the kernel's
-//! structures. Ours do not. It is 5 MB to read and four times that in memory, which is more than either program needs later.
+//! structures. Ours do not. It is 5 MB to read and four times that in memory, which is more than either program needs
+//! later.
 
 use std::{io, thread};
 
@@ -16,7 +17,8 @@ const NO_SYS: &str = "/proc/self/fdinfo";
 
 /// A loader for objects without CO-RE relocations.
 pub(super) fn loader<'a>() -> EbpfLoader<'a> {
-    // aya cannot be told to leave that file alone. So the loader is made where there is none: in a thread with a root of its own.
+    // aya cannot be told to leave that file alone. So the loader is made where there is none: in a thread with a root
+    // of its own.
     let made = thread::spawn(|| leave_sys().map(|()| EbpfLoader::new())).join();
     match made.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) {
         Ok(loader) => loader,

@@ -1,9 +1,10 @@
 //! Loading and attaching the eBPF programs, and reading their rings and counters.
 //!
 //! [`capture`] is what the program `tcpcopy` uses: it captures live segments into one ring per worker. [`intercept`] is
-//! what `intercept` uses: it learns replayed sessions and swallows the responses to them. Both hand out [`RingReader`]s,
-//! and both detach whatever they attached when they are dropped. Programs are attached with BPF links wherever the kernel
-//! has them, because a link dies with its process however that ends; only the clsact fallback cannot promise that.
+//! what `intercept` uses: it learns replayed sessions and swallows the responses to them. Both hand out
+//! [`RingReader`]s, and both detach whatever they attached when they are dropped. Programs are attached with BPF links
+//! wherever the kernel has them, because a link dies with its process however that ends; only the clsact fallback
+//! cannot promise that.
 //!
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 

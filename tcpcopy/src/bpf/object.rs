@@ -36,8 +36,8 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Loads the object of a side. `configure` sets sizes and global values. With `debug` the programs log, else their log
-    /// statements are removed by the verifier.
+    /// Loads the object of a side. `configure` sets sizes and global values. With `debug` the programs log, else their
+    /// log statements are removed by the verifier.
     pub(super) fn load<'a>(
         side: Side,
         debug: bool,

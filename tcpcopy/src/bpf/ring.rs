@@ -162,8 +162,8 @@ impl RingReader {
     }
 
     fn consumer_position(&self) -> &AtomicUsize {
-        // SAFETY: the mapping is page-aligned, at least a page long and lives as long as `self`. The kernel accesses the
-        // position atomically.
+        // SAFETY: the mapping is page-aligned, at least a page long and lives as long as `self`. The kernel accesses
+        // the position atomically.
         unsafe { self.consumer.ptr.cast::<AtomicUsize>().as_ref() }
     }
 
@@ -177,8 +177,8 @@ impl RingReader {
         let offset = page_size() + (position & self.mask);
         // SAFETY: the offset is within the first copy of the data, and 8-aligned as all record sizes are.
         let start = unsafe { self.producer.ptr.cast::<u8>().add(offset) };
-        // SAFETY: see above; the kernel writes the header atomically. Acquire pairs with the exchange that commits it, so
-        // that the record's octets are visible with it.
+        // SAFETY: see above; the kernel writes the header atomically. Acquire pairs with the exchange that commits it,
+        // so that the record's octets are visible with it.
         let header = unsafe { start.cast::<AtomicU32>().as_ref() }.load(Ordering::Acquire);
         if header & BUSY != 0 {
             return Record::Busy;
@@ -247,8 +247,8 @@ impl ReaderSignals {
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
-        // SAFETY: the index is within the mapping (checked by `SignalPage::of`), entries are 64-aligned, the offset is that of
-        // a word in one, and both sides access it atomically.
+        // SAFETY: the index is within the mapping (checked by `SignalPage::of`), entries are 64-aligned, the offset is
+        // that of a word in one, and both sides access it atomically.
         unsafe { self.page.ptr.cast::<Signals>().add(self.ring as usize).byte_add(offset).cast::<AtomicU32>().as_ref() }
     }
 }

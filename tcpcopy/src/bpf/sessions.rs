@@ -13,10 +13,12 @@ use super::{
     sys,
 };
 
-/// Sessions read by one system call at first. Few enough to take no memory worth mentioning, and enough that the call does not count.
+/// Sessions read by one system call at first. Few enough to take no memory worth mentioning, and enough that the call
+/// does not count.
 const BATCH: usize = 512;
 
-/// The session map, for reading all of it, be it long or short, in a small buffer. It takes no lock: the programs go on.
+/// The session map, for reading all of it, be it long or short, in a small buffer. It takes no lock: the programs go
+/// on.
 pub struct Sessions {
     map: HashMap<MapData, Flow, Session>,
     flows: Vec<Flow>,
@@ -111,8 +113,8 @@ impl Walk<'_> {
         Ok(Some(self.of.flows[..count].iter().zip(&self.of.sessions[..count])))
     }
 
-    /// Removes a session that is as it was `seen`; returns whether it was. Its owner may have taken the four-tuple for a new
-    /// one, or may have been heard of.
+    /// Removes a session that is as it was `seen`; returns whether it was. Its owner may have taken the four-tuple for
+    /// a new one, or may have been heard of.
     ///
     /// # Errors
     /// [`BpfError::Map`].

@@ -1,7 +1,8 @@
 //! The kernel's version, and the BPF system calls that aya does not offer in the form that we need.
 //!
 //! - A ring buffer that no object declares, to put into an array of maps.
-//! - An XDP *link*: aya falls back to netlink when the kernel answers EINVAL, and what netlink attaches would survive us.
+//! - An XDP *link*: aya falls back to netlink when the kernel answers EINVAL, and what netlink attaches would survive
+//!   us.
 //! - Reading many entries of a map at once (Linux 5.6).
 
 use std::{
@@ -84,8 +85,8 @@ pub(super) fn create_xdp_link(program: impl AsFd, ifindex: u32, flags: u32) -> i
     bpf(BPF_LINK_CREATE, &LinkCreate { prog_fd, target_ifindex: ifindex, attach_type: BPF_XDP, flags })
 }
 
-/// Reads entries of a hash map, at most as many as both slices have room for: all of some buckets, from the start or from where an
-/// earlier call has ended. Returns how many there were, and where to go on unless that was the end.
+/// Reads entries of a hash map, at most as many as both slices have room for: all of some buckets, from the start or
+/// from where an earlier call has ended. Returns how many there were, and where to go on unless that was the end.
 ///
 /// `K` and `V` must have the sizes of the map's keys and values.
 ///
@@ -108,8 +109,9 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         map_fd: map.as_raw_fd() as u32,
         ..Batch::zeroed()
     };
-    // SAFETY: `attr` is laid out as `union bpf_attr` for this command, and all it points to outlives the call. The kernel writes at
-    // most `count` keys and values, of the sizes that the caller has promised, and any octets are valid ones.
+    // SAFETY: `attr` is laid out as `union bpf_attr` for this command, and all it points to outlives the call. The
+    // kernel writes at most `count` keys and values, of the sizes that the caller has promised, and any octets are
+    // valid ones.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Batch>()) };
     let count = (attr.count as usize).min(room);
     if result == 0 {

@@ -1,7 +1,7 @@
 //! Attaching TC programs: as TCX links, or on kernels before 6.6 as filters of a clsact qdisc.
 //!
-//! A TCX link dies with the process. A filter and its qdisc do not: they are removed in `Drop`, and what a killed process
-//! left behind is removed when the same program is attached again.
+//! A TCX link dies with the process. A filter and its qdisc do not: they are removed in `Drop`, and what a killed
+//! process left behind is removed when the same program is attached again.
 
 use aya::programs::{
     LinkOrder, ProgramError, SchedClassifier, TcAttachType,

@@ -12,14 +12,17 @@ use crate::{bpf::Network, source::Clients};
 #[command(next_help_heading = "Clients at the target")]
 pub struct ClientArgs {
     /// Replay every connection so many times, each time from another client port
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(
+        short = 'n', long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=64),
+    )]
     copies: u32,
-    /// Addresses that clients have at the target in place of their own, each client one of them; may be repeated. Ports are
-    /// dealt out, so that no two connections collide. The target must route them to an interface of intercept
+    /// Addresses that clients have at the target in place of their own, each client one of them; may be repeated. Ports
+    /// are dealt out, so that no two connections collide. The target must route them to an interface of intercept
     #[arg(short = 'c', long, value_name = "CIDR,…", value_delimiter = ',')]
     client_addresses: Vec<Network>,
-    /// Deal out client ports beginning at this place, 1 to 1023: for several tcpcopy with the same clients and the same target,
-    /// each with a number of its own
+    /// Deal out client ports beginning at this place, 1 to 1023: for several tcpcopy with the same clients and the same
+    /// target, each with a number of its own
     #[arg(short = 'f', long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1023))]
     port_region: Option<u16>,
 }
@@ -28,7 +31,10 @@ pub struct ClientArgs {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClientsError {
     /// Each engine takes a slot of the ports of a client.
-    #[error("-n {copies}: {engines} workers and copies are more than there are ports for ({max} at most)", max = Slot::MAX)]
+    #[error(
+        "-n {copies}: {engines} workers and copies are more than there are ports for ({max} at most)",
+        max = Slot::MAX
+    )]
     TooManyEngines {
         /// As typed.
         copies: u32,
@@ -114,7 +120,8 @@ fn add(pool: &mut AddressPool, network: &Network) -> Result<(), Unusable> {
         return Err(Unusable::Unspecified);
     }
     match first {
-        // Without the address of the network itself and that of broadcasts, unless it is a point-to-point link (RFC 3021).
+        // Without the address of the network itself and that of broadcasts, unless it is a point-to-point link (RFC
+        // 3021).
         IpAddr::V4(v4) if count > 2 => pool.add(IpAddr::V4((v4.to_bits() + 1).into()), count - 2),
         _ => pool.add(first, count),
     }

@@ -18,14 +18,18 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "intercept", version, after_help = AFTER_HELP, disable_version_flag = true)]
 pub struct Cli {
-    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface but loopback
+    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface but
+    /// loopback
     #[arg(short = 'i', long = "interface", value_name = "NAME", required = true)]
     interfaces: Vec<String>,
     /// Address to listen on for tcpcopy; may be repeated [default: all]
     #[arg(short = 'b', long, value_name = "ADDRESS")]
     bind: Vec<String>,
     /// Port to listen on for tcpcopy
-    #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT,
+        value_parser = clap::value_parser!(u16).range(1..),
+    )]
     port: u16,
     /// How programs are attached to the interfaces
     #[arg(long, value_enum, default_value_t = AttachArg::Auto)]
@@ -34,7 +38,10 @@ pub struct Cli {
     #[arg(long, value_enum, default_value_t = AckArg::Relay)]
     ack: AckArg,
     /// The most replayed connections known at a time
-    #[arg(long, value_name = "N", default_value_t = 524_288, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    #[arg(
+        long, value_name = "N", default_value_t = 524_288,
+        value_parser = clap::value_parser!(u32).range(1..=16_777_216),
+    )]
     max_sessions: u32,
     /// Processor to keep the thread on that reports responses [default: wherever the kernel puts it]
     #[arg(long, value_name = "CPU", value_parser = parse_cpu)]

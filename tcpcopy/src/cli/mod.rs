@@ -1,9 +1,10 @@
 //! Command lines of both programs: arguments as typed, and arguments as validated.
 //!
 //! [`tcpcopy`] and [`intercept`] hold the arguments as clap reads them and turn them into the settings that the
-//! programs run with ([`source::Settings`](crate::source::Settings), [`intercept::Settings`](crate::intercept::Settings));
-//! everything a program needs to know is in the settings, already checked. Nothing below knows options: an error from there
-//! says in its own terms what is wrong, and `remedy` adds which option changes that.
+//! programs run with ([`source::Settings`](crate::source::Settings),
+//! [`intercept::Settings`](crate::intercept::Settings)); everything a program needs to know is in the settings, already
+//! checked. Nothing below knows options: an error from there says in its own terms what is wrong, and `remedy` adds
+//! which option changes that.
 
 mod address;
 pub mod clients;
@@ -47,8 +48,8 @@ pub enum UsageError {
     },
     /// No server of `-s` can vouch for a target of `-x`.
     #[error(
-        "-x names the target {0}, but none of the several addresses in -s is that host's, so it is unclear which intercept \
-         swallows its responses; give -s the same addresses as -x"
+        "-x names the target {0}, but none of the several addresses in -s is that host's, so it is unclear which \
+         intercept swallows its responses; give -s the same addresses as -x"
     )]
     NoServerFor(IpAddr),
     /// A letter of tcpcopy 1.0 that means nothing here.
@@ -80,8 +81,8 @@ pub enum UsageError {
     },
     /// Loopback clients, with their own addresses.
     #[error(
-        "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for them with \
-         -H ADDRESS, or those for all clients with -c"
+        "-i lo: a target drops packets from 127.0.0.1 and ::1 as martian; name the address that stands in for them \
+         with -H ADDRESS, or those for all clients with -c"
     )]
     LoopbackWithoutStandIn,
     /// `-H` and `-c`.
@@ -106,7 +107,8 @@ pub enum UsageError {
     BypassOfRaw,
     /// Less memory than the workers take empty.
     #[error(
-        "-m {megabytes}: each of the {workers} workers{} needs a megabyte at least; give more, or fewer workers with -w",
+        "-m {megabytes}: each of the {workers} workers{} needs a megabyte at least; give more, or fewer workers with \
+         -w",
         if *copies > 1 { format!(" for each of {copies} copies") } else { String::new() }
     )]
     Memory {
@@ -143,7 +145,8 @@ pub struct SecurityArgs {
     /// File with the pre-shared key; `tcpcopy keygen` makes one [default: /etc/tcpcopy/psk]
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", help_heading = "Control channel")]
     psk_file: Option<PathBuf>,
-    /// Neither encrypt nor authenticate the control channel: whoever reaches the port can make the target swallow traffic
+    /// Neither encrypt nor authenticate the control channel: whoever reaches the port can make the target swallow
+    /// traffic
     #[arg(long, help_heading = "Control channel")]
     insecure: bool,
 }
@@ -207,10 +210,11 @@ pub mod exit {
 }
 
 /// Text at the end of each program's help.
-pub const AFTER_HELP: &str = "Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT or SIGHUP, 1 failed, 2 wrong command line.\n\
-                              Signals: with -l, SIGHUP opens the log file again instead; SIGUSR1 shows the figures so far\n\
-                              where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.\n\
-                              RUST_LOG sets the log level (error, warn, info, debug, trace).";
+pub const AFTER_HELP: &str = "\
+Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT or SIGHUP, 1 failed, 2 wrong command line.
+Signals: with -l, SIGHUP opens the log file again instead; SIGUSR1 shows the figures so far
+where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.
+RUST_LOG sets the log level (error, warn, info, debug, trace).";
 
 /// Prints `error` with its causes, and the option that removes them, to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {

@@ -13,8 +13,8 @@ use crate::process::{
     signals::Signals,
 };
 
-/// Runs `work`, which opens at least `descriptors` files, as the process that `args` describe, and prints the figures it
-/// returns.
+/// Runs `work`, which opens at least `descriptors` files, as the process that `args` describe, and prints the figures
+/// it returns.
 pub fn run<F: Future<Output = anyhow::Result<Ended>>>(
     args: &ProcessArgs,
     descriptors: usize,

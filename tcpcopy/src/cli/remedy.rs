@@ -1,7 +1,7 @@
 //! Errors as findings, with the option that removes their cause.
 //!
-//! What is below the command line says in its own terms what is wrong and what helps. This is the only place that knows by
-//! which option the operator says so.
+//! What is below the command line says in its own terms what is wrong and what helps. This is the only place that knows
+//! by which option the operator says so.
 
 use std::{error::Error, io};
 

@@ -24,26 +24,34 @@ pub struct ReplayArgs {
     /// Send a request without waiting until the target has answered the one before
     #[arg(short = 'W', long)]
     no_wait: bool,
-    /// Milliseconds after which the target's responses are acknowledged, as by clients so far away, or live: each client's own
-    /// round-trip time, taken from its handshake. The target's congestion window grows at their pace, at the cost of a packet for
-    /// every acknowledgement. Needs `intercept --ack relay`. 0: at once, or with what is sent next
+    /// Milliseconds after which the target's responses are acknowledged, as by clients so far away, or live: each
+    /// client's own round-trip time, taken from its handshake. The target's congestion window grows at their pace, at
+    /// the cost of a packet for every acknowledgement. Needs `intercept --ack relay`. 0: at once, or with what is sent
+    /// next
     #[arg(short = 'R', long, value_name = "MILLISECONDS|live", default_value = "0", value_parser = parse_round_trip)]
     round_trip: RoundTrip,
     /// Seconds after which a replayed connection is given up that neither client nor target has used
-    #[arg(short = 't', long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(
+        short = 't', long, value_name = "SECONDS", default_value_t = 120,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+    )]
     session_timeout: u64,
-    /// The same for keep-alive connections between two requests: all was sent, the client is still there [default: 120 more
-    /// than -t]
+    /// The same for keep-alive connections between two requests: all was sent, the client is still there [default: 120
+    /// more than -t]
     #[arg(short = 'k', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=864_000))]
     keepalive_timeout: Option<u64>,
-    /// Megabytes that all workers together may take for what waits to be replayed, besides their rings, each worker and each
-    /// copy an equal share; what comes on top is not replayed, and counted
-    #[arg(short = 'm', long, value_name = "MEGABYTES", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    /// Megabytes that all workers together may take for what waits to be replayed, besides their rings, each worker and
+    /// each copy an equal share; what comes on top is not replayed, and counted
+    #[arg(
+        short = 'm', long, value_name = "MEGABYTES", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 20),
+    )]
     max_memory: u32,
     /// Octets of the largest IP packet sent to a target [default: what the route carries, which is also the most]
     #[arg(short = 'M', long, value_name = "OCTETS", value_parser = clap::value_parser!(u16).range(576..))]
     mtu: Option<u16>,
-    /// Octets of payload of the largest TCP segment, sent and asked for [default: what fits the MTU, which is also the most]
+    /// Octets of payload of the largest TCP segment, sent and asked for [default: what fits the MTU, which is also the
+    /// most]
     #[arg(short = 'D', long, value_name = "OCTETS", value_parser = clap::value_parser!(u16).range(88..))]
     mss: Option<u16>,
     /// No effect, for scripts of tcpcopy 1.0: going on without intercept, and dialling it again, is always so

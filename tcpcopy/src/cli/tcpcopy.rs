@@ -29,7 +29,13 @@ use crate::{
 
 /// Copies the requests of live clients, as packets, and replays them to a test host in real time.
 #[derive(Debug, Parser)]
-#[command(name = "tcpcopy", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true, disable_version_flag = true)]
+#[command(
+    name = "tcpcopy",
+    version,
+    after_help = AFTER_HELP,
+    args_conflicts_with_subcommands = true,
+    disable_version_flag = true
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<CommandArgs>,
@@ -70,15 +76,18 @@ enum CommandArgs {
 /// The arguments of copying, as typed.
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// Which service is copied where: [SRCIP:]PORT-TARGETIP:PORT[,…]; IPv6 addresses in brackets; may be repeated. A service
-    /// that is there with several targets is copied to each of them
+    /// Which service is copied where: [SRCIP:]PORT-TARGETIP:PORT[,…]; IPv6 addresses in brackets; may be repeated. A
+    /// service that is there with several targets is copied to each of them
     #[arg(short = 'x', long = "rules", value_name = "RULES", required = true)]
     rules: Vec<String>,
     /// Where intercept listens, one per target host: ADDRESS[:PORT][,…]; may be repeated
     #[arg(short = 's', long = "intercept", value_name = "SERVERS", required = true)]
     servers: Vec<String>,
     /// Port of intercept where -s names none
-    #[arg(short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(
+        short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT,
+        value_parser = clap::value_parser!(u16).range(1..),
+    )]
     port: u16,
     /// Interface on which live packets arrive; may be repeated [default: those of the default routes]
     #[arg(short = 'i', long = "interface", value_name = "NAME")]
@@ -89,19 +98,22 @@ pub struct CopyArgs {
     /// How replayed packets are sent
     #[arg(long, value_enum, default_value_t = InjectArg::Auto)]
     inject: InjectArg,
-    /// Hand replayed packets to the interface past its queueing discipline: a little cheaper, but they are not shaped, and lost at
-    /// once where the interface is busy. Only with packet sockets
+    /// Hand replayed packets to the interface past its queueing discipline: a little cheaper, but they are not shaped,
+    /// and lost at once where the interface is busy. Only with packet sockets
     #[arg(long)]
     bypass_qdisc: bool,
     /// Client address that stands in for 127.0.0.1 or ::1 at the target; needed to copy from lo
     #[arg(short = 'H', long, value_name = "ADDRESS")]
     loopback_client: Option<String>,
-    /// Worker threads; each has a ring, a share of the connections, and a connection to each intercept for each copy. -C, which
-    /// in tcpcopy 1.0 was the number of connections to intercept, is the same
-    #[arg(short = 'w', short_alias = 'C', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)))]
+    /// Worker threads; each has a ring, a share of the connections, and a connection to each intercept for each copy.
+    /// -C, which in tcpcopy 1.0 was the number of connections to intercept, is the same
+    #[arg(
+        short = 'w', short_alias = 'C', long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WORKERS)),
+    )]
     workers: u32,
-    /// Processors to keep the workers on, one for each, in their order: a list such as 2,4-7 [default: wherever the kernel puts
-    /// them]
+    /// Processors to keep the workers on, one for each, in their order: a list such as 2,4-7 [default: wherever the
+    /// kernel puts them]
     #[arg(long, value_name = "CPUS")]
     pin: Option<CpuList>,
     /// Octets of the ring of each worker, rounded up to a power of two: suffix K, M or G

@@ -82,8 +82,8 @@ impl Batch {
         wire
     }
 
-    /// Adds the packet whose start `write` appends to the buffer, and whose rest is `payload`, and sends what waits with it:
-    /// so a large payload is not copied, unless the socket does not take it.
+    /// Adds the packet whose start `write` appends to the buffer, and whose rest is `payload`, and sends what waits
+    /// with it: so a large payload is not copied, unless the socket does not take it.
     pub(super) fn send_with(
         &mut self,
         to: SocketAddress,
@@ -96,8 +96,8 @@ impl Batch {
         wire
     }
 
-    /// Sends what the socket takes without blocking; the rest stays. A packet that the kernel refuses for good is counted
-    /// and left out.
+    /// Sends what the socket takes without blocking; the rest stays. A packet that the kernel refuses for good is
+    /// counted and left out.
     pub(super) fn flush(&mut self, stats: &mut InjectStats) {
         self.flush_with(&[], stats);
     }
@@ -172,8 +172,8 @@ impl Batch {
     }
 }
 
-/// Hands `packets`, the last of which ends with `tail`, to the kernel: at most [`MAX_BATCH`] of them. Returns how many it took:
-/// fewer when one was refused, an error when that was the first.
+/// Hands `packets`, the last of which ends with `tail`, to the kernel: at most [`MAX_BATCH`] of them. Returns how many
+/// it took: fewer when one was refused, an error when that was the first.
 fn send(socket: &OwnedFd, buffer: &[u8], packets: &[Packet], tail: &[u8]) -> io::Result<usize> {
     // Filled in only as far as they are needed: zeros for a whole batch would cost as much as a packet.
     let mut pieces = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; MAX_BATCH];
@@ -191,9 +191,9 @@ fn send(socket: &OwnedFd, buffer: &[u8], packets: &[Packet], tail: &[u8]) -> io:
         message.msg_hdr.msg_namelen = packet.to.len();
     }
     let messages = ptr::from_mut(&mut messages).cast::<libc::mmsghdr>();
-    // SAFETY: `count` messages are filled in; each points to its pieces, these into `buffer` and `tail`, and the name into
-    // `packets`, all of which outlive the call. The kernel reads them and writes only `msg_len`.
-    // (The type of the flags is another one in musl.)
+    // SAFETY: `count` messages are filled in; each points to its pieces, these into `buffer` and `tail`, and the name
+    // into `packets`, all of which outlive the call. The kernel reads them and writes only `msg_len`. (The type of the
+    // flags is another one in musl.)
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), messages, count as libc::c_uint, libc::MSG_DONTWAIT as _) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
 }

@@ -4,8 +4,9 @@ use std::{fs, io, net::IpAddr};
 
 use crate::finding::Finding;
 
-/// Looks for connection tracking on this host. Through raw sockets, injected packets pass netfilter. Their responses never come
-/// back, so each replayed session leaves an unreplied entry for minutes, and a full table drops live packets.
+/// Looks for connection tracking on this host. Through raw sockets, injected packets pass netfilter. Their responses
+/// never come back, so each replayed session leaves an unreplied entry for minutes, and a full table drops live
+/// packets.
 pub(super) fn connection_tracking() -> Option<Finding> {
     let read = |name| -> Option<u64> {
         let text = fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}")).ok()?;
@@ -14,15 +15,15 @@ pub(super) fn connection_tracking() -> Option<Finding> {
     judge_connection_tracking(read("count"), read("max"))
 }
 
-/// Judges by the entries that there are and the most that there can be. Where the module is loaded but nothing here uses it, the
-/// table stays empty.
+/// Judges by the entries that there are and the most that there can be. Where the module is loaded but nothing here
+/// uses it, the table stays empty.
 fn judge_connection_tracking(count: Option<u64>, max: Option<u64>) -> Option<Finding> {
     let (count @ 1.., max) = (count?, max?) else { return None };
     Some(
         Finding::warning("connection tracking is active on this host")
             .because(format!(
-                "{count} of {max} entries; each replayed session sent through a raw socket takes one, and a full table drops \
-                 live packets"
+                "{count} of {max} entries; each replayed session sent through a raw socket takes one, and a full table \
+                 drops live packets"
             ))
             .remedy(
                 "use packet sockets, or exempt the packets to the target (nft: notrack at hook output, priority raw)",
@@ -70,12 +71,13 @@ mod tests {
     fn what_goes_wrong_on_the_way_says_what_becomes_of_the_packets() {
         assert_eq!(
             silent_next_hop([10, 0, 0, 1].into(), TARGET, "eth0").to_string(),
-            "10.0.0.1, the next hop to the target 10.0.0.3, does not answer on eth0; until it does, packets go through a raw socket"
+            "10.0.0.1, the next hop to the target 10.0.0.3, does not answer on eth0; until it does, packets \
+             go through a raw socket"
         );
         assert_eq!(
             unreachable(TARGET).to_string(),
-            "the target 10.0.0.3 cannot be reached: there is no route any more, or its next hop does not answer; packets to it \
-             are discarded and counted until that changes"
+            "the target 10.0.0.3 cannot be reached: there is no route any more, or its next hop does not answer; \
+             packets to it are discarded and counted until that changes"
         );
         let text = refused(&io::Error::from_raw_os_error(libc::EPERM)).to_string();
         assert!(text.starts_with("the kernel refuses an injected packet: Operation not permitted"), "{text}");

@@ -35,8 +35,8 @@ pub enum InjectError {
     },
     /// A packet socket cannot send to its own host.
     #[error(
-        "the target {target} is an address of this host, where packet sockets cannot deliver: use the raw backend, or let \
-         it be chosen"
+        "the target {target} is an address of this host, where packet sockets cannot deliver: use the raw backend, or \
+         let it be chosen"
     )]
     TargetIsLocal {
         /// The target.

@@ -14,8 +14,8 @@ use super::{
     stats::InjectStats,
 };
 
-/// From this payload on, a super-packet is sent at once, with what waits before it, rather than copied into the batch: a
-/// system call costs about as much as copying so much (measured).
+/// From this payload on, a super-packet is sent at once, with what waits before it, rather than copied into the batch:
+/// a system call costs about as much as copying so much (measured).
 const SEND_AT_ONCE: usize = 16 << 10;
 
 /// How an injector sends.
@@ -23,8 +23,9 @@ const SEND_AT_ONCE: usize = 16 << 10;
 pub struct Sending {
     /// How many packets are collected for one system call: 1 to 64, others are brought into that range.
     pub batch: usize,
-    /// Hand packets to the interface past its queueing discipline (`PACKET_QDISC_BYPASS`). Where the interface is busy they
-    /// are lost at once. Nor is there anybody to cut super-packets up, so none are made. Raw sockets do not know this.
+    /// Hand packets to the interface past its queueing discipline (`PACKET_QDISC_BYPASS`). Where the interface is busy
+    /// they are lost at once. Nor is there anybody to cut super-packets up, so none are made. Raw sockets do not know
+    /// this.
     pub bypass_qdisc: bool,
 }
 
@@ -77,8 +78,8 @@ impl Injector {
         })
     }
 
-    /// Builds the packets of `transmit` and puts them into the batch, which is sent when it is full. Packets that cannot
-    /// be sent are discarded and counted: as on any network, what was lost is sent again.
+    /// Builds the packets of `transmit` and puts them into the batch, which is sent when it is full. Packets that
+    /// cannot be sent are discarded and counted: as on any network, what was lost is sent again.
     pub fn push(&mut self, transmit: &Transmit<'_>) {
         self.refresh();
         let target = &transmit.flow.server;
@@ -143,8 +144,8 @@ impl Injector {
         [&self.frame, &self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
     }
 
-    /// Takes note of changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this by
-    /// itself; only who asks for [`path_mtu`](Self::path_mtu) without pushing needs to.
+    /// Takes note of changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this
+    /// by itself; only who asks for [`path_mtu`](Self::path_mtu) without pushing needs to.
     pub fn refresh(&mut self) {
         let generation = self.paths.generation();
         if generation == self.generation {
@@ -159,9 +160,9 @@ impl Injector {
         self.current = self.paths.current();
     }
 
-    /// The largest IP packet on the way to `target`, in octets: headers included. Beyond the first hop only what path MTU
-    /// discovery of this host's own connections has learned is known. For an address that is no target, what every path
-    /// must carry (RFC 791: 576, RFC 8200: 1280).
+    /// The largest IP packet on the way to `target`, in octets: headers included. Beyond the first hop only what path
+    /// MTU discovery of this host's own connections has learned is known. For an address that is no target, what every
+    /// path must carry (RFC 791: 576, RFC 8200: 1280).
     #[must_use]
     pub fn path_mtu(&self, target: IpAddr) -> u16 {
         let key = IpAddress::from(target);

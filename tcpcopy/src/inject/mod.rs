@@ -5,9 +5,9 @@
 //!                                              path (route, next hop, MTU; watched by a thread) ──────┘
 //! ```
 //!
-//! Two backends. A *packet socket* (AF_PACKET) hands packets to the interface as they are: nothing on this host, netfilter
-//! included, sees them, and it is nearly twice as fast. It needs to know the next hop. A *raw socket* (IPPROTO_RAW) lets the
-//! kernel route: it reaches everything, this host itself included, but passes netfilter.
+//! Two backends. A *packet socket* (AF_PACKET) hands packets to the interface as they are: nothing on this host,
+//! netfilter included, sees them, and it is nearly twice as fast. It needs to know the next hop. A *raw socket*
+//! (IPPROTO_RAW) lets the kernel route: it reaches everything, this host itself included, but passes netfilter.
 //!
 //! On an Ethernet the packet socket takes whole *frames*, which lets a large payload leave as one super-packet, and the
 //! checksums to the interface (`tcpcopy_wire::EthernetHeader`).

@@ -105,8 +105,8 @@ struct Hop {
 
 impl Hop {
     fn new(address: IpAddr, mtu: u16, out: Interface) -> Self {
-        // Over hardware that does not add tags, the link header of a VLAN has the tag in it. The kernel takes the header of a
-        // frame to be as long, which makes nonsense of its super-packets.
+        // Over hardware that does not add tags, the link header of a VLAN has the tag in it. The kernel takes the
+        // header of a frame to be as long, which makes nonsense of its super-packets.
         let source = out.mac.filter(|_| out.kind.as_deref() != Some("vlan"));
         Self { address, ifindex: out.index, interface: out.name, mtu, source }
     }
@@ -327,7 +327,8 @@ impl Watcher {
         }
     }
 
-    /// Looks up all paths anew and publishes them if one changed. In a `review`, next hops that are down are asked again.
+    /// Looks up all paths anew and publishes them if one changed. In a `review`, next hops that are down are asked
+    /// again.
     fn update(&mut self, review: bool) {
         let targets = std::mem::take(&mut self.targets);
         let plans: Vec<_> = targets.iter().map(|&target| plan(&mut self.netlink, self.backend, target)).collect();

@@ -10,8 +10,8 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::error::InjectError;
 
-/// Octets that may wait in the kernel for the interface, bookkeeping included: some 2,000 full-sized packets, so that the
-/// burst of a whole batch fits into what a slow interface has not sent yet.
+/// Octets that may wait in the kernel for the interface, bookkeeping included: some 2,000 full-sized packets, so that
+/// the burst of a whole batch fits into what a slow interface has not sent yet.
 const SEND_BUFFER: usize = 4 << 20;
 /// `IPPROTO_RAW`: the header is included.
 const HEADER_INCLUDED: i32 = libc::IPPROTO_RAW;
@@ -53,8 +53,8 @@ pub(super) fn raw(v6: bool) -> Result<OwnedFd, InjectError> {
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(HEADER_INCLUDED)))?;
         // It would receive packets with protocol number 255, should anybody send such.
         socket.attach_filter(&REJECT_ALL)?;
-        // Beyond a known path MTU the kernel would answer each packet with an ICMP error to its source, and that is a live
-        // client. With "probe" only the interface's MTU counts, and beyond that the call fails with EMSGSIZE.
+        // Beyond a known path MTU the kernel would answer each packet with an ICMP error to its source, and that is a
+        // live client. With "probe" only the interface's MTU counts, and beyond that the call fails with EMSGSIZE.
         if v6 {
             sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::PROBE)?;
         } else {

@@ -8,8 +8,8 @@ use tcpcopy_common::{
 };
 
 figures! {
-    /// Counts of packets. Every packet built is in exactly one of [`packets`](Self::packets), the discards below, or still
-    /// pending in the injector.
+    /// Counts of packets. Every packet built is in exactly one of [`packets`](Self::packets), the discards below, or
+    /// still pending in the injector.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct InjectStats {
         /// Packets handed to the kernel, which took them.

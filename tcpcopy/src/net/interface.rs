@@ -44,8 +44,8 @@ pub struct Interface {
     pub kind: Option<String>,
     /// The bridge, bond or VRF that it is a port of, by index: a packet that it receives is received by that one too.
     pub master: Option<u32>,
-    /// The interface that it is stacked on, as a VLAN is on its parent, by index: a packet that it receives was received
-    /// by that one first. Not the peer of a veth, nor what a tunnel goes through.
+    /// The interface that it is stacked on, as a VLAN is on its parent, by index: a packet that it receives was
+    /// received by that one first. Not the peer of a veth, nor what a tunnel goes through.
     pub lower: Option<u32>,
 }
 

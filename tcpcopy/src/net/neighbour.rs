@@ -83,8 +83,8 @@ pub(crate) fn lookup(netlink: &mut Netlink, address: IpAddr, ifindex: u32) -> Re
     })
 }
 
-/// Has the kernel confirm `address`, as if it had a packet to send there: an absent or failed entry is resolved, a stale
-/// one becomes reachable again within seconds and stays usable meanwhile. Returns at once.
+/// Has the kernel confirm `address`, as if it had a packet to send there: an absent or failed entry is resolved, a
+/// stale one becomes reachable again within seconds and stays usable meanwhile. Returns at once.
 ///
 /// A packet socket needs this: it never tells the neighbour table that its packets arrive, so entries that only it uses
 /// go stale, and an unresolved one swallows its packets without a word.

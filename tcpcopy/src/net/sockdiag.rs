@@ -111,8 +111,8 @@ impl SockDiag {
     /// # Errors
     /// [`NetError::DestroyUnsupported`] when it cannot.
     pub fn preflight(&mut self) -> Result<(), NetError> {
-        // No socket has port 0, so a kernel that can, finds nothing (ENOENT); but so answers one that lacks tcp_diag, and
-        // only a dump tells these two apart.
+        // No socket has port 0, so a kernel that can, finds nothing (ENOENT); but so answers one that lacks tcp_diag,
+        // and only a dump tells these two apart.
         let nobody = request(SocketId { cookie: NO_COOKIE, ..SocketId::new_v4() }, AF_INET, StateFlags::empty());
         match self.netlink.change(SockDiagDestroy::new(SockDiagMessage::InetRequest(nobody)), 0) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
@@ -130,7 +130,8 @@ impl SockDiag {
         }
     }
 
-    /// All TCP sockets of `family` in this network namespace, in every state: half-open ones and those in TIME-WAIT too.
+    /// All TCP sockets of `family` in this network namespace, in every state: half-open ones and those in TIME-WAIT
+    /// too.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -143,14 +144,16 @@ impl SockDiag {
         Ok(all)
     }
 
-    /// Hands over every TCP connection of either family that `which` asks for, however many there are; a few may come twice.
+    /// Hands over every TCP connection of either family that `which` asks for, however many there are; a few may come
+    /// twice.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn connections(&mut self, which: Connections, mut each: impl FnMut(&TcpSocket)) -> Result<(), NetError> {
         let others = match which {
             Connections::All => StateFlags::LISTEN,
-            // What is in FIN-WAIT-2 stays in the list when the kernel keeps it in the same short form as what is in TIME-WAIT.
+            // What is in FIN-WAIT-2 stays in the list when the kernel keeps it in the same short form as what is in
+            // TIME-WAIT.
             Connections::NotInTimeWait => StateFlags::LISTEN | StateFlags::TIME_WAIT,
         };
         for family in [Family::V4, Family::V6] {
@@ -189,7 +192,8 @@ impl SockDiag {
 
 impl TcpSocket {
     fn request(&self) -> InetRequest {
-        // An IPv4 request finds connections of dual-stack sockets too: the kernel's table of connections is one for both.
+        // An IPv4 request finds connections of dual-stack sockets too: the kernel's table of connections is one for
+        // both.
         let family = if self.local.is_ipv6() { AF_INET6 } else { AF_INET };
         let id = SocketId {
             source_port: self.local.port(),

@@ -64,8 +64,8 @@ fn enter_new_namespace() -> io::Result<()> {
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // Without duplicate address detection, which keeps a fresh link-local address, and so neighbour discovery, from being
-    // used for two seconds.
+    // Without duplicate address detection, which keeps a fresh link-local address, and so neighbour discovery, from
+    // being used for two seconds.
     std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")?;
     ip("link set lo up");
     Ok(())
@@ -90,8 +90,8 @@ pub(crate) fn isolated(test: impl FnOnce(&Peer) + Send + 'static) {
     }
 }
 
-/// Says that the test of the calling thread does not run here, and why: past what the test harness captures, on a line of its own, where
-/// `cargo xtask test` counts it.
+/// Says that the test of the calling thread does not run here, and why: past what the test harness captures, on a line
+/// of its own, where `cargo xtask test` counts it.
 pub(crate) fn skip(reason: &str) {
     skip_as(&test_name(), reason);
 }

@@ -9,7 +9,8 @@ use rustix::{
 /// Descriptors that either program opens while it starts, whatever its options: of the runtime, the log, eBPF maps and
 /// programs, sockets. More than it keeps (about 35), because some are open only while something is looked up.
 pub const BASE: usize = 48;
-/// Descriptors of a worker but for its control channels: of the ring, the mailbox and the sockets that packets leave by.
+/// Descriptors of a worker but for its control channels: of the ring, the mailbox and the sockets that packets leave
+/// by.
 pub const WORKER: usize = 5;
 /// What to do about too few.
 pub const REMEDY: &str =
@@ -27,8 +28,8 @@ pub struct TooFew {
     needed: usize,
 }
 
-/// Raises the limit on open files to the hard limit, and checks that `needed` more can be opened. Comes before everything
-/// that opens one, because tokio aborts the process when it gets no socket pair for its signals.
+/// Raises the limit on open files to the hard limit, and checks that `needed` more can be opened. Comes before
+/// everything that opens one, because tokio aborts the process when it gets no socket pair for its signals.
 ///
 /// # Errors
 /// [`TooFew`] when the limit leaves less.

@@ -15,8 +15,8 @@ pub struct LogFileError {
     cause: io::Error,
 }
 
-/// Starts logging at the level of `RUST_LOG`, `info` without it, to stderr, or to the file at `path`, which is returned. Colour only
-/// on a terminal.
+/// Starts logging at the level of `RUST_LOG`, `info` without it, to stderr, or to the file at `path`, which is
+/// returned. Colour only on a terminal.
 ///
 /// # Errors
 /// When the log file cannot be opened for appending.
@@ -31,7 +31,8 @@ pub fn init(path: Option<&Path>) -> Result<Option<LogFile>, LogFileError> {
     Ok(file)
 }
 
-/// The log file, to which every line is appended: the present one at its path can be opened in the place of a renamed one.
+/// The log file, to which every line is appended: the present one at its path can be opened in the place of a renamed
+/// one.
 #[derive(Clone, Debug)]
 pub struct LogFile(Arc<Opened>);
 

@@ -1,4 +1,5 @@
-//! What a program is to the system that it runs on: a daemon or not, with limits, a log, a process id file, signals, panics and an output.
+//! What a program is to the system that it runs on: a daemon or not, with limits, a log, a process id file, signals,
+//! panics and an output.
 
 pub mod daemon;
 pub mod descriptors;
@@ -21,7 +22,8 @@ pub struct Ended {
     pub failure: Option<anyhow::Error>,
 }
 
-/// The process around a program's work: tells of its readiness, shows its figures, passes on what the operator asks for.
+/// The process around a program's work: tells of its readiness, shows its figures, passes on what the operator asks
+/// for.
 #[derive(Debug)]
 pub struct Process {
     readiness: Readiness,
@@ -45,8 +47,8 @@ impl Process {
         self.readiness.announce()
     }
 
-    /// Waits for the next request, of the operator or of a thread that has panicked. Cancel safe: a request is never lost with
-    /// the future.
+    /// Waits for the next request, of the operator or of a thread that has panicked. Cancel safe: a request is never
+    /// lost with the future.
     pub async fn next_request(&mut self) -> Request {
         tokio::select! {
             biased;

@@ -1,7 +1,8 @@
 //! Panics: a bug, and an end in good order.
 //!
-//! A panic unwinds its thread only. Whichever thread that was, the [hook](catch) logs it and asks the main thread to end the
-//! program as SIGTERM does: `intercept` above all must not go on, or end, with sessions that nobody looks after.
+//! A panic unwinds its thread only. Whichever thread that was, the [hook](catch) logs it and asks the main thread to
+//! end the program as SIGTERM does: `intercept` above all must not go on, or end, with sessions that nobody looks
+//! after.
 
 use std::{
     any::Any,

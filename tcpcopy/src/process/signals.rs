@@ -7,8 +7,8 @@
 //! | USR1 | show the figures so far, and go on |
 //! | USR2 | nothing |
 //!
-//! By default each of them ends a process on the spot. `intercept` must not end like that: answers of connections that are
-//! still open would reach real clients.
+//! By default each of them ends a process on the spot. `intercept` must not end like that: answers of connections that
+//! are still open would reach real clients.
 
 use std::{io, mem::zeroed, ptr};
 
@@ -33,7 +33,8 @@ pub enum Request {
 
 /// The signals of the process, caught.
 ///
-/// They stay caught when this is dropped (tokio never gives a signal its default back), so that none of them interrupts the end.
+/// They stay caught when this is dropped (tokio never gives a signal its default back), so that none of them interrupts
+/// the end.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -50,7 +51,8 @@ pub struct Signals {
 impl Signals {
     /// Catches the signals from here on. `log` is the file that SIGHUP opens again. Needs a tokio runtime.
     ///
-    /// A SIGHUP that was ignored when the process started stays ignored, unless there is a log file: nohup(1) has asked for that.
+    /// A SIGHUP that was ignored when the process started stays ignored, unless there is a log file: nohup(1) has asked
+    /// for that.
     ///
     /// # Errors
     /// When the system refuses a handler, or the process is out of file descriptors.

@@ -11,8 +11,8 @@ const HEAD: &str = "\
 
 What `tcpcopy` and `intercept` count. The table at the end of a run, on SIGUSR1 too, shows those that are not zero;
 `--summary-json` writes all of them, zeros included, one object for each section: `jq .bytes.sent` reads one. Beside the
-sections stand `format` (the version of this format: raised when a key is renamed or goes, or its unit changes), `program`
-and `version`.
+sections stand `format` (the version of this format: raised when a key is renamed or goes, or its unit changes),
+`program` and `version`.
 
 A *counter* is a total that only grows, a *gauge* a present state. Figures of several workers are summed. Octets are
 payload unless the name says otherwise. This page is generated from the declarations: `cargo xtask figures`.

@@ -43,8 +43,8 @@ pub enum Limit {
     Requests(u64),
     /// After so much time.
     Time(Duration),
-    /// When [`RunningLoad::stop`] is called. For tests that do something while there is load: however slow the machine is, there is
-    /// load until they have done it.
+    /// When [`RunningLoad::stop`] is called. For tests that do something while there is load: however slow the machine
+    /// is, there is load until they have done it.
     Stopped,
 }
 
@@ -326,8 +326,8 @@ impl Client {
         self
     }
 
-    /// Sends all pending requests at once and reads their answers; those that the server did not get to before it closed
-    /// go over another connection. Returns the connection if it stays open.
+    /// Sends all pending requests at once and reads their answers; those that the server did not get to before it
+    /// closed go over another connection. Returns the connection if it stays open.
     async fn exchange(
         &mut self,
         mut connection: Option<TcpStream>,
@@ -427,8 +427,8 @@ async fn connect(server: SocketAddr, bind: Option<SocketAddr>) -> anyhow::Result
             socket.bind(address).with_context(|| format!("cannot bind to {address}"))?;
         }
         match socket.connect(server).await {
-            // The last acknowledgement of the connection before, from the same port, is still on its way. Who waits for the
-            // answer has a time-out.
+            // The last acknowledgement of the connection before, from the same port, is still on its way. Who waits for
+            // the answer has a time-out.
             Err(error) if error.kind() == ErrorKind::AddrNotAvailable && bind.is_some_and(|a| a.port() != 0) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -525,10 +525,11 @@ mod tests {
         assert!(report.elapsed >= Duration::from_millis(150), "{:?}", report.elapsed);
     }
 
-    /// A server that answers everything 300 ms late holds a paced client up, but not the clock of an open loop. One connection asks
-    /// one thing at a time, so what it waits for its answers, all together, is no more than the time that passes. Where requests
-    /// are due meanwhile, their waits overlap: of five that are due every 100 ms the answers come after 300 ms at the earliest,
-    /// then 600 to 1,500, which is 3.5 s of waiting. However slow the machine is: what it adds to the time, it adds to the waits.
+    /// A server that answers everything 300 ms late holds a paced client up, but not the clock of an open loop. One
+    /// connection asks one thing at a time, so what it waits for its answers, all together, is no more than the time
+    /// that passes. Where requests are due meanwhile, their waits overlap: of five that are due every 100 ms the
+    /// answers come after 300 ms at the earliest, then 600 to 1,500, which is 3.5 s of waiting. However slow the
+    /// machine is: what it adds to the time, it adds to the waits.
     #[test]
     fn in_an_open_loop_requests_that_had_to_wait_are_late() {
         let _guard = laboratory!();

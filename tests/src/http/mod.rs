@@ -1,5 +1,5 @@
-//! HTTP/1.1 as far as the laboratory needs it: an embedded [`server`](Server) that remembers what it was asked and when,
-//! and a client that produces [`load`](Load).
+//! HTTP/1.1 as far as the laboratory needs it: an embedded [`server`](Server) that remembers what it was asked and
+//! when, and a client that produces [`load`](Load).
 
 mod head;
 mod load;

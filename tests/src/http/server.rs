@@ -1,7 +1,7 @@
 //! The embedded server.
 //!
-//! `GET /size/N` answers N octets, `POST` and `PUT` answer the length and the SHA-256 of the body, every other request a
-//! short text. Whatever has an `id=` in its URI is remembered with the time at which its head was read.
+//! `GET /size/N` answers N octets, `POST` and `PUT` answer the length and the SHA-256 of the body, every other request
+//! a short text. Whatever has an `id=` in its URI is remembered with the time at which its head was read.
 
 use std::{
     io,

@@ -17,7 +17,8 @@ pub struct Seeds {
     without: String,
 }
 
-/// Runs the simulation, optimised but with all checks. A failing seed is shrunk, and printed with the command that replays it.
+/// Runs the simulation, optimised but with all checks. A failing seed is shrunk, and printed with the command that
+/// replays it.
 pub fn run(arguments: &Seeds, trace: bool) -> anyhow::Result<()> {
     setup::toolchain()?;
     let mut command = shell::cargo();

@@ -1,7 +1,7 @@
 //! Coverage-guided fuzzing with libFuzzer.
 //!
-//! The crate `fuzz` is laid out for cargo-fuzz, but this does without: all that cargo-fuzz adds to a build are the compiler flags
-//! below, and one tool less has to be installed on a new machine.
+//! The crate `fuzz` is laid out for cargo-fuzz, but this does without: all that cargo-fuzz adds to a build are the
+//! compiler flags below, and one tool less has to be installed on a new machine.
 
 use std::{
     fmt::Write as _,
@@ -142,8 +142,8 @@ impl Target {
         shell::run(&mut command)
     }
 
-    /// Takes into the corpus what reaches something that it does not, then leaves out of it what is not needed. Inputs with a
-    /// name that a person gave them stay.
+    /// Takes into the corpus what reaches something that it does not, then leaves out of it what is not needed. Inputs
+    /// with a name that a person gave them stay.
     pub fn minimise(&self) -> anyhow::Result<()> {
         let merged = self.found.with_file_name("merged");
         let _ = fs::remove_dir_all(&merged);

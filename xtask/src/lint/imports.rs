@@ -1,7 +1,7 @@
 //! Which files of a crate need each other.
 //!
-//! A file needs another if it names something in it by a path that begins with `crate`, `super`, `self` or one of its own modules.
-//! Re-exports are followed to where the item is. `mod child;` alone is no need.
+//! A file needs another if it names something in it by a path that begins with `crate`, `super`, `self` or one of its
+//! own modules. Re-exports are followed to where the item is. `mod child;` alone is no need.
 //!
 //! Limits: macros are not expanded, `include!` is not known, what is called without being named (a method, a trait's
 //! implementation) does not count, nor do tests, nor modules in the midst of a file, nor how far something can be seen

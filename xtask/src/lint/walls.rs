@@ -33,7 +33,8 @@ const LAYERED: &[&str] = &[
 /// The root file of the core.
 const REPLAY: &str = "tcpcopy-replay/src/lib.rs";
 
-/// The layers of the core, each with those above it, which it may not need: not even where that closes no circle of files.
+/// The layers of the core, each with those above it, which it may not need: not even where that closes no circle of
+/// files.
 const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["input", "tcp", "causality", "engine", "worker"]),
     ("stats", &["input", "tcp", "causality", "store", "engine", "worker"]),

@@ -134,7 +134,8 @@ fn super_packets_are_captured_whole_on_loopback() {
         let octets: Vec<_> = (0..LENGTH).map(pattern).collect();
         let writer = std::thread::spawn(move || stream.write_all(&octets).unwrap());
         let longest = read_stream(&mut readers[0], LENGTH);
-        // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more at once than half of it.
+        // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more at once
+        // than half of it.
         assert!(longest > 16_384, "the longest record had only {longest} octets");
         writer.join().unwrap();
         assert_eq!(server.join().unwrap(), LENGTH as u64);
@@ -178,8 +179,9 @@ fn super_packets_are_captured_whole_on_veth() {
             let writer = std::thread::spawn(move || stdin.write_all(&octets).unwrap());
             let longest = read_stream(&mut readers[0], LENGTH);
             if hook == Hook::Tc {
-                // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more at once than half of it.
-                assert!(longest > 16_384, "the longest record had only {longest} octets");
+                // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more
+                // at once than half of it.
+        assert!(longest > 16_384, "the longest record had only {longest} octets");
             }
             writer.join().unwrap();
             assert!(client.wait().unwrap().success());

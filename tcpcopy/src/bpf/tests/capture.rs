@@ -270,7 +270,8 @@ fn a_reader_that_has_taken_what_woke_it_can_sleep_again() {
     for hook in [Hook::Tc, Hook::Xdp] {
         let mut fixture = Fixture::new(hook, 1);
         let segment = packet(CLIENT4, "10.0.0.3:80").bytes();
-        // What is behind the wake-up, and the budgets by which a worker, which counts the records first, takes all of it.
+        // What is behind the wake-up, and the budgets by which a worker, which counts the records first, takes all of
+        // it.
         for (behind, budgets) in [(0, [1, 0]), (1, [1, 1]), (1, [2, 0])] {
             let what = format!("{behind} records behind the wake-up, budgets {budgets:?}, {hook:?}");
             assert!(fixture.readers[0].prepare_sleep(), "{what}: nothing is there");

@@ -105,7 +105,8 @@ impl Empty {
 
 fn bpf<A: Pod>(command: libc::c_int, attr: &mut A) -> i32 {
     let size = size_of::<A>() as libc::c_uint;
-    // SAFETY: `attr` is the head of `union bpf_attr` for the command, and its pointers are to memory that outlives the call.
+    // SAFETY: `attr` is the head of `union bpf_attr` for the command, and its pointers are to memory that outlives the
+    // call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size) };
     assert!(result >= 0, "{}", io::Error::last_os_error());
     result as i32
@@ -153,8 +154,8 @@ fn capturing(hook: Hook, program: &'static str, baseline: impl Fn(&[u8]) -> u128
         settings.iter().flat_map(|setting| table.iter().map(move |row| (setting, row)))
     {
         let mut fixture = capture::Fixture::on("v0", hook, 1, RING, (None, None), *handshakes);
-        // For an XDP program that is attached nowhere, each call would wait until the kernel has rewritten its dispatcher: long
-        // enough for the ring to fall out of the caches.
+        // For an XDP program that is attached nowhere, each call would wait until the kernel has rewritten its
+        // dispatcher: long enough for the ring to fall out of the caches.
         fixture.capture.attach().unwrap();
         let cost = least(|| {
             let cost = cost(fixture.capture.object(), program, packet);

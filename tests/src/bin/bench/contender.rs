@@ -17,8 +17,8 @@ use crate::{meter::Tree, workload::FILES};
 pub enum Contender {
     /// None: what the live service costs alone.
     Nothing,
-    /// None, but another client loads the target directly in the same way: what the machine would do if the target had the
-    /// requests at no cost of mirroring.
+    /// None, but another client loads the target directly in the same way: what the machine would do if the target had
+    /// the requests at no cost of mirroring.
     Direct,
     /// The programs under test, with these arguments of `tcpcopy` and of `intercept` beyond the defaults.
     Tcpcopy { name: String, tcpcopy: Vec<String>, intercept: Vec<String> },
@@ -148,8 +148,8 @@ fn start_peer(lab: &Lab, line: &str) -> anyhow::Result<Program> {
 }
 
 impl Nginx {
-    /// A single process unless there are to be several; no access log, the files of the workloads; POSTs are read and answered with 200. With `mirror` every
-    /// request is sent there too.
+    /// A single process unless there are to be several; no access log, the files of the workloads; POSTs are read and
+    /// answered with 200. With `mirror` every request is sent there too.
     fn start(host: &Host, port: u16, workers: Option<usize>, mirror: Option<SocketAddr>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tclab-").tempdir()?;
         let root = directory.path().display();
@@ -176,7 +176,8 @@ impl Nginx {
              events {{ worker_connections 20000; }}\n\
              http {{ access_log off; {temporary} client_max_body_size 0; client_body_buffer_size 128k;\n\
              keepalive_requests 100000000; keepalive_timeout 600; {upstream}\n\
-             server {{ listen {port} backlog=4096{reuseport}; listen [::]:{port} backlog=4096; root {root}/www; {mirroring}\n\
+             server {{ listen {port} backlog=4096{reuseport}; listen [::]:{port} backlog=4096; root {root}/www; \
+             {mirroring}\n\
              error_page 405 =200 @taken; location @taken {{ return 200; }}\n\
              location = /served {{ mirror off; stub_status; allow 127.0.0.1; deny all; }} }} }}\n"
         );

@@ -1,8 +1,8 @@
 //! A hundred thousand connections that are open at the same time, and what each of them takes.
 //!
 //! One client address has 64,512 ports for a service, so there are several. Each connection takes three sockets of the
-//! kernel (the live client's, the live server's, the target's; the replayed client has none) and a session of `tcpcopy`, an
-//! entry in the session map of `intercept`.
+//! kernel (the live client's, the live server's, the target's; the replayed client has none) and a session of
+//! `tcpcopy`, an entry in the session map of `intercept`.
 
 use std::{fs, net::SocketAddr, time::Duration};
 
@@ -26,8 +26,8 @@ pub const NAME: &str = "100k-connections";
 pub const PURPOSE: &str = "a hundred thousand open connections, and the memory that each takes";
 
 const CONNECTIONS: usize = 100_000;
-/// Client addresses, threads of the client, and processes of each server: a process or thread may have only so many open
-/// files (20,000 is usual), and an address only so many ports.
+/// Client addresses, threads of the client, and processes of each server: a process or thread may have only so many
+/// open files (20,000 is usual), and an address only so many ports.
 const LANES: u8 = 8;
 /// Connections opened, and later requests sent, per second.
 const RATE: u32 = 2_500;
@@ -72,8 +72,8 @@ impl Crowd {
     pub fn title(&self) -> String {
         let Self { connections, replayed, requests, failed, lost, cpu: [source, target], .. } = self;
         format!(
-            "{NAME}: {connections} connections open, {replayed} replayed ones; {requests} requests, {failed} failed, {lost} lost; \
-             {source:.1} % and {target:.1} % of a processor at {RATE} requests/s; counted losses: {:?}",
+            "{NAME}: {connections} connections open, {replayed} replayed ones; {requests} requests, {failed} failed, \
+             {lost} lost; {source:.1} % and {target:.1} % of a processor at {RATE} requests/s; counted losses: {:?}",
             self.counted
         )
     }
@@ -117,7 +117,8 @@ pub fn measure(lab: &Lab, contender: &Contender) -> anyhow::Result<Crowd> {
     Ok(Crowd { connections, replayed, requests, failed, lost, counted, cpu, memory: after.beyond(&before) })
 }
 
-/// TCP sockets of a host that are connected. In the laboratory these are clients of the services, but for a control channel.
+/// TCP sockets of a host that are connected. In the laboratory these are clients of the services, but for a control
+/// channel.
 fn established(host: &Host) -> anyhow::Result<usize> {
     let text = host.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
     let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));

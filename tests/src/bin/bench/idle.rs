@@ -1,4 +1,5 @@
-//! A program that does nothing, beside those that are measured: what the kernel's statistics say of it is what they cost themselves.
+//! A program that does nothing, beside those that are measured: what the kernel's statistics say of it is what they
+//! cost themselves.
 
 use anyhow::{Context as _, ensure};
 use aya::{

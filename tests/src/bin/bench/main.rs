@@ -22,7 +22,8 @@ use lab::Lab;
 use statistics::Results;
 use workload::Workload;
 
-/// Compares what mirroring costs: the same load without a mirror, with ours, with nginx's own, and with another if you like.
+/// Compares what mirroring costs: the same load without a mirror, with ours, with nginx's own, and with another if you
+/// like.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
@@ -38,8 +39,9 @@ struct Arguments {
     /// Seconds of each measurement, after half a second of warming up
     #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    /// A command that mirrors between the hosts whose names, addresses and ports it finds in its environment (CLIENT_, SOURCE_ and
-    /// TARGET_ with NETNS, IP and IF; LIVE_PORT, TARGET_PORT); it writes `ready` to standard error, and ends at SIGTERM
+    /// A command that mirrors between the hosts whose names, addresses and ports it finds in its environment (CLIENT_,
+    /// SOURCE_ and TARGET_ with NETNS, IP and IF; LIVE_PORT, TARGET_PORT); it writes `ready` to standard error, and
+    /// ends at SIGTERM
     #[arg(long, value_name = "COMMAND")]
     peer_cmd: Option<String>,
     /// Leave nginx's mirror module out
@@ -179,8 +181,8 @@ fn compare(lab: &Lab, arguments: &Arguments, results: &mut Results) -> anyhow::R
     Ok(())
 }
 
-/// Finds out what an overload is: twice the throughput of the same requests in a closed loop under `tcpcopy`, which must lose
-/// none of them.
+/// Finds out what an overload is: twice the throughput of the same requests in a closed loop under `tcpcopy`, which
+/// must lose none of them.
 fn calibrate(lab: &Lab, workload: Workload, ours: &Contender) -> anyhow::Result<Workload> {
     const TIME: Duration = Duration::from_secs(2);
     let Some(sustained) = workload.sustained() else { return Ok(workload) };

@@ -171,7 +171,8 @@ fn report_latency(report: &LoadReport, quantile: f64) -> f64 {
     report.latency.value_at_quantile(quantile) as f64 / 1e3
 }
 
-/// Waits until the target has served what the live server has, or does not get further; what is missing, and how long it took.
+/// Waits until the target has served what the live server has, or does not get further; what is missing, and how long
+/// it took.
 pub fn settle(stage: &Stage) -> anyhow::Result<(i64, Duration)> {
     let began = Instant::now();
     let mut settled = began;

@@ -6,8 +6,8 @@ use anyhow::{Context as _, ensure};
 
 /// Time that the processors of the machine were busy, softirqs included, since it was started.
 ///
-/// It is what is left of the time when idling is taken off, because the kernel measures idling and only samples the rest.
-/// `/proc/stat` has a resolution of 10 ms.
+/// It is what is left of the time when idling is taken off, because the kernel measures idling and only samples the
+/// rest. `/proc/stat` has a resolution of 10 ms.
 pub fn machine_busy() -> anyhow::Result<Duration> {
     let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
     let first = stat.lines().next().context("/proc/stat is empty")?;

@@ -39,8 +39,8 @@ pub struct ProgramCost {
     pub nanoseconds: f64,
 }
 
-/// Runs traffic that is mirrored, and traffic that is not, past the programs. The statistics are switched on only here, because
-/// they make every program slower.
+/// Runs traffic that is mirrored, and traffic that is not, past the programs. The statistics are switched on only here,
+/// because they make every program slower.
 pub fn measure(lab: &Lab, contender: &Contender) -> anyhow::Result<Vec<ProgramCost>> {
     let before: HashSet<u32> = loaded()?.iter().map(ProgramInfo::id).collect();
     let stage = Stage::set(lab, contender)?;

@@ -1,9 +1,9 @@
 //! How much of a process's CPU time is its packets' way through the receiver.
 //!
-//! A veth hands a packet to the other end in a softirq that runs at once, within the sender's system call: bridge, programs,
-//! the receiving TCP up to the waking of the server. On two machines that is the other one's work, and here it is in the
-//! sender's bill. The tracepoints `irq:softirq_entry` and `irq:softirq_exit` tell how long each NET_RX softirq took, and in
-//! whose time.
+//! A veth hands a packet to the other end in a softirq that runs at once, within the sender's system call: bridge,
+//! programs, the receiving TCP up to the waking of the server. On two machines that is the other one's work, and here
+//! it is in the sender's bill. The tracepoints `irq:softirq_entry` and `irq:softirq_exit` tell how long each NET_RX
+//! softirq took, and in whose time.
 
 use std::{
     collections::HashMap,
@@ -154,8 +154,8 @@ fn is_complete(trace: &str) -> bool {
 }
 
 /// Adds the times between entries and exits up, thread by thread, from lines such as
-/// `worker-0-1234  [001] ..s1.  5046.123456: softirq_entry: vec=3 [action=NET_RX]`. The times are cut to µs at both ends of each
-/// interval, which comes to nothing in the sum.
+/// `worker-0-1234  [001] ..s1.  5046.123456: softirq_entry: vec=3 [action=NET_RX]`. The times are cut to µs at both
+/// ends of each interval, which comes to nothing in the sum.
 fn time_within(trace: &str) -> HashMap<u32, Duration> {
     let mut entered = HashMap::<u32, f64>::new();
     let mut total = HashMap::<u32, f64>::new();

@@ -82,8 +82,8 @@ impl Results {
         Spread::of(self.samples(workload, contender).iter().filter_map(figure))
     }
 
-    /// Whole-machine time per mirrored request beyond the same round without a mirror, µs: the target's own serving is in it.
-    /// `None` where loops are closed, because the contenders then do not do the same work.
+    /// Whole-machine time per mirrored request beyond the same round without a mirror, µs: the target's own serving is
+    /// in it. `None` where loops are closed, because the contenders then do not do the same work.
     pub fn beyond(&self, workload: usize, contender: usize) -> Option<Spread> {
         self.workloads[workload].fixed_rate()?;
         let pairs = self.samples(workload, 0).iter().zip(self.samples(workload, contender));

@@ -21,9 +21,10 @@ pub struct Section {
 }
 
 /// What the columns mean.
-pub const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the target's serving included, less that without a \
-    mirror; median (least–most). source, target: of the mirror's processes; server: of the one under test. Lag: from capture \
-    to injection, the wait for the target's answers apart. MiB: the most that the mirror's processes had beside their rings.";
+pub const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the target's serving included, less that \
+    without a mirror; median (least–most). source, target: of the mirror's processes; server: of the one under test. \
+    Lag: from capture to injection, the wait for the target's answers apart. MiB: the most that the mirror's processes \
+    had beside their rings.";
 
 /// Everything for the terminal.
 pub fn render(results: &Results) -> String {

@@ -25,7 +25,10 @@ use table::{Costs, Row};
 #[command(name = "cargo xtask demo", bin_name = "cargo xtask demo")]
 struct Arguments {
     /// How long to produce load
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=86_400),
+    )]
     seconds: u64,
     /// Requests per second, a fifth of them with a connection of their own; 0: as many as the machine can
     #[arg(long, value_name = "N", default_value_t = 10_000)]
