@@ -94,6 +94,11 @@ impl Host {
         self.namespace.output(command)
     }
 
+    /// How many connections to a port of this host are open.
+    pub fn connections(&self, port: u16) -> anyhow::Result<usize> {
+        Ok(self.output(&format!("ss -Htn state established sport = :{port}"))?.lines().count())
+    }
+
     /// Runs lines of `ip` here.
     pub fn ip<S: AsRef<str>>(&self, lines: &[S]) -> anyhow::Result<()> {
         self.namespace.ip(&lines.iter().map(|l| l.as_ref().to_owned()).collect::<Vec<_>>())

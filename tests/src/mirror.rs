@@ -39,6 +39,14 @@ pub struct MirrorOptions {
     pub log: Option<&'static str>,
 }
 
+impl MirrorOptions {
+    /// Further arguments of both programs, as typed: between spaces.
+    pub fn arguments(tcpcopy: &str, intercept: &str) -> Self {
+        let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect();
+        Self { tcpcopy: words(tcpcopy), intercept: words(intercept), ..Self::default() }
+    }
+}
+
 /// Where one of the programs is: in `TCPCOPY_BIN_DIR`, or where cargo built it beside us.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let directory = match std::env::var_os("TCPCOPY_BIN_DIR") {

@@ -1,15 +1,14 @@
 //! A mirror that has nothing to do costs next to no CPU time, whatever it did before and whatever is broken.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     thread,
     time::{Duration, Instant},
 };
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, Program, eventually,
-    http::Server,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually,
+    http::{Client, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
@@ -27,39 +26,17 @@ const RING_THREAD: Duration = Duration::from_millis(120);
 /// What the other threads of a program may use together: they sleep for a second and more.
 const OTHERS: Duration = Duration::from_millis(30);
 
-fn options(tcpcopy: &str, intercept: &str) -> MirrorOptions {
-    let words = |text: &str| text.split_ascii_whitespace().map(str::to_owned).collect();
-    MirrorOptions { tcpcopy: words(tcpcopy), intercept: words(intercept), ..MirrorOptions::default() }
+fn connect(lab: &Lab) -> Client {
+    Client::connect(&lab.client, lab.source.socket(Family::V4, LIVE_PORT)).unwrap()
 }
 
-fn connect(lab: &Lab, family: Family) -> TcpStream {
-    let stream = lab.client.run(|| TcpStream::connect(lab.source.socket(family, LIVE_PORT))).unwrap().unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    stream
-}
-
-/// Asks, in one segment, and reads the whole answer.
-fn ask(stream: &mut TcpStream) {
-    let id = stream.local_addr().unwrap().port();
-    stream.write_all(format!("GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\nx") {
-        let mut piece = [0; 512];
-        let length = stream.read(&mut piece).unwrap();
-        assert!(length > 0, "the live server closed");
-        answer.extend(&piece[..length]);
-    }
-}
-
-/// How many replayed connections are open.
-fn open_at(target: &Host) -> usize {
-    target.output(&format!("ss -Htn state established sport = :{TARGET_PORT}")).unwrap().lines().count()
+fn ask(client: &mut Client) {
+    client.ask().unwrap();
 }
 
 fn wait_for_replayed(lab: &Lab, connections: usize) {
-    let all = eventually(Duration::from_secs(20), || open_at(&lab.target) == connections);
-    assert!(all, "{} of {connections} connections are replayed", open_at(&lab.target));
+    let open = || lab.target.connections(TARGET_PORT).unwrap();
+    assert!(eventually(PATIENCE, || open() == connections), "{} of {connections} connections are replayed", open());
 }
 
 /// Asserts that programs, each with so many rings, use hardly any CPU time while `during` runs, which takes [`TIME`].
@@ -88,15 +65,15 @@ fn a_silent_connection_costs_nothing() {
         let lab = Lab::bridge().unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
         let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
-        let mirror = Mirror::start(&lab, options(tcpcopy, intercept)).unwrap();
+        let mirror = Mirror::start(&lab, MirrorOptions::arguments(tcpcopy, intercept)).unwrap();
         let what = |what: &str| format!("{what}, {tcpcopy:?}, {intercept:?}");
         let programs = [("tcpcopy", mirror.tcpcopy(), rings), ("intercept", mirror.intercept(), 1)];
         assert_idle(&what("before anything came"), &programs, wait);
 
         // One record each, which finds its worker asleep: two would be looked for at once.
-        let clients: Vec<TcpStream> = (1..=2)
+        let clients: Vec<Client> = (1..=2)
             .map(|n| {
-                let client = connect(&lab, Family::V4);
+                let client = connect(&lab);
                 wait_for_replayed(&lab, n * copies);
                 assert_idle(&what(&format!("{n} silent connections")), &programs, wait);
                 client
@@ -117,7 +94,7 @@ fn a_request_a_second_costs_next_to_nothing() {
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
     let programs = [("tcpcopy", mirror.tcpcopy(), 1), ("intercept", mirror.intercept(), 1)];
-    let mut client = connect(&lab, Family::V4);
+    let mut client = connect(&lab);
     assert_idle("a request a second", &programs, || {
         // Each is one record, and finds the worker asleep.
         for _ in 0..3 {
@@ -125,7 +102,7 @@ fn a_request_a_second_costs_next_to_nothing() {
             thread::sleep(TIME / 3);
         }
     });
-    assert_eq!(target.wait_for_requests(3, Duration::from_secs(20)), 3);
+    assert_eq!(target.wait_for_requests(3, PATIENCE), 3);
     mirror.stop().unwrap().assert_no_leak();
 }
 
@@ -135,8 +112,8 @@ fn without_a_channel_tcpcopy_waits_and_does_not_spin() {
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let mut mirror = Mirror::start(&lab, options("-w 2", "")).unwrap();
-    let mut clients: Vec<TcpStream> = (0..8).map(|_| connect(&lab, Family::V4)).collect();
+    let mut mirror = Mirror::start(&lab, MirrorOptions::arguments("-w 2", "")).unwrap();
+    let mut clients: Vec<Client> = (0..8).map(|_| connect(&lab)).collect();
     clients.iter_mut().for_each(ask);
     wait_for_replayed(&lab, 8);
 
@@ -147,9 +124,9 @@ fn without_a_channel_tcpcopy_waits_and_does_not_spin() {
     mirror.intercept().signal(Signal::CONT).unwrap();
 
     mirror.intercept.take().unwrap().kill().unwrap();
-    mirror.tcpcopy().wait_log(Duration::from_secs(20), |line| line.contains("broke")).unwrap();
+    mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("broke")).unwrap();
     clients.iter_mut().for_each(ask);
-    let late = connect(&lab, Family::V4);
+    let late = connect(&lab);
     assert_idle("intercept killed", &[("tcpcopy", mirror.tcpcopy(), 2)], wait);
     drop((clients, late));
     mirror.tcpcopy.take().unwrap().stop().unwrap();
@@ -162,9 +139,9 @@ fn without_a_channel_intercept_waits_and_does_not_spin() {
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
-    let mut clients: Vec<TcpStream> = (0..8).map(|_| connect(&lab, Family::V4)).collect();
+    let mut clients: Vec<Client> = (0..8).map(|_| connect(&lab)).collect();
     clients.iter_mut().for_each(ask);
-    assert_eq!(target.wait_for_requests(8, Duration::from_secs(20)), 8);
+    assert_eq!(target.wait_for_requests(8, PATIENCE), 8);
 
     mirror.tcpcopy().signal(Signal::STOP).unwrap();
     clients.iter_mut().for_each(ask);
@@ -172,7 +149,7 @@ fn without_a_channel_intercept_waits_and_does_not_spin() {
     mirror.tcpcopy().signal(Signal::CONT).unwrap();
 
     mirror.tcpcopy.take().unwrap().kill().unwrap();
-    mirror.intercept().wait_log(Duration::from_secs(20), |line| line.contains("broke")).unwrap();
+    mirror.intercept().wait_log(PATIENCE, |line| line.contains("broke")).unwrap();
     assert_idle("tcpcopy killed", &[("intercept", mirror.intercept(), 1)], wait);
     drop(clients);
     mirror.intercept.take().unwrap().stop().unwrap();
@@ -186,7 +163,7 @@ fn a_target_that_does_not_answer_costs_next_to_nothing() {
     let mut target = Some(Server::start(&lab.target, TARGET_PORT).unwrap());
     let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
     let programs = [("tcpcopy", mirror.tcpcopy(), 1), ("intercept", mirror.intercept(), 1)];
-    let mut clients: Vec<TcpStream> = (0..8).map(|_| connect(&lab, Family::V4)).collect();
+    let mut clients: Vec<Client> = (0..8).map(|_| connect(&lab)).collect();
     clients.iter_mut().for_each(ask);
     wait_for_replayed(&lab, 8);
     // Refused: the service is gone.
@@ -195,7 +172,7 @@ fn a_target_that_does_not_answer_costs_next_to_nothing() {
     assert_idle("refused", &programs, wait);
     // Taken, and never answered: requests wait.
     let silent = lab.target.run(|| TcpListener::bind(("::", TARGET_PORT))).unwrap().unwrap();
-    clients = (0..8).map(|_| connect(&lab, Family::V4)).collect();
+    clients = (0..8).map(|_| connect(&lab)).collect();
     for _ in 0..2 {
         clients.iter_mut().for_each(ask);
     }

@@ -1,15 +1,10 @@
 //! S3: no packet of a replayed session leaves the target for a client, whatever happens to the programs and services.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-};
-
 use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
     capture::{End, Packet, Sniffer},
     eventually,
-    http::{Limit, Load, RunningLoad, Server},
+    http::{Client, Limit, Load, RunningLoad, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
@@ -180,30 +175,8 @@ fn intercept_stays_until_tcpcopy_has_let_go() {
     mirror.stop().unwrap().assert_no_leak();
 }
 
-/// A client that makes a request now and then on a connection which it keeps.
-struct Visitor(TcpStream);
-
-impl Visitor {
-    fn connect(from: &Host, server: SocketAddr) -> Self {
-        let stream = from.run(|| TcpStream::connect(server)).unwrap().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self(stream)
-    }
-
-    fn port(&self) -> u16 {
-        self.0.local_addr().unwrap().port()
-    }
-
-    fn ask(&mut self) {
-        write!(self.0, "GET /size/1?id={} HTTP/1.1\r\nHost: lab\r\n\r\n", self.port()).unwrap();
-        let (mut answer, mut piece) = (Vec::new(), [0; 1024]);
-        // Whatever the head is, the body is one octet.
-        while !answer.windows(4).any(|window| window == b"\r\n\r\n") || answer.ends_with(b"\r\n\r\n") {
-            let n = self.0.read(&mut piece).unwrap();
-            assert!(n > 0, "the live server has closed");
-            answer.extend_from_slice(&piece[..n]);
-        }
-    }
+fn ask(client: &mut Client) {
+    client.ask().unwrap();
 }
 
 /// The client ports of the connections to the service under test, TIME-WAIT apart, which says nothing of itself.
@@ -223,14 +196,14 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
-    let mut visitors: Vec<Visitor> = Family::BOTH
+    let mut visitors: Vec<Client> = Family::BOTH
         .into_iter()
         .flat_map(|family| std::iter::repeat_n(family, 200))
-        .map(|family| Visitor::connect(&lab.client, lab.source.socket(family, LIVE_PORT)))
+        .map(|family| Client::connect(&lab.client, lab.source.socket(family, LIVE_PORT)).unwrap())
         .collect();
-    visitors.iter_mut().for_each(Visitor::ask);
+    visitors.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(400, PATIENCE), 400);
-    let mut all: Vec<u16> = visitors.iter().map(Visitor::port).collect();
+    let mut all: Vec<u16> = visitors.iter().map(Client::port).collect();
     all.sort_unstable();
     assert_eq!(ports_at(&lab.target), all);
 
@@ -240,16 +213,16 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
     let lost = visitors[399].port();
     lab.target.output(&format!("ss -K sport = :{TARGET_PORT} dport = :{lost}")).unwrap();
     let (active, idle) = visitors.split_at_mut(100);
-    active.iter_mut().for_each(Visitor::ask);
+    active.iter_mut().for_each(ask);
     let sniffer = Sniffer::start(&lab.client, &lab.target, End::Source).unwrap();
     mirror.start_intercept().unwrap();
     mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("is up again")).unwrap();
 
-    let idle: Vec<u16> = idle.iter().map(Visitor::port).collect();
+    let idle: Vec<u16> = idle.iter().map(Client::port).collect();
     let gone = || ports_at(&lab.target).iter().all(|port| !idle.contains(port));
     assert!(eventually(PATIENCE, gone), "sockets are left: {:?}", ports_at(&lab.target));
     // The mirror goes on, also for connections that were idle.
-    visitors.iter_mut().for_each(Visitor::ask);
+    visitors.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(900, PATIENCE), 900, "{}", mirror.tcpcopy().log());
 
     // Sockets that were left would say goodbye to the clients.

@@ -4,8 +4,8 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
+    io::Read as _,
+    net::{IpAddr, Ipv4Addr, TcpListener},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use lab::{
     bad_path::{BadPath, Weather},
     capture::{End, Packet, Sniffer, TCP},
     eventually,
-    http::{Limit, Load, Method, Server},
+    http::{Client, Limit, Load, Method, Server},
     laboratory,
     mirror::{self, LIVE_PORT, TARGET_PORT},
 };
@@ -23,8 +23,7 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 
 fn options(tcpcopy: &str) -> MirrorOptions {
-    let tcpcopy = tcpcopy.split_ascii_whitespace().map(str::to_owned).collect();
-    MirrorOptions { tcpcopy, ..MirrorOptions::default() }
+    MirrorOptions::arguments(tcpcopy, "")
 }
 
 /// A server that does only what a test does with its connections.
@@ -32,30 +31,8 @@ fn listen(host: &Host) -> TcpListener {
     host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, TARGET_PORT))).unwrap().unwrap()
 }
 
-fn connect(lab: &Lab) -> TcpStream {
-    let stream = lab.client.run(|| TcpStream::connect(lab.source.socket(Family::V4, LIVE_PORT))).unwrap().unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Asks and reads the whole answer.
-fn ask(stream: &mut TcpStream) {
-    stream.write_all(b"GET /size/1 HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\nx") {
-        let mut piece = [0; 512];
-        let length = stream.read(&mut piece).unwrap();
-        assert!(length > 0, "the live server closed");
-        answer.extend(&piece[..length]);
-    }
-}
-
-/// The client ports of connections that are open at the target.
-fn open_at_target(lab: &Lab) -> BTreeSet<u16> {
-    let list = lab.target.output(&format!("ss -tnH state established sport = :{TARGET_PORT}")).unwrap();
-    let port = |line: &str| line.split_ascii_whitespace().nth(3)?.rsplit(':').next()?.parse().ok();
-    list.lines().filter_map(port).collect()
+fn connect(lab: &Lab) -> Client {
+    Client::connect(&lab.client, lab.source.socket(Family::V4, LIVE_PORT)).unwrap()
 }
 
 #[test]
@@ -67,8 +44,8 @@ fn with_no_wait_a_request_does_not_wait_for_an_answer() {
         let target = listen(&lab.target);
         let mirror = Mirror::start(&lab, options(letter)).unwrap();
         let mut client = connect(&lab);
-        ask(&mut client);
-        ask(&mut client);
+        client.ask().unwrap();
+        client.ask().unwrap();
         // It reads, but never answers.
         let (mut replayed, _) = target.accept().unwrap();
         replayed.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -221,8 +198,7 @@ fn a_round_trip_time_that_the_target_cannot_see_is_warned_of_once() {
     let lab = Lab::bridge().unwrap();
     let _live = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let intercept = ["--ack", "reflect"].map(str::to_owned).to_vec();
-    let mirror = Mirror::start(&lab, MirrorOptions { intercept, ..options("-R 30 -w 2") }).unwrap();
+    let mirror = Mirror::start(&lab, MirrorOptions::arguments("-R 30 -w 2", "--ack reflect")).unwrap();
     let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Requests(8));
     let report = Load { method: Method::Get("/size/5000000".into()), ..load }.run(&lab.client).unwrap();
     assert_eq!(report.failed, Vec::<String>::new());
@@ -230,8 +206,6 @@ fn a_round_trip_time_that_the_target_cannot_see_is_warned_of_once() {
     let is_warning = |line: &str| line.contains("-R has no effect");
     let warned = mirror.tcpcopy().wait_log(PATIENCE, is_warning);
     let outcome = mirror.stop().unwrap();
-    println!("{}", outcome.table);
-    println!("{}", outcome.table);
     assert!(warned.is_ok(), "{}", outcome.table);
     assert_eq!(outcome.logs.lines().filter(|line| is_warning(line)).count(), 1, "{}", outcome.logs);
     outcome.assert_no_leak();
@@ -248,8 +222,7 @@ fn sessions_without_a_request_and_between_two_have_time_outs_of_their_own() {
         let mirror = Mirror::start(&lab, options(letters)).unwrap();
         let sniffer = Sniffer::start(&lab.target, &lab.target, End::Destination).unwrap();
         let (silent, mut idle) = (connect(&lab), connect(&lab));
-        ask(&mut idle);
-        let port = |stream: &TcpStream| stream.local_addr().unwrap().port();
+        idle.ask().unwrap();
         // Who is given up is reset. Seven seconds lie between the two.
         let mut given_up = Vec::new();
         let both_went = eventually(PATIENCE, || {
@@ -258,10 +231,10 @@ fn sessions_without_a_request_and_between_two_have_time_outs_of_their_own() {
             given_up.dedup();
             given_up.len() == 2
         });
-        let (silent, idle) = (port(&silent), port(&idle));
+        let (silent, idle) = (silent.port(), idle.port());
         let expected = if keep_alive_first { [idle, silent] } else { [silent, idle] };
         assert!(both_went && given_up == expected, "{letters}: {given_up:?} were given up, not {expected:?}");
-        let gone = eventually(PATIENCE, || open_at_target(&lab).is_empty());
+        let gone = eventually(PATIENCE, || lab.target.connections(TARGET_PORT).unwrap() == 0);
         assert!(gone, "{letters}: what was given up stays open");
         let outcome = mirror.stop().unwrap();
         assert_eq!(outcome.tcpcopy.count("aborted", "idle_timeout"), 2, "{letters}: {}", outcome.table);
@@ -301,8 +274,8 @@ fn packets_to_the_target_are_no_larger_than_asked_for() {
         let mirror = Mirror::start(&lab, options(letters)).unwrap();
         let mut client = connect(&lab);
         let body = "x".repeat(100_000);
-        write!(client, "POST /upload?id=1 HTTP/1.1\r\nHost: lab\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-            .unwrap();
+        let head = format!("POST /upload?id=1 HTTP/1.1\r\nHost: lab\r\nContent-Length: {}\r\n\r\n", body.len());
+        client.send(&(head + &body)).unwrap();
         assert_eq!(target.wait_for_uploads(1, PATIENCE), 1, "{letters:?}");
         // What the target sends, by what it was told, and what it has received, however many segments came in one
         // piece.
@@ -326,8 +299,7 @@ fn connections_to_intercept_are_workers() {
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
     let workers: BTreeSet<String> = names.filter(|name| name.starts_with("worker-")).collect();
     assert_eq!(workers.len(), 3, "{workers:?}");
-    let channels =
-        || lab.target.output("ss -tnH state established sport = :36524").map_or(0, |list| list.lines().count());
+    let channels = || lab.target.connections(36524).unwrap();
     assert!(eventually(PATIENCE, || channels() == 3), "{} channels", channels());
     mirror.stop().unwrap().assert_no_leak();
 }

@@ -1,6 +1,6 @@
 //! A panic, which is a bug, ends both programs like SIGTERM: no session is left behind, and no answer reaches a client.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
 use lab::{
     Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually,
@@ -28,7 +28,7 @@ fn start(name: &str, mut command: Command, thread: &str) -> Program {
 /// Makes the thread panic; the program must end by itself, with an error that says so.
 fn panic(program: Program, thread: &str) {
     program.signal(Signal::USR2).unwrap();
-    let ended = program.wait(Duration::from_secs(20)).unwrap();
+    let ended = program.wait(PATIENCE).unwrap();
     assert_eq!(ended.status.code(), Some(1), "{thread}: {}", ended.stderr);
     assert!(ended.stderr.contains(&format!("the thread {thread} panicked at ")), "{thread}: {}", ended.stderr);
     assert!(ended.stderr.contains(&format!("error: the thread {thread} panicked")), "{thread}: {}", ended.stderr);
@@ -36,7 +36,7 @@ fn panic(program: Program, thread: &str) {
 }
 
 fn open_at_target(lab: &Lab) -> usize {
-    lab.target.output(&format!("ss -Htn state established sport = :{TARGET_PORT}")).unwrap().lines().count()
+    lab.target.connections(TARGET_PORT).unwrap()
 }
 
 #[test]

@@ -3,8 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     time::Duration,
 };
 
@@ -12,7 +11,7 @@ use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
     chance::binomial,
     eventually,
-    http::{Limit, Load, Server},
+    http::{Client, Limit, Load, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
@@ -24,29 +23,19 @@ const REQUESTS: u64 = 3;
 struct Connection {
     number: u64,
     asked: u64,
-    stream: TcpStream,
+    client: Client,
 }
 
 impl Connection {
-    fn open(number: u64, server: SocketAddr) -> Self {
-        let stream = TcpStream::connect(server).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { number, asked: 0, stream }
+    fn open(number: u64, lab: &Lab, family: Family) -> Self {
+        let client = Client::connect(&lab.client, lab.source.socket(family, LIVE_PORT)).unwrap();
+        Self { number, asked: 0, client }
     }
 
     /// Asks and reads the answer.
     fn ask(&mut self) {
-        let id = self.number * REQUESTS + self.asked;
+        self.client.request(self.number * REQUESTS + self.asked).unwrap();
         self.asked += 1;
-        write!(self.stream, "GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").unwrap();
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\nx") {
-            let mut piece = [0; 512];
-            let length = self.stream.read(&mut piece).unwrap();
-            assert!(length > 0, "the live server closed");
-            answer.extend(&piece[..length]);
-        }
     }
 
     /// Asks all that is left.
@@ -72,8 +61,7 @@ fn whole(target: &Server) -> BTreeSet<u64> {
 }
 
 fn mirror(lab: &Lab, arguments: &str) -> Mirror {
-    let tcpcopy = arguments.split(' ').map(str::to_owned).collect();
-    Mirror::start(lab, MirrorOptions { tcpcopy, ..MirrorOptions::default() }).unwrap()
+    Mirror::start(lab, MirrorOptions::arguments(arguments, "")).unwrap()
 }
 
 #[test]
@@ -86,12 +74,9 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
         let target = Server::start(&lab.target, TARGET_PORT).unwrap();
         let mirror = mirror(&lab, &format!("-r 30 --hook {hook}"));
         let ask = |numbers: std::ops::Range<u64>| {
-            lab.client.run(|| {
-                for number in numbers {
-                    let family = Family::BOTH[(number % 2) as usize];
-                    Connection::open(number, lab.source.socket(family, LIVE_PORT)).finish();
-                }
-            })
+            for number in numbers {
+                Connection::open(number, &lab, Family::BOTH[(number % 2) as usize]).finish();
+            }
         };
         // The first connections of each IP version wait for a greeting, and would be overtaken by those that follow.
         // That of 200 of a version none is in the sample happens once in 10^30 runs.
@@ -100,13 +85,13 @@ fn a_sample_has_the_wanted_size_and_its_connections_are_whole() {
             let limit = number + 400;
             while !done(&mirrored(&target)) {
                 assert!(number < limit, "of 400 connections not enough are mirrored: {:?}", mirrored(&target));
-                ask(number..number + 1).unwrap();
+                ask(number..number + 1);
                 number += 1;
             }
             number
         };
         let greeted = ask_until(&|mirrored| [0, 1].iter().all(|family| mirrored.keys().any(|n| n % 2 == *family)));
-        ask(0..CONNECTIONS).unwrap();
+        ask(0..CONNECTIONS);
         // The worker takes segments in their order, so when one of these has come, none of those above is still to be
         // captured.
         let asked = ask_until(&|mirrored| mirrored.keys().any(|&n| n >= greeted));
@@ -141,30 +126,22 @@ fn a_ramp_admits_more_and_more_connections_but_none_half_way() {
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let server = lab.source.socket(Family::V4, LIVE_PORT);
     let open = |number| {
-        let mut connection = Connection::open(number, server);
+        let mut connection = Connection::open(number, &lab, Family::V4);
         connection.ask();
         connection
     };
     // Open before there is a tcpcopy: it stays out.
-    let before = lab.client.run(|| open(0)).unwrap();
+    let before = open(0);
     let mirror = mirror(&lab, "-g 4");
     // In three quarters of the ramp, a connection every 5 ms. The sleep only sets the pace.
     let pace = Duration::from_millis(5);
-    let mut early = lab
-        .client
-        .run(|| (1..=EARLY).map(|number| (open(number), std::thread::sleep(pace)).0).collect::<Vec<_>>())
-        .unwrap();
+    let mut early: Vec<_> = (1..=EARLY).map(|number| (open(number), std::thread::sleep(pace)).0).collect();
     mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("the ramp is over")).unwrap();
     // Now all of them would be admitted; those that were not do not get in.
     early.push(before);
-    lab.client
-        .run(|| {
-            early.into_iter().for_each(Connection::finish);
-            (1000..1000 + LATE).for_each(|number| open(number).finish());
-        })
-        .unwrap();
+    early.into_iter().for_each(Connection::finish);
+    (1000..1000 + LATE).for_each(|number| open(number).finish());
     let all_late = || mirrored(&target).range(1000..).count() as u64 == LATE;
     assert!(eventually(PATIENCE, all_late), "after the ramp all connections are mirrored: {:?}", mirrored(&target));
     let mirrored = whole(&target);

@@ -2,51 +2,31 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    net::TcpStream,
+    io,
     os::unix::process::CommandExt as _,
     path::Path,
     process::Command,
-    time::Duration,
 };
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions, Program, eventually,
-    http::Server,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually,
+    http::{Client, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-/// For what takes much less on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// As many sessions as are open when a program ends.
+/// Sessions that are open when a program ends.
 const SESSIONS: usize = 50;
 
-/// A live client that keeps its connection, and so its session at the target.
-fn connect(lab: &Lab) -> TcpStream {
-    let stream = lab.client.run(|| TcpStream::connect(lab.source.socket(Family::V4, LIVE_PORT))).unwrap().unwrap();
-    stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream
-}
-
-/// Asks and reads the whole answer.
-fn ask(stream: &mut TcpStream) {
-    let id = stream.local_addr().unwrap().port();
-    stream.write_all(format!("GET /size/1?id={id} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\nx") {
-        let mut piece = [0; 512];
-        let length = stream.read(&mut piece).unwrap();
-        assert!(length > 0, "the live server closed");
-        answer.extend(&piece[..length]);
-    }
+fn ask(client: &mut Client) {
+    client.ask().unwrap();
 }
 
 /// Clients whose sessions are open at the target.
-fn visitors(lab: &Lab, target: &Server) -> Vec<TcpStream> {
-    let mut clients: Vec<TcpStream> = (0..SESSIONS).map(|_| connect(lab)).collect();
+fn visitors(lab: &Lab, target: &Server) -> Vec<Client> {
+    let server = lab.source.socket(Family::V4, LIVE_PORT);
+    let mut clients: Vec<Client> = (0..SESSIONS).map(|_| Client::connect(&lab.client, server).unwrap()).collect();
     clients.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(SESSIONS, PATIENCE), SESSIONS);
     assert_eq!(open_at_target(lab), SESSIONS);
@@ -54,7 +34,7 @@ fn visitors(lab: &Lab, target: &Server) -> Vec<TcpStream> {
 }
 
 fn open_at_target(lab: &Lab) -> usize {
-    lab.target.output(&format!("ss -Htn state established sport = :{TARGET_PORT}")).unwrap().lines().count()
+    lab.target.connections(TARGET_PORT).unwrap()
 }
 
 /// The count of that name in a table of figures, with the thin spaces between its digits.
