@@ -49,8 +49,8 @@ fn toolchain() -> anyhow::Result<&'static str> {
     channel.context("tcpcopy-ebpf/rust-toolchain.toml names no channel")
 }
 
-/// The object without DWARF. The linker makes BTF, which the kernel wants, of it and leaves it there: four fifths of
-/// what every start of the programs would otherwise read.
+/// Returns the object without DWARF. The linker makes BTF, which the kernel wants, of it and leaves it there: four
+/// fifths of what every start of the programs would otherwise read.
 fn without_dwarf(object: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut whole = Builder::read(object)?;
     for section in &mut whole.sections {

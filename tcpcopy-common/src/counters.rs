@@ -21,7 +21,7 @@ macro_rules! counters {
             pub const FAMILIES: &'static [Family] =
                 &[$($declaration.declared(stringify!($variant), concat!($($help, "\n",)*)),)*];
 
-            /// Its declaration.
+            /// Returns its declaration.
             #[must_use]
             pub const fn family(self) -> &'static Family {
                 &Self::FAMILIES[self as usize]

@@ -146,13 +146,13 @@ pub enum Value<'a> {
 
 /// The samples of a histogram.
 pub trait Distribution {
-    /// How many there are.
+    /// Returns how many there are.
     fn count(&self) -> u64;
 
-    /// The longest; zero without samples.
+    /// Returns the longest; zero without samples.
     fn max(&self) -> Duration;
 
-    /// The time that `percent` (0 to 100) of the samples do not exceed; zero without samples.
+    /// Returns the time that `percent` (0 to 100) of the samples do not exceed; zero without samples.
     fn percentile(&self, percent: f64) -> Duration;
 }
 

@@ -15,25 +15,25 @@ impl IpAddress {
     /// `::`
     pub const UNSPECIFIED: Self = Self([0; 16]);
 
-    /// The mapped form of an IPv4 address.
+    /// Converts an IPv4 address into its mapped form.
     #[inline(always)]
     pub const fn from_v4(a: [u8; 4]) -> Self {
         Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]])
     }
 
-    /// Whether this is an IPv4 address.
+    /// Returns whether this is an IPv4 address.
     #[inline(always)]
     pub fn is_v4(&self) -> bool {
         self.0[..10] == [0; 10] && self.0[10] == 0xff && self.0[11] == 0xff
     }
 
-    /// The octets as numbers in the order of this host, for hashing.
+    /// Returns the octets as numbers in the order of this host, for hashing.
     #[inline(always)]
     fn words(&self) -> [u32; 4] {
         bytemuck::cast(self.0)
     }
 
-    /// The last four octets: the IPv4 address when [`is_v4`](Self::is_v4).
+    /// Returns the last four octets: the IPv4 address when [`is_v4`](Self::is_v4).
     #[inline(always)]
     pub const fn v4_octets(&self) -> [u8; 4] {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
@@ -74,8 +74,8 @@ impl Flow {
         Self { client, server, client_port, server_port, protocol: protocol::TCP, _reserved: [0; 3] }
     }
 
-    /// A hash of addresses and ports that kernel and user space compute alike, so that every segment of a connection
-    /// goes to the same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
+    /// Hashes addresses and ports, in kernel and user space alike, so that every segment of a connection goes to the
+    /// same worker whatever path it took. (`skb->hash` differs between XDP, TC and drivers.)
     #[inline(always)]
     pub fn hash(&self) -> u32 {
         // FNV-1a over 32-bit words with a final avalanche: cheap enough for every packet,
@@ -93,15 +93,15 @@ impl Flow {
         avalanche((h ^ ports).wrapping_mul(0x0100_0193))
     }
 
-    /// The worker, of `workers`, that owns this flow. `workers` of 0 counts as 1.
+    /// Returns the worker, of `workers`, that owns this flow. `workers` of 0 counts as 1.
     #[inline(always)]
     pub fn worker(&self, workers: u32) -> u32 {
         // The high bits of a multiplication instead of a division (Lemire's reduction).
         ((self.hash() as u64 * if workers == 0 { 1 } else { workers } as u64) >> 32) as u32
     }
 
-    /// The number that this connection has drawn in the lottery of `seed`: the connections that have drawn less than a
-    /// threshold are a sample. Mixed once more, so that a sample is spread over the workers like the whole.
+    /// Returns the number that this connection has drawn in the lottery of `seed`: the connections that have drawn less
+    /// than a threshold are a sample. Mixed once more, so that a sample is spread over the workers like the whole.
     #[inline(always)]
     pub fn draw(&self, seed: u32) -> u32 {
         avalanche(self.hash() ^ seed)

@@ -43,7 +43,7 @@ pub struct Mark {
 const _: () = assert!(size_of::<Mark>() == LENGTH);
 
 impl Mark {
-    /// The mark for a SYN of `flow` (as the target sees it) with initial sequence number `isn` (network order).
+    /// Makes the mark for a SYN of `flow` (as the target sees it) with initial sequence number `isn` (network order).
     pub fn new(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> Self {
         Self {
             kind: KIND,
@@ -71,8 +71,8 @@ impl core::fmt::Debug for MarkKey {
     }
 }
 
-/// SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a [`Flow`]),
-/// ISN and instance: 48 octets in network order.
+/// Computes SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a
+/// [`Flow`]), ISN and instance: 48 octets in network order.
 #[inline(always)]
 pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
     let c = &flow.client.0;

@@ -53,7 +53,8 @@ impl Options {
         }
     }
 
-    /// Whether these are the timestamps and nothing else, padded as nearly everybody does (RFC 7323, appendix A).
+    /// Returns whether these are the timestamps and nothing else, padded as nearly everybody does (RFC 7323, appendix
+    /// A).
     #[inline(always)]
     pub fn are_timestamps(&self) -> bool {
         self.len == 12 && self.array(0) == [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10]
@@ -145,7 +146,7 @@ impl Options {
         }
     }
 
-    /// `N` octets at `at`: no farther behind the start of an option than the longest reaches.
+    /// Returns `N` octets at `at`: no farther behind the start of an option than the longest reaches.
     #[inline(always)]
     fn array<const N: usize>(&self, at: usize) -> [u8; N] {
         // SAFETY: an option starts within the field, behind which there is room for the longest. The verifier, which

@@ -21,7 +21,8 @@ pub trait Packet {
     /// Octets of the whole packet, link header included.
     fn len(&self) -> u32;
 
-    /// How many packets of the wire this is: more than one where the stack, or an interface, has coalesced them.
+    /// Returns how many packets of the wire this is: more than one where the stack, or an interface, has coalesced
+    /// them.
     fn segments(&self) -> u32;
 
     /// Addresses of the linear part's start and end.
@@ -58,7 +59,7 @@ pub trait Packet {
     }
 }
 
-/// The same value, of which the optimiser now knows nothing.
+/// Returns the same value, of which the optimiser now knows nothing.
 ///
 /// The verifier must see the comparison that bounds a length or an offset. Where the optimiser can prove the bound
 /// itself it removes the comparison, and the verifier, which sees less, refuses the program.

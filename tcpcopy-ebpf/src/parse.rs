@@ -202,7 +202,7 @@ struct Ipv6Addresses {
     destination: [u8; 16],
 }
 
-/// [`IpAddress::from_v4`], made of words instead of octets: a quarter of the instructions.
+/// Does what [`IpAddress::from_v4`] does, with words instead of octets: a quarter of the instructions.
 #[inline(always)]
 fn mapped(address: [u8; 4]) -> IpAddress {
     IpAddress(bytemuck::cast([0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(address)]))
@@ -234,19 +234,20 @@ impl Ip {
         self.v6 != 0
     }
 
-    /// Whether the headers give no length, because it does not fit the field: a coalesced packet of more than 64 KiB.
+    /// Returns whether the headers give no length, because it does not fit the field: a coalesced packet of more than
+    /// 64 KiB.
     #[inline(always)]
     pub fn is_jumbo(&self) -> bool {
         self.jumbo != 0
     }
 
-    /// Offset of the (fixed) IP header in the packet.
+    /// Returns the offset of the (fixed) IP header in the packet.
     #[inline(always)]
     pub fn header(&self) -> u32 {
         self.header as u32
     }
 
-    /// Offset of the payload in the packet.
+    /// Returns the offset of the payload in the packet.
     #[inline(always)]
     pub fn payload(&self) -> u32 {
         self.payload as u32
@@ -275,9 +276,9 @@ pub fn link(packet: &impl Packet, link: Link) -> Result<Ip, NotIp> {
     }
 }
 
-/// [`link`] for the programs of the target, which is not inlined: the stack has only 512 octets for all that is, and
-/// the verifier follows a caller's paths once only when it finds the same in memory after each path through the
-/// headers.
+/// Does what [`link`] does, for the programs of the target, and is not inlined: the stack has only 512 octets for all
+/// that is, and the verifier follows a caller's paths once only when it finds the same in memory after each path
+/// through the headers.
 ///
 /// Fills `ip` and returns true, or returns false. (A function that returns nothing, or a structure, may happen to leave
 /// the address of a variable in the register of the result, which the verifier refuses.)
@@ -306,7 +307,7 @@ pub fn ip(packet: &impl Packet, offset: u32) -> Result<Ip, NotIp> {
     }
 }
 
-/// The same value, of which the verifier now knows nothing but its type.
+/// Returns the same value, of which the verifier now knows nothing but its type.
 #[inline(always)]
 fn forget(value: u16) -> u16 {
     let mut cell = 0u16;

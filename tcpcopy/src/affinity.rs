@@ -14,13 +14,13 @@ const MAX_CPUS: u32 = libc::CPU_SETSIZE as u32;
 pub struct CpuList(Vec<u32>);
 
 impl CpuList {
-    /// How many.
+    /// Returns how many there are.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// Their numbers.
+    /// Returns their numbers.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.0.iter().copied()
     }

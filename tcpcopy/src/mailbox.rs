@@ -24,7 +24,7 @@ pub struct Inbox<T> {
     wake: Arc<OwnedFd>,
 }
 
-/// A mailbox and its inbox.
+/// Creates a mailbox and its inbox.
 ///
 /// # Errors
 /// When the process is out of file descriptors.
@@ -49,7 +49,7 @@ impl<T> Mailbox<T> {
 pub struct Closed;
 
 impl<T> Inbox<T> {
-    /// The next order, if there is one.
+    /// Returns the next order, if there is one.
     ///
     /// # Errors
     /// [`Closed`] when all senders are gone and every order was taken.

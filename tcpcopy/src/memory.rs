@@ -19,13 +19,13 @@ const SPARE: usize = HUGE_PAGE / 16;
 #[derive(Debug)]
 pub struct HugePages;
 
-/// How much of such memory is to be in huge pages. Octets, which need no alignment, are read in a row, so that small
-/// pages do; and the system makes memory of small pages longer without copying it.
+/// Returns how much of such memory is to be in huge pages. Octets, which need no alignment, are read in a row, so that
+/// small pages do; and the system makes memory of small pages longer without copying it.
 const fn huge(layout: Layout) -> usize {
     if layout.align() == 1 { 0 } else { layout.size().saturating_add(SPARE) / HUGE_PAGE * HUGE_PAGE }
 }
 
-/// The layout that is asked of the system.
+/// Returns the layout that is asked of the system.
 fn wider(layout: Layout) -> Layout {
     match huge(layout) {
         0 => layout,
@@ -122,7 +122,7 @@ mod tests {
         unsafe { HugePages.dealloc(memory, layout(SIZE)) };
     }
 
-    /// What the kernel says about the mapping of an address.
+    /// Returns what the kernel says about the mapping of an address.
     fn flags_of(address: usize) -> String {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let mut inside = false;

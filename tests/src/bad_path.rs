@@ -128,7 +128,7 @@ impl BadPath {
         Ok(Self { tallies, stop, thread: Some(thread) })
     }
 
-    /// What happened to frames to the host, and to those from it.
+    /// Returns what happened to frames to the host, and to those from it.
     pub fn fates(&self) -> [Fate; 2] {
         self.tallies.each_ref().map(|tally| {
             let [passed, lost, duplicated, reordered] =
@@ -147,7 +147,7 @@ impl Drop for BadPath {
     }
 }
 
-/// A packet socket on an interface, which sees what arrives there, with offload headers.
+/// Creates a packet socket on an interface, which sees what arrives there, with offload headers.
 fn open(interface: &str) -> anyhow::Result<Socket> {
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     socket.set_recv_buffer_size(16 << 20)?;
@@ -236,7 +236,7 @@ fn carry(sockets: &[Socket; 2], weather: Weather, tallies: &[Tally; 2], stop: &A
     Ok(())
 }
 
-/// A frame that finds no room is lost, as on any cable.
+/// Sends a frame. One that finds no room is lost, as on any cable.
 fn send(socket: &Socket, frame: &[u8]) -> anyhow::Result<()> {
     match socket.send(frame) {
         Ok(_) => Ok(()),
@@ -250,7 +250,7 @@ fn send(socket: &Socket, frame: &[u8]) -> anyhow::Result<()> {
 struct Losses(HashMap<Vec<u8>, u8>);
 
 impl Losses {
-    /// Whether a frame is lost on which the dice have fallen.
+    /// Returns whether a frame is lost on which the dice have fallen.
     fn admit(&mut self, frame: &[u8], falls: bool) -> bool {
         let lost = self.0.entry(connection(frame).to_vec()).or_default();
         *lost = if falls && *lost < MOST_IN_A_ROW { *lost + 1 } else { 0 };
@@ -258,8 +258,8 @@ impl Losses {
     }
 }
 
-/// What tells a frame's connection: addresses and ports, as they stand in it. All that is not TCP without options of IP
-/// is one.
+/// Returns what tells a frame's connection: addresses and ports, as they stand in it. All that is not TCP without
+/// options of IP is one.
 fn connection(frame: &[u8]) -> &[u8] {
     // The offload header, and Ethernet's.
     let packet = frame.get(10 + 14..).unwrap_or_default();
@@ -286,7 +286,7 @@ impl Dice {
 mod tests {
     use super::*;
 
-    /// A TCP frame over IPv4 from a port.
+    /// Returns a TCP frame over IPv4 from a port.
     fn frame(port: u16) -> Vec<u8> {
         let mut frame = vec![0; 10 + 14 + 40];
         (frame[24], frame[24 + 9]) = (0x45, 6);

@@ -82,7 +82,7 @@ impl Sniffer {
         Ok(Self { stop, packets, thread: Some(thread) })
     }
 
-    /// The packets since the last call.
+    /// Returns the packets since the last call.
     pub fn take(&self) -> Vec<Packet> {
         std::mem::take(&mut self.packets.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -144,8 +144,8 @@ fn open((v4, v6): (Ipv4Addr, Ipv6Addr), end: End) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A classic BPF program: accept when the address at the end that matters is ours. Packets that came before it was
-/// attached are sorted out afterwards.
+/// Makes a classic BPF program: accept when the address at the end that matters is ours. Packets that came before it
+/// was attached are sorted out afterwards.
 fn filter(v4: Ipv4Addr, v6: Ipv6Addr, end: End) -> Vec<SockFilter> {
     let load = |at: u32| SockFilter::new((libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, 0, 0, at);
     let half = |at: u32| SockFilter::new((libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16, 0, 0, at);
@@ -202,8 +202,8 @@ fn capture(socket: &Socket, stop: &AtomicBool, mut seen: impl FnMut(Packet)) -> 
     Ok(())
 }
 
-/// How far `CLOCK_REALTIME`, of which the kernel's time stamps are, is ahead of `CLOCK_MONOTONIC`, ns. The clocks are
-/// read one after the other, with luck at once: of several readings the closest counts.
+/// Returns how far `CLOCK_REALTIME`, of which the kernel's time stamps are, is ahead of `CLOCK_MONOTONIC`, ns. The
+/// clocks are read one after the other, with luck at once: of several readings the closest counts.
 fn realtime_ahead() -> u64 {
     let reading = || {
         let before = monotonic_ns();
@@ -214,7 +214,7 @@ fn realtime_ahead() -> u64 {
     (0..16).map(|_| reading()).min().map_or(0, |(_, ahead)| ahead)
 }
 
-/// A packet, and when the kernel saw it, ns of `CLOCK_MONOTONIC`.
+/// Receives a packet, and when the kernel saw it, ns of `CLOCK_MONOTONIC`.
 fn receive<'a>(socket: &Socket, buffer: &'a mut [u8], ahead: u64) -> io::Result<(&'a [u8], u64)> {
     // Room for one control message, aligned for its header.
     let mut control = [0u64; 8];
@@ -266,7 +266,7 @@ fn lost(socket: &Socket) -> io::Result<u32> {
     if result == 0 { Ok(statistics.drops) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The packet from its IP header on; `None` when it is none that we look for.
+/// Parses a packet from its IP header on; `None` when it is none that we look for.
 fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
     let (source, destination, protocol, rest): (IpAddr, IpAddr, u8, &[u8]) = match octets.first()? >> 4 {
         4 => {
@@ -313,7 +313,7 @@ fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
 }
 
 impl Packet {
-    /// One line for a test's message.
+    /// Describes it in a line, for a test's message.
     pub fn describe(&self) -> String {
         let protocol = match self.protocol {
             TCP => "TCP".into(),
@@ -331,7 +331,7 @@ impl Packet {
         )
     }
 
-    /// The version of IP.
+    /// Returns the version of IP.
     pub fn family(&self) -> Family {
         if self.source.is_ipv4() { Family::V4 } else { Family::V6 }
     }

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 /// assertions, so it is one run of a million that fails by chance.
 pub const RARE: f64 = 1e-8;
 
-/// The range outside of which the number of successes in `n` independent trials, each with probability `p`, is with a
-/// probability of less than [`RARE`]: half of it on either side, from the exact binomial distribution.
+/// Returns the range outside of which the number of successes in `n` independent trials, each with probability `p`, is
+/// with a probability of less than [`RARE`]: half of it on either side, from the exact binomial distribution.
 ///
 /// A bound taken from the expectation alone (70 to 130 % of it, say) is far too narrow where few are expected: of 1,900
 /// frames of which one in a hundred is lost 19 are expected, and 11 or fewer are every thirtieth time.
@@ -15,7 +15,7 @@ pub fn binomial(n: u64, p: f64) -> RangeInclusive<u64> {
     least(n, p)..=n - least(n, 1.0 - p)
 }
 
-/// The largest number of which fewer successes are rarer than half of [`RARE`].
+/// Returns the largest number of which fewer successes are rarer than half of [`RARE`].
 fn least(n: u64, p: f64) -> u64 {
     if p <= 0.0 {
         return 0;

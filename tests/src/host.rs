@@ -48,7 +48,7 @@ impl Host {
         Self { namespace: Arc::new(namespace), role, interface: interface.to_owned(), v4, v6 }
     }
 
-    /// Its address.
+    /// Returns its address.
     pub fn address(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => self.v4.into(),
@@ -56,19 +56,19 @@ impl Host {
         }
     }
 
-    /// Its address with a port.
+    /// Returns its address with a port.
     pub fn socket(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.address(family), port)
     }
 
-    /// Its namespace.
+    /// Returns its namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// A command that runs here, with this host's `/sys`, speaks English, inherits no descriptors but its standard
-    /// streams, and dies with the thread that starts it. What signals do to it by default does not depend on what they
-    /// do to us: under nohup(1), for one, we ignore SIGHUP.
+    /// Returns a command that runs here, with this host's `/sys`, speaks English, inherits no descriptors but its
+    /// standard streams, and dies with the thread that starts it. What signals do to it by default does not depend on
+    /// what they do to us: under nohup(1), for one, we ignore SIGHUP.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.namespace.name()]).arg(program.as_ref()).env("LC_ALL", "C");
@@ -89,12 +89,12 @@ impl Host {
         command
     }
 
-    /// What a command prints that runs here; an error when it fails.
+    /// Returns what a command prints that runs here; an error when it fails.
     pub fn output(&self, command: &str) -> anyhow::Result<String> {
         self.namespace.output(command)
     }
 
-    /// How many connections to a port of this host are open.
+    /// Returns how many connections to a port of this host are open.
     pub fn connections(&self, port: u16) -> anyhow::Result<usize> {
         Ok(self.output(&format!("ss -Htn state established sport = :{port}"))?.lines().count())
     }
@@ -140,7 +140,7 @@ impl Host {
         })?
     }
 
-    /// All sysctls of the network, to compare with later.
+    /// Returns all sysctls of the network, to compare with later.
     pub fn sysctls(&self) -> anyhow::Result<BTreeMap<String, String>> {
         fn collect(directory: &Path, into: &mut BTreeMap<String, String>) {
             for entry in fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -47,8 +47,8 @@ macro_rules! laboratory {
 
 static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// Whether namespaces can be made and so many files opened here; if so, the right to be the only test that runs. Use
-/// [`laboratory!`].
+/// Returns whether namespaces can be made and so many files opened here; if so, the right to be the only test that
+/// runs. Use [`laboratory!`].
 pub fn may_run(open_files: u64) -> Result<std::sync::MutexGuard<'static, ()>, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("network namespaces need root".into());

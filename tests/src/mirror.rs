@@ -40,14 +40,14 @@ pub struct MirrorOptions {
 }
 
 impl MirrorOptions {
-    /// Further arguments of both programs, as typed: between spaces.
+    /// Makes options of further arguments of both programs, as typed: between spaces.
     pub fn arguments(tcpcopy: &str, intercept: &str) -> Self {
         let words = |line: &str| line.split_ascii_whitespace().map(str::to_owned).collect();
         Self { tcpcopy: words(tcpcopy), intercept: words(intercept), ..Self::default() }
     }
 }
 
-/// Where one of the programs is: in `TCPCOPY_BIN_DIR`, or where cargo built it beside us.
+/// Returns where one of the programs is: in `TCPCOPY_BIN_DIR`, or where cargo built it beside us.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let directory = match std::env::var_os("TCPCOPY_BIN_DIR") {
         Some(directory) => PathBuf::from(directory),
@@ -75,7 +75,7 @@ pub fn make_key(directory: &Path, name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// The rule that copies a live service of `source` to the service under test.
+/// Returns the rule that copies a live service of `source` to the service under test.
 pub fn rule(source: &Host, target: &Host, family: Family) -> String {
     let (live, test): (SocketAddr, SocketAddr) = (source.socket(family, LIVE_PORT), target.socket(family, TARGET_PORT));
     format!("{live}-{test}")
@@ -120,7 +120,7 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// Everything but starting the programs.
+    /// Prepares everything but does not start the programs.
     pub fn prepare(lab: &Lab, options: MirrorOptions) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tclab-").tempdir()?;
         make_key(directory.path(), "psk")?;
@@ -141,12 +141,12 @@ impl Mirror {
         })
     }
 
-    /// The key file.
+    /// Returns the key file.
     pub fn key(&self) -> PathBuf {
         self.directory.path().join("psk")
     }
 
-    /// A directory that lives as long as the mirror.
+    /// Returns a directory that lives as long as the mirror.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
@@ -168,14 +168,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// The command that runs `intercept` on the target.
+    /// Makes the command that runs `intercept` on the target.
     pub fn intercept_command(&self) -> anyhow::Result<Command> {
         let mut command = self.intercept_on(&self.target)?;
         command.arg("--summary-json").arg(self.directory.path().join("intercept.json"));
         Ok(command)
     }
 
-    /// The command that runs `intercept` on a host.
+    /// Makes the command that runs `intercept` on a host.
     pub fn intercept_on(&self, target: &Host) -> anyhow::Result<Command> {
         let mut command = target.command(program("intercept")?);
         command.args(["-i", &target.interface, "--psk-file"]).arg(self.key());
@@ -184,7 +184,7 @@ impl Mirror {
         Ok(command)
     }
 
-    /// The command that runs `tcpcopy` on a source.
+    /// Makes the command that runs `tcpcopy` on a source.
     pub fn tcpcopy_command(&self, source: &Host) -> anyhow::Result<Command> {
         let mut command = source.command(program("tcpcopy")?);
         let rules = self
@@ -213,7 +213,7 @@ impl Mirror {
         }
     }
 
-    /// The running `tcpcopy`.
+    /// Returns the running `tcpcopy`.
     ///
     /// # Panics
     /// When a test has taken it out.
@@ -221,7 +221,7 @@ impl Mirror {
         self.tcpcopy.as_ref().expect("tcpcopy runs")
     }
 
-    /// The running `intercept`.
+    /// Returns the running `intercept`.
     ///
     /// # Panics
     /// When a test has taken it out.
@@ -229,7 +229,7 @@ impl Mirror {
         self.intercept.as_ref().expect("intercept runs")
     }
 
-    /// The summary that a program wrote when it ended.
+    /// Returns the summary that a program wrote when it ended.
     pub fn summary(&self, name: &str) -> anyhow::Result<Summary> {
         let path = self.directory.path().join(format!("{name}.json"));
         let text = fs::read_to_string(&path).with_context(|| format!("there is no summary {}", path.display()))?;
@@ -275,8 +275,8 @@ impl Outcome {
         assert!(shown.is_empty(), "{} packets of the target reached a client: {shown:#?}", self.leaked.len());
     }
 
-    /// The same for packets of the service under test to other client ports than `own`, which the client has used for
-    /// requests of its own to the target.
+    /// Asserts the same for packets of the service under test to other client ports than `own`, which the client has
+    /// used for requests of its own to the target.
     ///
     /// # Panics
     /// When one leaked.

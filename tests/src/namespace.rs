@@ -28,7 +28,7 @@ fn ours() -> MutexGuard<'static, BTreeSet<String>> {
     OURS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the names of one laboratory's namespaces begin with.
+/// Returns what the names of one laboratory's namespaces begin with.
 pub fn unique_prefix() -> String {
     static LABORATORIES: AtomicU32 = AtomicU32::new(0);
     format!("{PREFIX}{}-{}", std::process::id(), LABORATORIES.fetch_add(1, Ordering::Relaxed))
@@ -50,7 +50,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Its name, for `ip netns exec`.
+    /// Returns its name, for `ip netns exec`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -60,7 +60,7 @@ impl Namespace {
         ip(Some(&self.name), lines)
     }
 
-    /// What one `ip` (or `tc`, `ss` …) command in it prints.
+    /// Returns what one `ip` (or `tc`, `ss` …) command in it prints.
     pub fn output(&self, command: &str) -> anyhow::Result<String> {
         let output = Command::new("ip")
             .args(["netns", "exec", &self.name])
@@ -83,7 +83,7 @@ impl Namespace {
             .with_context(|| format!("cannot enter the namespace {}", self.name))
     }
 
-    /// The processes in it.
+    /// Returns the processes in it.
     pub fn processes(&self) -> Vec<i32> {
         processes(&self.name)
     }

@@ -112,17 +112,17 @@ impl Program {
         Ok(Self { name: name.to_owned(), child, pidfd, stdout, stderr, readers, ended: None })
     }
 
-    /// Its process identifier.
+    /// Returns its process identifier.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its log so far.
+    /// Returns its log so far.
     pub fn log(&self) -> String {
         self.stderr.text()
     }
 
-    /// What it wrote to standard output so far.
+    /// Returns what it wrote to standard output so far.
     pub fn output(&self) -> String {
         self.stdout.text()
     }
@@ -153,7 +153,7 @@ impl Program {
         pidfd_send_signal(&self.pidfd, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn is_running(&self) -> bool {
         !self.ends_within(Duration::ZERO).unwrap_or(true)
     }
@@ -188,7 +188,7 @@ impl Program {
         self.stop_by(Signal::TERM)
     }
 
-    /// The same with another signal.
+    /// Stops it by another signal.
     pub fn stop_by(self, signal: Signal) -> anyhow::Result<Ended> {
         self.signal(signal)?;
         let name = self.name.clone();
@@ -208,7 +208,7 @@ impl Program {
         self.wait(PATIENCE)
     }
 
-    /// The CPU time of all its threads, to the ns.
+    /// Returns the CPU time of all its threads, to the ns.
     pub fn cpu_time(&self) -> anyhow::Result<Duration> {
         let mut clock: libc::clockid_t = 0;
         // SAFETY: the pointer is to a local variable.
@@ -240,12 +240,12 @@ impl Drop for Program {
 pub struct Summary(pub serde_json::Value);
 
 impl Summary {
-    /// The figure `name` of a section; `None` where the summary has none.
+    /// Returns the figure `name` of a section; `None` where the summary has none.
     pub fn get(&self, section: &str, name: &str) -> Option<u64> {
         self.0.get(section)?.get(name)?.as_u64()
     }
 
-    /// The figure `name` of a section.
+    /// Returns the figure `name` of a section.
     ///
     /// # Panics
     /// When it is absent: the summary has every figure, zeros included.

@@ -21,9 +21,9 @@ pub struct RealServer {
 }
 
 impl RealServer {
-    /// nginx with one worker. Its access log has a line `METHOD URI STATUS` for each request; `/` and `/big.bin` (1
-    /// MiB) exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at). `keep_alive`
-    /// requests are served on a connection (nginx's own default: 1000).
+    /// Starts nginx with one worker. Its access log has a line `METHOD URI STATUS` for each request; `/` and `/big.bin`
+    /// (1 MiB) exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at).
+    /// `keep_alive` requests are served on a connection (nginx's own default: 1000).
     pub fn nginx(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
@@ -46,8 +46,8 @@ impl RealServer {
         Self::start("nginx", host, port, directory, command)
     }
 
-    /// Apache with the event module, in one process, as one that is given up for want of work closes its connections
-    /// between two requests; log and documents like [`nginx`](Self::nginx) (Apache's own default: 100).
+    /// Starts Apache with the event module, in one process, as one that is given up for want of work closes its
+    /// connections between two requests; log and documents like [`nginx`](Self::nginx) (Apache's own default: 100).
     pub fn apache(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
@@ -69,7 +69,7 @@ impl RealServer {
         Self::start("apache2", host, port, directory, command)
     }
 
-    /// Redis, in memory only, with `DEBUG DIGEST` allowed.
+    /// Starts Redis, in memory only, with `DEBUG DIGEST` allowed.
     pub fn redis(host: &Host, port: u16) -> anyhow::Result<Self> {
         let directory = temporary_directory()?;
         let mut command = host.command("redis-server");
@@ -81,7 +81,7 @@ impl RealServer {
         Self::start("redis-server", host, port, directory, command)
     }
 
-    /// Any program that is to serve a port; `{port}` in its command line is replaced. It runs by way of `sh`.
+    /// Starts any program that is to serve a port; `{port}` in its command line is replaced. It runs by way of `sh`.
     pub fn custom(host: &Host, port: u16, command_line: &str) -> anyhow::Result<Self> {
         let directory = temporary_directory()?;
         let mut command = host.command("sh");
@@ -110,19 +110,19 @@ impl RealServer {
         Ok(Self { program, directory, port })
     }
 
-    /// Where it listens.
+    /// Returns the port where it listens.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The lines of the access log so far.
+    /// Returns the lines of the access log so far.
     pub fn access_log(&self) -> anyhow::Result<Vec<String>> {
         let path = self.directory.path().join("access.log");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// When each request was served, seconds of the wall clock; only of [`nginx`](Self::nginx).
+    /// Returns when each request was served, seconds of the wall clock; only of [`nginx`](Self::nginx).
     pub fn served_at(&self) -> anyhow::Result<Vec<f64>> {
         let path = self.directory.path().join("times.log");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -136,7 +136,7 @@ impl RealServer {
     }
 }
 
-/// A directory that a server may enter which gives up root's rights.
+/// Creates a directory that a server may enter which gives up root's rights.
 fn temporary_directory() -> anyhow::Result<TempDir> {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::Builder::new().prefix("tclab-").tempdir().context("cannot make a temporary directory")?;

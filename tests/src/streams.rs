@@ -26,7 +26,7 @@ struct Stream {
 }
 
 impl Streams {
-    /// Of what goes to this port.
+    /// Begins without streams; only what goes to this port is collected.
     pub fn to(port: u16) -> Self {
         Self { port, ..Self::default() }
     }
@@ -49,7 +49,8 @@ impl Streams {
         }
     }
 
-    /// The octets of every connection that carried some, sorted, so that they compare with those at another place.
+    /// Returns the octets of every connection that carried some, sorted, so that they compare with those at another
+    /// place.
     pub fn contents(&self) -> Vec<Vec<u8>> {
         let all = self.connections.values().flatten().map(Stream::octets);
         let mut all: Vec<Vec<u8>> = all.filter(|octets| !octets.is_empty()).collect();
@@ -59,7 +60,7 @@ impl Streams {
 }
 
 impl Stream {
-    /// From the first octet up to the first one that is missing.
+    /// Returns the octets up to the first one that is missing.
     fn octets(&self) -> Vec<u8> {
         let mut octets = Vec::new();
         for (&offset, piece) in &self.pieces {

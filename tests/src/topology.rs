@@ -85,12 +85,12 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Client, source and target on one link.
+    /// Builds client, source and target on one link.
     pub fn bridge() -> anyhow::Result<Self> {
         Self::new(Options::default())
     }
 
-    /// One of the shapes, with everything else as usual.
+    /// Builds one of the shapes, with everything else as usual.
     pub fn shaped(shape: Shape) -> anyhow::Result<Self> {
         Self::new(Options { shape, ..Options::default() })
     }
@@ -167,7 +167,7 @@ impl Lab {
         Ok(Self { client, source, target, others, switch: Arc::new(network.switch) })
     }
 
-    /// A host that only some shapes have.
+    /// Returns a host that only some shapes have.
     ///
     /// # Panics
     /// When this shape has none of that role.
@@ -175,7 +175,7 @@ impl Lab {
         self.others.iter().find(|host| host.role == role).unwrap_or_else(|| panic!("no {role} in this laboratory"))
     }
 
-    /// All hosts.
+    /// Returns all hosts.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         [&self.client, &self.source, &self.target].into_iter().chain(&self.others)
     }
@@ -199,7 +199,7 @@ impl Network {
         Ok(Self { prefix, options, switch })
     }
 
-    /// A host without interfaces yet, whose address is number `number` of `network` on `interface`.
+    /// Returns a host without interfaces yet, whose address is number `number` of `network` on `interface`.
     fn host(&self, role: &'static str, interface: &str, network: u8, number: u8) -> anyhow::Result<Host> {
         let namespace = Namespace::create(format!("{}-{role}", self.prefix))?;
         let interface = match self.options.vlan {
@@ -279,7 +279,7 @@ impl Network {
         ])
     }
 
-    /// Permanent neighbour entries between hosts on the switch.
+    /// Adds permanent neighbour entries between hosts on the switch.
     fn acquaint(&self, hosts: &[&Host]) -> anyhow::Result<()> {
         for a in hosts {
             let others = hosts.iter().filter(|b| b.role != a.role);
@@ -293,7 +293,7 @@ impl Network {
         Ok(())
     }
 
-    /// Permanent neighbour entries at both ends of a cable that is a network of its own.
+    /// Adds permanent neighbour entries at both ends of a cable that is a network of its own.
     #[expect(clippy::too_many_arguments, reason = "two ends, each of three parts, and their network")]
     fn neighbours(&self, a: &Host, ia: &str, b: &Host, ib: &str, net: u8, na: u8, nb: u8) -> anyhow::Result<()> {
         for (host, interface, number, mac) in [(a, ia, nb, mac(b, ib)), (b, ib, na, mac(a, ia))] {
@@ -327,7 +327,7 @@ fn v6(network: u8, number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00 | digits(network), 0, 0, 0, 0, 0, 0, digits(number))
 }
 
-/// A locally administered address that tells host and interface.
+/// Returns a locally administered address that tells host and interface.
 fn mac(host: &Host, interface: &str) -> String {
     let role =
         ["client", "source", "target", "router", "client2", "source2", "target2"].iter().position(|r| *r == host.role);

@@ -23,7 +23,7 @@ pub enum Kind {
 pub struct BpfObjects(BTreeSet<(Kind, u32)>);
 
 impl BpfObjects {
-    /// Those which a process holds open, and the programs behind its links.
+    /// Collects those which a process holds open, and the programs behind its links.
     pub fn of(pid: u32) -> anyhow::Result<Self> {
         let directory = format!("/proc/{pid}/fdinfo");
         let mut objects = BTreeSet::new();
@@ -44,12 +44,12 @@ impl BpfObjects {
         Ok(Self(objects))
     }
 
-    /// How many of a kind.
+    /// Returns how many there are of a kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.0.iter().filter(|(k, _)| *k == kind).count()
     }
 
-    /// Those which the kernel still has.
+    /// Returns those which the kernel still has.
     pub fn remaining(&self) -> Vec<(Kind, u32)> {
         self.0.iter().copied().filter(|(kind, id)| exists(*kind, *id)).collect()
     }
@@ -68,8 +68,8 @@ fn exists(kind: Kind, id: u32) -> bool {
     io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
 }
 
-/// The network configuration of a host, as text, to compare with later: qdiscs, filters, programs on links, routes,
-/// permanent neighbours, listening sockets and sysctls.
+/// Returns the network configuration of a host, as text, to compare with later: qdiscs, filters, programs on links,
+/// routes, permanent neighbours, listening sockets and sysctls.
 pub fn network_state(host: &Host) -> anyhow::Result<Vec<String>> {
     let mut state = Vec::new();
     let mut add = |command: &str| -> anyhow::Result<()> {

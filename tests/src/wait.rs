@@ -9,7 +9,8 @@ use std::{
 /// no longer than it takes. So it is longer than a busy machine may take, and is no bound on how fast anything is.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Now, in ns of `CLOCK_MONOTONIC`: the clock that all namespaces of a machine and the eBPF programs share.
+/// Returns the time, in ns of `CLOCK_MONOTONIC`: the clock that all namespaces of a machine and the eBPF programs
+/// share.
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

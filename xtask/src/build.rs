@@ -12,7 +12,7 @@ pub fn release() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where [`release`] puts a program.
+/// Returns where [`release`] puts a program.
 pub fn program(name: &str) -> PathBuf {
     shell::target_dir().join("release").join(name)
 }

@@ -44,7 +44,7 @@ pub struct Arguments {
     seeds: seeds::Seeds,
 }
 
-/// `cargo xtask fuzz`
+/// Runs `cargo xtask fuzz`.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.list {
         target::names()?.iter().for_each(|name| println!("{name}"));

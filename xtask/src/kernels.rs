@@ -63,7 +63,7 @@ pub fn run(kernels: &[Kernel], mut report: impl FnMut(Outcome)) -> anyhow::Resul
     Ok(())
 }
 
-/// What the guests of these kernels say, which run at the same time.
+/// Boots these kernels and returns what their guests say, which run at the same time.
 fn boot(kernels: &[Kernel], root: &Root) -> anyhow::Result<Vec<Transcript>> {
     let boot = &|kernel| guest::run(kernel, &root.with_modules_of(kernel)?);
     thread::scope(|scope| {
@@ -73,7 +73,7 @@ fn boot(kernels: &[Kernel], root: &Root) -> anyhow::Result<Vec<Transcript>> {
     })
 }
 
-/// The kernels that are wanted, fetched if they are not here yet.
+/// Returns the kernels that are wanted, fetched if they are not here yet.
 ///
 /// # Errors
 /// When they are not to be had here: without a network, say.

@@ -20,7 +20,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Whether what is needed for `other` is needed for this.
+    /// Returns whether what is needed for `other` is needed for this.
     fn includes(self, other: Self) -> bool {
         self == other || (other == Self::Demo && matches!(self, Self::Test | Self::Kernels))
     }

@@ -17,7 +17,7 @@ const BPF_LINKER: &str = "0.10.4";
 /// The LLVM versions that it can be built for.
 const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 20..=22;
 
-/// `cargo xtask setup`
+/// Runs `cargo xtask setup`.
 pub fn everything() -> anyhow::Result<()> {
     toolchain()?;
     packages::install(Purpose::Test)?;
@@ -114,7 +114,7 @@ fn bpf_linker() -> anyhow::Result<()> {
     )
 }
 
-/// The major version of the LLVM that the nightly compiler contains.
+/// Returns the major version of the LLVM that the nightly compiler contains.
 fn llvm_of_nightly() -> anyhow::Result<u32> {
     let version = shell::output(shell::nightly("rustc").arg("-vV"))?;
     version

@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-/// The workspace's directory.
+/// Returns the workspace's directory.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
 }
 
-/// Where cargo puts what it builds.
+/// Returns where cargo puts what it builds.
 pub fn target_dir() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => workspace().join(dir),
@@ -23,7 +23,7 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// The cargo that started us.
+/// Returns the cargo that started us.
 pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
@@ -35,7 +35,7 @@ pub fn nightly_toolchain() -> &'static str {
     channel.expect("the file, which was compiled in, names a channel")
 }
 
-/// A program of the nightly toolchain, free of what the stable cargo that runs us put into the environment.
+/// Returns a program of the nightly toolchain, free of what the stable cargo that runs us put into the environment.
 pub fn nightly(program: &str) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", nightly_toolchain(), program]);
@@ -45,19 +45,19 @@ pub fn nightly(program: &str) -> Command {
     command
 }
 
-/// The triple of the host.
+/// Returns the triple of the host.
 pub fn host() -> anyhow::Result<String> {
     let version = output(Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     host.map(str::to_owned).context("`rustc -vV` does not tell its host")
 }
 
-/// Whether we run as root.
+/// Returns whether we run as root.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|m| m.uid() == 0)
 }
 
-/// `program` as root: itself, or by way of sudo.
+/// Runs `program` as root: itself, or by way of sudo.
 pub fn as_root(program: impl AsRef<OsStr>) -> Command {
     if is_root() {
         Command::new(program)
@@ -77,7 +77,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
 }
 
-/// The command as one would type it.
+/// Returns the command as one would type it.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|w| quoted(&w.to_string_lossy())).collect::<Vec<_>>().join(" ")

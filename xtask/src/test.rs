@@ -249,13 +249,13 @@ impl Tally {
     }
 }
 
-/// The number in `running 7 tests`.
+/// Returns the number in `running 7 tests`.
 fn announced(line: &str) -> Option<u64> {
     let (number, what) = line.strip_prefix("running ")?.split_once(' ')?;
     number.parse().ok().filter(|_| what == "test" || what == "tests")
 }
 
-/// The panic in what a fuzzer said, and how to see it again: the end may be all that is left of a log.
+/// Returns the panic in what a fuzzer said, and how to see it again: the end may be all that is left of a log.
 fn essence(why: &str) -> String {
     let panic = why.lines().skip_while(|line| !line.contains("panicked at")).take(2);
     let again = why.lines().skip_while(|line| !line.starts_with("    replay:"));

@@ -9,13 +9,13 @@ macro_rules! sections {
         }
 
         impl Section {
-            /// The name: snake case, with the unit at its end where all figures of the section share one.
+            /// Returns the name: snake case, with the unit at its end where all figures of the section share one.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
 
-            /// What its figures have in common.
+            /// Returns what its figures have in common.
             #[must_use]
             pub const fn help(self) -> &'static str {
                 match self { $(Self::$variant => concat!($($help, "\n",)*).trim_ascii(),)* }
@@ -76,8 +76,8 @@ sections! {
 }
 
 impl Section {
-    /// Whether a table shows figures that are zero: they are the ones that one looks for, or tell that nothing came so
-    /// far.
+    /// Returns whether a table shows figures that are zero: they are the ones that one looks for, or tell that nothing
+    /// came so far.
     #[must_use]
     pub const fn shows_zeros(self) -> bool {
         matches!(self, Self::Run | Self::Stages | Self::SeenOnTheWire | Self::Sessions | Self::Bytes | Self::Swallowed)

@@ -199,7 +199,7 @@ impl Capture {
         share.write(&mut self.object)
     }
 
-    /// What the programs have counted so far.
+    /// Returns what the programs have counted so far.
     ///
     /// # Errors
     /// [`BpfError::Map`].
@@ -207,7 +207,7 @@ impl Capture {
         CounterValues::of(&self.object, map::CAPTURE_COUNTERS)
     }
 
-    /// The programs' log: `None` unless `debug` was set, or the second time.
+    /// Returns the programs' log: `None` unless `debug` was set, or the second time.
     pub fn logger(&mut self) -> Option<ProgramLogger> {
         self.object.logger()
     }

@@ -79,7 +79,7 @@ impl fmt::Display for Network {
 }
 
 impl Network {
-    /// The first address.
+    /// Returns the first address.
     #[must_use]
     pub const fn address(&self) -> IpAddr {
         self.address
@@ -91,14 +91,14 @@ impl Network {
         self.prefix
     }
 
-    /// Whether this address is one of them.
+    /// Returns whether this address is one of them.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && masked(address, self.prefix) == self.address
     }
 }
 
-/// The address with the bits behind the prefix cleared.
+/// Returns the address with the bits behind the prefix cleared.
 fn masked(address: IpAddr, prefix: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => {
@@ -146,7 +146,7 @@ impl ClientFilter {
         Ok(Some(Self { ranges }))
     }
 
-    /// How many ranges the programs must know.
+    /// Returns how many ranges the programs must know.
     pub(super) fn len(&self) -> u32 {
         self.ranges.len() as u32
     }

@@ -17,7 +17,7 @@ pub trait Counter: Copy + 'static {
     /// Their declarations, in the same order.
     const FAMILIES: &'static [Family];
 
-    /// The index in the array.
+    /// Returns the index in the array.
     fn index(self) -> u32;
 }
 
@@ -61,7 +61,7 @@ impl<C: Counter> CounterValues<C> {
         Ok(Self { values, set: PhantomData })
     }
 
-    /// The value of one counter.
+    /// Returns the value of one counter.
     #[must_use]
     pub fn get(&self, counter: C) -> u64 {
         self.values.get(counter.index() as usize).copied().unwrap_or_default()
@@ -74,7 +74,7 @@ impl<C: Counter> CounterValues<C> {
         }
     }
 
-    /// All counters with their values, in the order of the enum.
+    /// Returns all counters with their values, in the order of the enum.
     pub fn iter(&self) -> impl Iterator<Item = (C, u64)> + '_ {
         C::ALL.iter().copied().zip(self.values.iter().copied())
     }

@@ -218,7 +218,7 @@ impl BpfError {
 
 const EPERM: i32 = Errno::PERM.raw_os_error();
 
-/// Whether an operating-system error EPERM is at the bottom of `error`.
+/// Returns whether an operating-system error EPERM is at the bottom of `error`.
 pub(super) fn is_eperm(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -230,7 +230,7 @@ pub(super) fn is_eperm(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// The message of `error` and of what caused it, in one line.
+/// Returns the message of `error` and of what caused it, in one line.
 pub(super) fn with_causes(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

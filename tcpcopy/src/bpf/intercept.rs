@@ -141,7 +141,7 @@ impl Interceptor {
         self.hooks.remove(&ifindex);
     }
 
-    /// The indices of the interfaces with a program of ours.
+    /// Returns the indices of the interfaces with a program of ours.
     pub fn attached(&self) -> impl Iterator<Item = u32> {
         self.hooks.keys().copied()
     }
@@ -174,7 +174,7 @@ impl Interceptor {
         Ok(())
     }
 
-    /// The programs' log: `None` unless `debug` was set, or the second time.
+    /// Returns the programs' log: `None` unless `debug` was set, or the second time.
     pub fn logger(&mut self) -> Option<ProgramLogger> {
         self.object.logger()
     }

@@ -15,7 +15,7 @@ use rustix::{
 /// A directory with files that are called by numbers only.
 const NO_SYS: &str = "/proc/self/fdinfo";
 
-/// A loader for objects without CO-RE relocations.
+/// Makes a loader for objects without CO-RE relocations.
 pub(super) fn loader<'a>() -> EbpfLoader<'a> {
     // aya cannot be told to leave that file alone. So the loader is made where there is none: in a thread with a root
     // of its own.

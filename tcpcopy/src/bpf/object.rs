@@ -64,7 +64,7 @@ impl Object {
         self.ebpf.map_mut(name).ok_or(BpfError::Missing { name })
     }
 
-    /// The descriptor of a map that is mapped into memory: an array or a ring buffer.
+    /// Returns the descriptor of a map that is mapped into memory: an array or a ring buffer.
     pub(super) fn map_fd(&self, name: &'static str) -> Result<BorrowedFd<'_>, BpfError> {
         match self.map(name)? {
             Map::Array(data) | Map::RingBuf(data) => Ok(data.fd().as_fd()),
@@ -77,7 +77,7 @@ impl Object {
         self.ebpf.take_map(name).ok_or(BpfError::Missing { name })
     }
 
-    /// A program of type `P` by its name.
+    /// Returns a program of type `P` by its name.
     pub(super) fn program<'a, P>(&'a mut self, name: &'static str) -> Result<&'a mut P, BpfError>
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
@@ -86,7 +86,7 @@ impl Object {
         program.try_into().map_err(|error| refusal(name, &error))
     }
 
-    /// The reader of the programs' log: only with `debug`, and only once.
+    /// Returns the reader of the programs' log: only with `debug`, and only once.
     pub(super) fn logger(&mut self) -> Option<ProgramLogger> {
         if !self.debug {
             return None;

@@ -44,26 +44,26 @@ fn judge(program: &'static str, answer: &io::Error, log: &str) -> BpfError {
     }
 }
 
-/// The kernel's release, as `uname -r` prints it.
+/// Returns the kernel's release, as `uname -r` prints it.
 fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-/// The last `count` lines of `text` that are not blank, if there are any.
+/// Returns the last `count` lines of `text` that are not blank, if there are any.
 fn last_lines(text: &str, count: usize) -> Option<String> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let end = &lines[lines.len().saturating_sub(count)..];
     (!end.is_empty()).then(|| end.join("\n"))
 }
 
-/// Whether the verifier does not trust this thread with pointers: without `CAP_PERFMON` it hardens programs against
-/// speculation, and refuses some that it would accept otherwise. Unknown counts as having it.
+/// Returns whether the verifier does not trust this thread with pointers: without `CAP_PERFMON` it hardens programs
+/// against speculation, and refuses some that it would accept otherwise. Unknown counts as having it.
 fn lacks_perfmon() -> bool {
     let status: io::Result<String> = fs::read_to_string("/proc/thread-self/status");
     status.ok().and_then(|status| effective(&status)).is_some_and(|mask| !has(mask, CAP_PERFMON))
 }
 
-/// The mask of effective capabilities in `/proc/*/status`.
+/// Returns the mask of effective capabilities in `/proc/*/status`.
 fn effective(status: &str) -> Option<u64> {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(mask.trim(), 16).ok()

@@ -100,25 +100,25 @@ impl RingReader {
         records
     }
 
-    /// How many octets of the ring hold records that were not drained yet.
+    /// Returns how many octets of the ring hold records that were not drained yet.
     #[must_use]
     pub fn used(&self) -> usize {
         self.producer_position().load(Ordering::Acquire).wrapping_sub(self.position)
     }
 
-    /// Whether there was no room for a record since this was asked the last time.
+    /// Returns whether there was no room for a record since this was asked the last time.
     pub fn has_lost(&mut self) -> bool {
         let lost = self.signals.lost().load(Ordering::Relaxed);
         std::mem::replace(&mut self.lost, lost) != lost
     }
 
-    /// How many octets the ring has.
+    /// Returns how many octets the ring has.
     #[must_use]
     pub const fn size(&self) -> usize {
         self.mask + 1
     }
 
-    /// The records that [`drain`](Self::drain) would hand out next, as far as they are there.
+    /// Returns the records that [`drain`](Self::drain) would hand out next, as far as they are there.
     pub fn upcoming(&self) -> impl Iterator<Item = &[u8]> {
         let produced = self.producer_position().load(Ordering::Acquire);
         let mut position = self.position;
@@ -172,7 +172,8 @@ impl RingReader {
         unsafe { self.producer.ptr.cast::<AtomicUsize>().as_ref() }
     }
 
-    /// The record at a position that the caller knows to be before the producer position, and not before our own.
+    /// Returns the record at a position that the caller knows to be before the producer position, and not before our
+    /// own.
     fn record(&self, position: usize) -> Record<'_> {
         let offset = page_size() + (position & self.mask);
         // SAFETY: the offset is within the first copy of the data, and 8-aligned as all record sizes are.
@@ -223,7 +224,7 @@ impl SignalPage {
         Ok(Self { page: Arc::new(page), entries })
     }
 
-    /// Those of the ring with that index, which is less than the number of entries.
+    /// Returns those of the ring with that index, which is less than the number of entries.
     pub(super) fn of(&self, ring: u32) -> ReaderSignals {
         assert!(ring < self.entries, "signals for each ring");
         ReaderSignals { page: Arc::clone(&self.page), ring }
@@ -280,7 +281,7 @@ impl Drop for Mapping {
     }
 }
 
-/// The size of the ring to create for a wish of `bytes`: the next power of two of pages, at most 2 GiB.
+/// Returns the size of the ring to create where `bytes` are asked for: the next power of two of pages, at most 2 GiB.
 pub(super) fn ring_size(bytes: u32) -> u32 {
     let page = page_size() as u32;
     bytes.clamp(page, 1 << 31).next_power_of_two()

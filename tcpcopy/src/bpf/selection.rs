@@ -17,14 +17,14 @@ impl Share {
     /// All of them.
     pub const WHOLE: Self = Self(WHOLE_SAMPLE);
 
-    /// So many of a hundred; more than 100 is all.
+    /// Makes a share of so many per cent; more than 100 is all.
     #[must_use]
     pub const fn percent(percent: u8) -> Self {
         let percent = if percent > 100 { 100 } else { percent as u64 };
         Self(WHOLE_SAMPLE * percent / 100)
     }
 
-    /// What an even growth from nothing to this share over `duration` has come to after `elapsed`.
+    /// Returns what an even growth from nothing to this share over `duration` has come to after `elapsed`.
     #[must_use]
     pub fn grown(self, elapsed: Duration, duration: Duration) -> Self {
         if elapsed >= duration {
@@ -34,7 +34,7 @@ impl Share {
         Self((u128::from(self.0) * elapsed.as_nanos() / duration.as_nanos()) as u64)
     }
 
-    /// Whether a connection that has drawn this number is in it.
+    /// Returns whether a connection that has drawn this number is in it.
     #[cfg(test)]
     pub(super) fn includes(self, draw: u32) -> bool {
         u64::from(draw) < self.0

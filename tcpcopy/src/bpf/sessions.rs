@@ -88,7 +88,7 @@ impl Sessions {
 }
 
 impl Walk<'_> {
-    /// Some more sessions, in no order; `None` after the last. One that opens or ends meanwhile may be missing.
+    /// Returns some more sessions, in no order; `None` after the last. One that opens or ends meanwhile may be missing.
     ///
     /// # Errors
     /// [`BpfError::Map`].

@@ -61,7 +61,7 @@ struct Batch {
     flags: u64,
 }
 
-/// Whether the running kernel is of that version or later.
+/// Returns whether the running kernel is of that version or later.
 pub(super) fn kernel_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(major, minor, 0))
 }

@@ -72,17 +72,18 @@ pub enum Unusable {
 }
 
 impl ClientArgs {
-    /// How often each connection is replayed to each of its targets.
+    /// Returns how often each connection is replayed to each of its targets.
     pub(super) const fn copies(&self) -> u32 {
         self.copies
     }
 
-    /// Whether clients get other addresses.
+    /// Returns whether clients get other addresses.
     pub(super) const fn rewrites(&self) -> bool {
         !self.client_addresses.is_empty()
     }
 
-    /// `engines` is how many workers there are for how many copies, `targets` what the rules name.
+    /// Validates the arguments. `engines` is the number of workers times the number of copies, `targets` what the rules
+    /// name.
     pub(super) fn validate(&self, engines: u32, targets: &[SocketAddr]) -> Result<Clients, ClientsError> {
         if engines > u32::from(Slot::MAX) {
             return Err(ClientsError::TooManyEngines { copies: self.copies, engines });

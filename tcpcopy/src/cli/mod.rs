@@ -124,7 +124,7 @@ pub enum UsageError {
     SelectedAndExcluded(Network),
 }
 
-/// A number with its noun.
+/// Writes a number with its noun.
 fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
@@ -197,12 +197,12 @@ pub mod exit {
 
     /// Stopped by a signal.
     pub const STOPPED: ExitCode = ExitCode::SUCCESS;
-    /// Could not start, or failed while running.
+    /// Returns the code of a program that could not start, or failed while running.
     #[must_use]
     pub fn failed() -> ExitCode {
         ExitCode::from(1)
     }
-    /// The command line is wrong.
+    /// Returns the code of a wrong command line.
     #[must_use]
     pub fn usage() -> ExitCode {
         ExitCode::from(2)

@@ -60,7 +60,7 @@ pub struct ReplayArgs {
 }
 
 impl ReplayArgs {
-    /// `copies` is how often each connection is replayed, at most.
+    /// Validates the arguments. `copies` is how often each connection is replayed, at most.
     pub(super) fn validate(&self, workers: u32, copies: u32) -> Result<Replay, UsageError> {
         if self.max_memory < workers * copies {
             return Err(UsageError::Memory { megabytes: self.max_memory, workers, copies });

@@ -20,6 +20,8 @@ pub struct RetiredArgs {
 }
 
 impl RetiredArgs {
+    /// Refuses the letters that mean nothing here.
+    ///
     /// # Errors
     /// When one was used.
     pub(super) fn validate(&self) -> Result<(), UsageError> {

@@ -73,7 +73,7 @@ pub fn parse_rules(list: &str) -> Result<Vec<Rule>, RuleError> {
     Ok(rules)
 }
 
-/// Whether a connection to `server` falls under the rule, but for the exclusion of targets.
+/// Returns whether a connection to `server` falls under the rule, but for the exclusion of targets.
 fn captures(rule: &Rule, server: SocketAddr) -> bool {
     rule.address == Some(server.ip()) && rule.port == server.port()
 }

@@ -53,7 +53,7 @@ pub enum Command {
 }
 
 impl Cli {
-    /// The command, copying unless another is named.
+    /// Returns the command, copying unless another is named.
     #[must_use]
     pub fn command(self) -> Command {
         match self.command {

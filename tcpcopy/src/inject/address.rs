@@ -20,7 +20,7 @@ impl SocketAddress {
     #[cfg(test)]
     pub(super) const NONE: Self = Self { bytes: [0; ROOM], length: 0 };
 
-    /// A `sockaddr_ll`: out of interface `ifindex`, to the link-layer address `mac` where the link has addresses.
+    /// Makes a `sockaddr_ll`: out of interface `ifindex`, to the link-layer address `mac` where the link has addresses.
     pub(super) fn link(ifindex: u32, v6: bool, mac: Option<Mac>) -> Self {
         let ethertype = if v6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP } as u16;
         let mut bytes = [0; ROOM];
@@ -34,7 +34,7 @@ impl SocketAddress {
         Self { bytes, length: size_of::<libc::sockaddr_ll>() as u8 }
     }
 
-    /// A `sockaddr_in` or `sockaddr_in6` with port 0, which is what raw sockets want.
+    /// Makes a `sockaddr_in` or `sockaddr_in6` with port 0, which is what raw sockets want.
     pub(super) fn ip(address: IpAddr) -> Self {
         let mut bytes = [0; ROOM];
         let length = match address {
@@ -52,7 +52,7 @@ impl SocketAddress {
         Self { bytes, length: length as u8 }
     }
 
-    /// The interface of a [`link`](Self::link) address.
+    /// Returns the interface of a [`link`](Self::link) address.
     pub(super) fn ifindex(&self) -> Option<u32> {
         let [f0, f1, _, _, i0, i1, i2, i3, ..] = self.bytes;
         (u16::from_ne_bytes([f0, f1]) == libc::AF_PACKET as u16).then(|| u32::from_ne_bytes([i0, i1, i2, i3]))

@@ -41,7 +41,7 @@ struct Packet {
 }
 
 impl Batch {
-    /// `limit` packets, of 1 to [`MAX_BATCH`], are collected before they are sent.
+    /// Creates a batch in which `limit` packets, 1 to [`MAX_BATCH`], are collected before they are sent.
     pub(super) fn new(socket: OwnedFd, limit: usize) -> Self {
         let limit = limit.clamp(1, MAX_BATCH);
         Self {
@@ -64,12 +64,12 @@ impl Batch {
         self.takes_super_packets
     }
 
-    /// How many packets wait.
+    /// Returns how many packets wait.
     pub(super) fn pending(&self) -> usize {
         self.packets.len() - self.sent
     }
 
-    /// Whether a packet of `length` octets can be added.
+    /// Returns whether a packet of `length` octets can be added.
     pub(super) fn has_room(&self, length: usize) -> bool {
         self.packets.is_empty() || self.packets.len() < self.limit && self.buffer.len() + length <= CAPACITY
     }
@@ -102,7 +102,7 @@ impl Batch {
         self.flush_with(&[], stats);
     }
 
-    /// [`flush`](Self::flush) while the last packet still lacks `tail`.
+    /// Does what [`flush`](Self::flush) does, while the last packet still lacks `tail`.
     fn flush_with(&mut self, tail: &[u8], stats: &mut InjectStats) {
         while self.sent < self.packets.len() {
             match send(&self.socket, &self.buffer, &self.packets[self.sent..], tail) {
@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
 
-    /// A batch to a socket that is already connected, and its other end.
+    /// Returns a batch to a socket that is already connected, and its other end.
     fn pair(limit: usize) -> (Batch, UnixDatagram) {
         let (near, far) = UnixDatagram::pair().unwrap();
         (Batch::new(near.into(), limit), far)

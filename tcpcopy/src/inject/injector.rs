@@ -137,8 +137,8 @@ impl Injector {
         }
     }
 
-    /// How many packets wait: after a [`flush`](Self::flush), those for which the interface's queue had no room. Flush
-    /// again soon.
+    /// Returns how many packets wait: after a [`flush`](Self::flush), those for which the interface's queue had no
+    /// room. Flush again soon.
     #[must_use]
     pub fn pending(&self) -> usize {
         [&self.frame, &self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
@@ -160,9 +160,9 @@ impl Injector {
         self.current = self.paths.current();
     }
 
-    /// The largest IP packet on the way to `target`, in octets: headers included. Beyond the first hop only what path
-    /// MTU discovery of this host's own connections has learned is known. For an address that is no target, what every
-    /// path must carry (RFC 791: 576, RFC 8200: 1280).
+    /// Returns the largest IP packet on the way to `target`, in octets: headers included. Beyond the first hop only
+    /// what path MTU discovery of this host's own connections has learned is known. For an address that is no target,
+    /// what every path must carry (RFC 791: 576, RFC 8200: 1280).
     #[must_use]
     pub fn path_mtu(&self, target: IpAddr) -> u16 {
         let key = IpAddress::from(target);
@@ -170,13 +170,13 @@ impl Injector {
         known.unwrap_or(if key.is_v4() { 576 } else { 1280 })
     }
 
-    /// What has become of the packets so far.
+    /// Returns what has become of the packets so far.
     #[must_use]
     pub fn stats(&self) -> &InjectStats {
         &self.stats
     }
 
-    /// The path to `target`. Targets are few and come in runs.
+    /// Returns the path to `target`. Targets are few and come in runs.
     fn path(&mut self, target: &IpAddress) -> Option<&Path> {
         if self.current.get(self.recent).is_none_or(|path| path.target != *target) {
             self.recent = self.current.iter().position(|path| path.target == *target)?;

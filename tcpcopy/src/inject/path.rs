@@ -111,7 +111,7 @@ impl Hop {
         Self { address, ifindex: out.index, interface: out.name, mtu, source }
     }
 
-    /// The way by this hop, whose link-layer address is `mac`.
+    /// Returns the way by this hop, whose link-layer address is `mac`.
     fn way(&self, v6: bool, mac: Mac) -> Way {
         let to = SocketAddress::link(self.ifindex, v6, Some(mac));
         match self.source {
@@ -180,7 +180,7 @@ impl Paths {
         self.backend
     }
 
-    /// A number that grows when a path changes: one atomic load.
+    /// Returns a number that grows when a path changes: one atomic load.
     pub(super) fn generation(&self) -> u64 {
         self.shared.generation.load(Ordering::Acquire)
     }
@@ -247,7 +247,7 @@ fn first_path(backend: Backend, target: IpAddr, plan: &Plan, deadline: Instant) 
     })
 }
 
-/// The next hops whose neighbour entries matter.
+/// Returns the next hops whose neighbour entries matter.
 fn hops(plans: &[Plan]) -> Vec<IpAddr> {
     plans.iter().filter_map(|plan| if let Plan::Hop(hop) = plan { Some(hop.address) } else { None }).collect()
 }
@@ -366,7 +366,7 @@ impl Watcher {
         }
     }
 
-    /// The way by a next hop whose neighbour entry may need care.
+    /// Returns the way by a next hop whose neighbour entry may need care.
     fn hop(&mut self, target: IpAddr, hop: &Hop, before: &Path, review: bool) -> Way {
         let Ok(entry) = neighbour::lookup(&mut self.netlink, hop.address, hop.ifindex) else { return before.way };
         let usable = entry.as_ref().and_then(neighbour::Neighbour::usable);

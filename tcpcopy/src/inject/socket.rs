@@ -21,8 +21,8 @@ const PACKET_QDISC_BYPASS: libc::c_int = 20;
 /// A classic BPF program that accepts no packet: return 0.
 const REJECT_ALL: [SockFilter; 1] = [SockFilter::new(0x06, 0, 0, 0)];
 
-/// A packet socket that takes IP packets and adds the link-layer header itself. Its protocol 0 means that it receives
-/// nothing.
+/// Opens a packet socket that takes IP packets and adds the link-layer header itself. Its protocol 0 means that it
+/// receives nothing.
 pub(super) fn packet(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     open("AF_PACKET", || {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
@@ -33,8 +33,8 @@ pub(super) fn packet(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     })
 }
 
-/// A packet socket that takes frames, each with orders before it: see [`tcpcopy_wire::EthernetHeader`]. (The kernel
-/// allows these orders only where the link-layer header is given too.)
+/// Opens a packet socket that takes frames, each with orders before it: see [`tcpcopy_wire::EthernetHeader`]. (The
+/// kernel allows these orders only where the link-layer header is given too.)
 pub(super) fn frame(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     open("AF_PACKET", || {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
@@ -46,7 +46,7 @@ pub(super) fn frame(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
     })
 }
 
-/// A raw socket for IPv4 or IPv6 packets that are complete but for the link layer.
+/// Opens a raw socket for IPv4 or IPv6 packets that are complete but for the link layer.
 pub(super) fn raw(v6: bool) -> Result<OwnedFd, InjectError> {
     let (name, domain) = if v6 { ("IPv6 raw", Domain::IPV6) } else { ("IPPROTO_RAW", Domain::IPV4) };
     open(name, || {

@@ -57,13 +57,13 @@ impl Refusal {
 }
 
 impl InjectStats {
-    /// All packets that were discarded.
+    /// Returns all packets that were discarded.
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.would_block + self.queue_full + self.emsgsize + self.net_down + self.other + self.unresolved
     }
 
-    /// The counter of a reason.
+    /// Returns the counter of a reason.
     pub(super) fn refused(&mut self, refusal: Refusal) -> &mut u64 {
         match refusal {
             Refusal::WouldBlock => &mut self.would_block,

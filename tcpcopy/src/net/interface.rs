@@ -50,7 +50,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Whether its packets start with an Ethernet header; if not, they start with the IP header.
+    /// Returns whether its packets start with an Ethernet header; if not, they start with the IP header.
     #[must_use]
     pub const fn has_ethernet_header(&self) -> bool {
         matches!(self.link_type, ETHERNET | libc::ARPHRD_LOOPBACK)
@@ -97,13 +97,13 @@ impl Interface {
     }
 }
 
-/// Whether this kind of device hands on the very packets of the device that it is made on.
+/// Returns whether this kind of device hands on the very packets of the device that it is made on.
 fn shares_lower_packets(info: &LinkInfo) -> bool {
     use InfoKind::{Dsa, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan};
     matches!(info, LinkInfo::Kind(Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec | Dsa))
 }
 
-/// All interfaces of this network namespace.
+/// Returns all interfaces of this network namespace.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -122,7 +122,7 @@ pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetError> {
         .collect())
 }
 
-/// The interface called `name`.
+/// Returns the interface called `name`.
 ///
 /// # Errors
 /// [`NetError::NoInterface`] when there is none.
@@ -130,7 +130,7 @@ pub fn by_name(name: &str) -> Result<Interface, NetError> {
     named(&interfaces()?, name).cloned()
 }
 
-/// The interface called `name` among `all`.
+/// Returns the interface called `name` among `all`.
 ///
 /// # Errors
 /// [`NetError::NoInterface`] when there is none.
@@ -138,7 +138,7 @@ pub fn named<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface, NetE
     all.iter().find(|interface| interface.name == name).ok_or_else(|| NetError::NoInterface { name: name.into() })
 }
 
-/// The interface with `index`.
+/// Returns the interface with `index`.
 ///
 /// # Errors
 /// [`NetError::NoInterface`] when there is none.
@@ -189,7 +189,7 @@ impl LinkMonitor {
         Ok(Self { announcements: Announcements::subscribe(&[libc::RTNLGRP_LINK])? })
     }
 
-    /// What has happened since the last call.
+    /// Returns what has happened since the last call.
     ///
     /// # Errors
     /// When the socket fails for good.

@@ -50,7 +50,7 @@ impl Neighbour {
         None
     }
 
-    /// The link-layer address, when the kernel itself would send to it.
+    /// Returns the link-layer address, when the kernel itself would send to it.
     #[must_use]
     pub fn usable(&self) -> Option<Mac> {
         match self.state {
@@ -65,7 +65,7 @@ impl Neighbour {
     }
 }
 
-/// The entry for `address` on the interface `ifindex`, if there is one.
+/// Returns the entry for `address` on the interface `ifindex`, if there is one.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -104,8 +104,8 @@ pub(crate) fn provoke(netlink: &mut Netlink, address: IpAddr, ifindex: u32) -> R
         .map_err(|source| NetError::Refused { action: format!("resolve the neighbour {address}"), source })
 }
 
-/// The link-layer address of `address`; asks for it when it is unknown, and waits for the answer, at most `timeout`.
-/// `interface` is the name of `ifindex`.
+/// Returns the link-layer address of `address`; asks for it when it is unknown, and waits for the answer, at most
+/// `timeout`. `interface` is the name of `ifindex`.
 ///
 /// # Errors
 /// [`NetError::NeighbourSilent`] when nobody answers.
@@ -142,7 +142,8 @@ fn refused(action: &str, source: io::Error) -> NetError {
     NetError::Refused { action: action.into(), source }
 }
 
-/// The entries that the kernel tries to resolve, or has tried without success: packets to them wait or are dropped.
+/// Returns the entries that the kernel tries to resolve, or has tried without success: packets to them wait or are
+/// dropped.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
@@ -156,7 +157,7 @@ pub fn unresolved() -> Result<Vec<Neighbour>, NetError> {
         .collect())
 }
 
-/// The address that a neighbour announcement is about.
+/// Returns the address that a neighbour announcement is about.
 pub(crate) fn subject(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => Some(IpAddr::V4(*a)),

@@ -37,7 +37,7 @@ impl Netlink {
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0 })
     }
 
-    /// A socket for questions about links, addresses, routes and neighbours.
+    /// Opens a socket for questions about links, addresses, routes and neighbours.
     pub(crate) fn route() -> Result<Self, NetError> {
         Self::open(NETLINK_ROUTE)
     }

@@ -37,14 +37,14 @@ pub enum RouteKind {
 }
 
 impl Route {
-    /// The neighbour that a packet to `destination` is handed to.
+    /// Returns the neighbour that a packet to `destination` is handed to.
     #[must_use]
     pub fn next_hop(&self, destination: IpAddr) -> IpAddr {
         self.gateway.unwrap_or(destination)
     }
 }
 
-/// The route to `destination`.
+/// Returns the route to `destination`.
 ///
 /// # Errors
 /// [`NetError::NoRoute`] when there is none, or one that says unreachable, prohibited or black hole.
@@ -87,8 +87,8 @@ pub(crate) fn lookup(netlink: &mut Netlink, destination: IpAddr) -> Result<Route
     Ok(Route { oif: out.index, interface: out.name, gateway, mtu: mtu.unwrap_or(out.mtu).min(out.mtu), kind })
 }
 
-/// The interfaces that face the world: those of the default routes of IPv4 and IPv6, best first, else the only one that
-/// is up, is not a loopback and has an address.
+/// Returns the interfaces that face the world: those of the default routes of IPv4 and IPv6, best first, else the only
+/// one that is up, is not a loopback and has an address.
 ///
 /// # Errors
 /// [`NetError::NoDefaultInterface`] when there is no default route, and not exactly one other candidate.
@@ -134,7 +134,7 @@ fn message(v6: bool) -> RouteMessage {
     message
 }
 
-/// The routes of the main table, of both IP versions. Other tables hold what this host owns itself, or policy.
+/// Returns the routes of the main table, of both IP versions. Other tables hold what this host owns itself, or policy.
 fn main_routes(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, NetError> {
     let mut routes = Vec::new();
     for v6 in [false, true] {

@@ -51,14 +51,14 @@ impl TcpSocket {
         }
     }
 
-    /// The connection, if this is its server's end.
+    /// Returns the connection, if this is its server's end.
     #[must_use]
     pub fn flow(&self) -> Flow {
         let end = |end: SocketAddr| (end.ip().into(), end.port().to_be_bytes());
         Flow::tcp(end(self.remote), end(self.local))
     }
 
-    /// Whether this is the server's end of `flow`.
+    /// Returns whether this is the server's end of `flow`.
     #[cfg(test)]
     fn serves(&self, flow: &Flow) -> bool {
         self.state != TCP_LISTEN && (self.local, self.remote) == ends(flow)
@@ -130,8 +130,8 @@ impl SockDiag {
         }
     }
 
-    /// All TCP sockets of `family` in this network namespace, in every state: half-open ones and those in TIME-WAIT
-    /// too.
+    /// Returns all TCP sockets of `family` in this network namespace, in every state: half-open ones and those in
+    /// TIME-WAIT too.
     ///
     /// # Errors
     /// When the kernel cannot be asked.

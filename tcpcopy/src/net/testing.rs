@@ -20,7 +20,7 @@ pub(crate) const NEAR_MAC: Mac = [2, 0, 0, 0, 0x77, 1];
 /// Link-layer address of its far end.
 pub(crate) const PEER_MAC: Mac = [2, 0, 0, 0, 0x77, 2];
 
-/// The four-tuple of a connection.
+/// Returns the four-tuple of a connection.
 pub(crate) fn flow(client: SocketAddr, server: SocketAddr) -> Flow {
     let end = |end: SocketAddr| (end.ip().into(), end.port().to_be_bytes());
     Flow::tcp(end(client), end(server))
@@ -130,7 +130,7 @@ pub(crate) fn veth(peer: &Peer) {
 /// How long a test waits for what must happen; only one that fails waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether `fd` has something to read, now or before long.
+/// Returns whether `fd` has something to read, now or before long.
 pub(crate) fn readable(fd: &impl AsFd) -> bool {
     let limit = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)) == Ok(1)

@@ -61,7 +61,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Whoever panicked while it wrote has left a file like any other.
+    /// Locks the file. A thread that panicked while it wrote has left a file like any other.
     fn file(&self) -> MutexGuard<'_, File> {
         self.0.file.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -33,7 +33,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// A process that is not ready yet.
+    /// Makes a process that is not ready yet.
     #[must_use]
     pub const fn new(readiness: Readiness, signals: Signals, panics: Panics, output: Output) -> Self {
         Self { readiness, signals, panics, output }

@@ -26,7 +26,8 @@ impl Output {
     }
 }
 
-/// As `println!`, which would panic, and so end `intercept` with its sessions open, where standard output is gone.
+/// Prints like `println!`, which would panic, and so end `intercept` with its sessions open, where standard output is
+/// gone.
 fn print(report: &Report) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{report}")?;

@@ -100,7 +100,7 @@ async fn received(signal: &mut Option<Signal>) {
     }
 }
 
-/// Whether a signal is ignored.
+/// Returns whether a signal is ignored.
 fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
     // SAFETY: all zeros is a valid `sigaction`, of the default action.
     let mut action: libc::sigaction = unsafe { zeroed() };

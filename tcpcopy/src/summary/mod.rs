@@ -53,7 +53,8 @@ impl Report {
         Self { program, sections: collector.0 }
     }
 
-    /// The JSON: the version of its format, the program, and an object of numbers for each section, zeros included.
+    /// Returns the JSON: the version of its format, the program, and an object of numbers for each section, zeros
+    /// included.
     #[must_use]
     pub fn to_json(&self) -> Json {
         let mut all = Map::from_iter([
@@ -157,12 +158,12 @@ impl Number {
     }
 }
 
-/// A name as people write it.
+/// Returns a name as people write it.
 fn words(name: &str) -> String {
     name.replace('_', " ")
 }
 
-/// 1234567 as "1 234 567", with narrow no-break spaces (ISO 80000-1).
+/// Writes 1234567 as "1 234 567", with narrow no-break spaces (ISO 80000-1).
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 2);

@@ -25,7 +25,7 @@ impl Client {
         Ok(Self { stream, port })
     }
 
-    /// Its port.
+    /// Returns its port.
     pub fn port(&self) -> u16 {
         self.port
     }

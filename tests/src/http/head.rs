@@ -17,14 +17,14 @@ pub struct Head<'a> {
     pub length: usize,
 }
 
-/// The identifier in a request's URI: the digits after `id=`.
+/// Returns the identifier in a request's URI: the digits after `id=`.
 pub fn request_id(uri: &str) -> Option<u64> {
     let digits = &uri[uri.find("id=")? + 3..];
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     digits[..end].parse().ok()
 }
 
-/// The head at the beginning of `octets`; `Ok(None)` when it is not complete yet.
+/// Returns the head at the beginning of `octets`; `Ok(None)` when it is not complete yet.
 pub fn parse(octets: &[u8]) -> Result<Option<Head<'_>>, &'static str> {
     const LONGEST: usize = 64 << 10;
     let Some(end) = octets.windows(4).position(|w| w == b"\r\n\r\n") else {

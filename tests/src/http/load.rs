@@ -112,7 +112,7 @@ pub struct RunningLoad {
 }
 
 impl RunningLoad {
-    /// How many requests were answered until now.
+    /// Returns how many requests were answered until now.
     pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::Relaxed)
     }
@@ -146,14 +146,14 @@ fn next_id() -> u64 {
 }
 
 impl Load {
-    /// Keep-alive requests for a small answer.
+    /// Makes a load of keep-alive requests for a small answer.
     pub fn keep_alive(server: SocketAddr, connections: usize, limit: Limit) -> Self {
         let method = Method::Get("/size/64".into());
         let style = Style::KeepAlive;
         Self { server, bind: None, connections, style, limit, method, rate: None, open: false, any_status: false }
     }
 
-    /// The same with a connection for each request.
+    /// Returns the same with a connection for each request.
     pub fn per_request(server: SocketAddr, connections: usize, limit: Limit) -> Self {
         Self { style: Style::PerRequest, ..Self::keep_alive(server, connections, limit) }
     }

@@ -90,17 +90,17 @@ impl Server {
         Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// All requests so far, in the order of their arrival.
+    /// Returns all requests so far, in the order of their arrival.
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.shared.lock().arrivals.clone()
     }
 
-    /// How many requests there were so far.
+    /// Returns how many requests there were so far.
     pub fn count(&self) -> usize {
         self.shared.lock().arrivals.len()
     }
 
-    /// All bodies so far, sorted.
+    /// Returns all bodies so far, sorted.
     pub fn uploads(&self) -> Vec<Upload> {
         let mut uploads = self.shared.lock().uploads.clone();
         uploads.sort();
@@ -163,7 +163,7 @@ async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) -> anyhow:
     }
 }
 
-/// One connection. Answers of pipelined requests leave together.
+/// Serves one connection. Answers of pipelined requests leave together.
 async fn serve(mut stream: TcpStream, client: SocketAddr, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     // IPv4 clients come in mapped form.

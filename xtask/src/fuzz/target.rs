@@ -31,7 +31,7 @@ const LIMITS: &[&str] = &["-timeout=20", "-rss_limit_mb=2048", "-max_len=4096", 
 /// Findings of at most so many octets are printed whole, for a machine that is gone when somebody reads the log.
 const MOST_PRINTED: usize = 4096;
 
-/// The fuzz targets, by the files that they begin in.
+/// Returns the fuzz targets, by the files that they begin in.
 pub fn names() -> anyhow::Result<Vec<String>> {
     let directory = shell::workspace().join("fuzz/fuzz_targets");
     let mut names = Vec::new();
@@ -66,7 +66,7 @@ impl Build {
         Ok(Self { programs: directory.join(host).join("fuzz") })
     }
 
-    /// One of them.
+    /// Returns one of them.
     pub fn target(&self, name: &str) -> anyhow::Result<Target> {
         let names = names()?;
         if !names.iter().any(|known| known == name) {
@@ -172,7 +172,7 @@ impl Target {
         entries.map(|entry| Ok(entry?.path())).collect()
     }
 
-    /// How to see again what was found since `before`.
+    /// Says how to see again what was found since `before`.
     fn reproduction(&self, before: &[PathBuf]) -> anyhow::Result<String> {
         let mut text = String::new();
         for path in self.files_in(&self.findings)?.iter().filter(|path| !before.contains(path)) {

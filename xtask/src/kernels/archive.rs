@@ -62,7 +62,7 @@ impl Archive {
         Ok(Self { directory, mirror, small })
     }
 
-    /// The newest kernel of a series, fetched if it is not here yet.
+    /// Returns the newest kernel of a series, fetched if it is not here yet.
     pub fn kernel(&self, series: &Series) -> anyhow::Result<Kernel> {
         let package = match self.small.newest(series)? {
             Some(package) => package,
@@ -195,7 +195,7 @@ impl Apt {
         }
     }
 
-    /// The image of the newest kernel of a series.
+    /// Returns the image of the newest kernel of a series.
     fn newest(&self, series: &Series) -> anyhow::Result<Option<Package>> {
         let table = shell::output(self.command("apt-cache").args(["madison", META]))?;
         let Some(version) = series.best(versions(&table)) else { return Ok(None) };
@@ -235,18 +235,18 @@ impl Apt {
     }
 }
 
-/// The versions in what `apt-cache madison` prints.
+/// Returns the versions in what `apt-cache madison` prints.
 fn versions(madison: &str) -> impl Iterator<Item = &str> {
     madison.lines().filter_map(|line| line.split('|').nth(1).map(str::trim))
 }
 
-/// The names of the packages that one depends on, as `apt-cache show` has them.
+/// Returns the names of the packages that one depends on, as `apt-cache show` has them.
 fn depends(description: &str) -> impl Iterator<Item = &str> {
     let line = description.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
     line.split([',', '|']).filter_map(|one| one.split_whitespace().next())
 }
 
-/// Whether a package is of one kernel, by its prefix and the digit behind: the meta packages have none there.
+/// Returns whether a package is of one kernel, by its prefix and the digit behind: the meta packages have none there.
 fn is_kernel(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }

@@ -113,7 +113,7 @@ impl Transcript {
         this
     }
 
-    /// Why not all programs were loaded, if so.
+    /// Says why not all programs were loaded, if so.
     pub fn loading_failure(&self) -> Option<String> {
         if self.programs_exit == Some(0) && !self.programs.is_empty() {
             return None;
@@ -126,7 +126,7 @@ impl Transcript {
         Some(if refused.is_empty() { self.end() } else { refused.join("\n") })
     }
 
-    /// Why not everything was mirrored, if so.
+    /// Says why not everything was mirrored, if so.
     pub fn mirror_failure(&self) -> Option<String> {
         let whole = self.mirrored.is_some_and(|(live, mirrored)| live > 0 && live == mirrored);
         (self.mirror_exit != Some(0) || !whole).then(|| self.end())
@@ -158,13 +158,13 @@ impl Program {
     }
 }
 
-/// Live and mirrored requests in the last line of the demo's table.
+/// Reads live and mirrored requests in the last line of the demo's table.
 fn mirrored(line: &str) -> Option<(u64, u64)> {
     let mut words = line.trim().strip_prefix("all ")?.split_whitespace();
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
-/// A line without the carriage return and what tells a terminal how to show it.
+/// Returns a line without the carriage return and what tells a terminal how to show it.
 fn without_controls(line: &str) -> String {
     let mut clean = String::new();
     let mut rest = line.chars().filter(|c| *c != '\r');

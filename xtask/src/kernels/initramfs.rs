@@ -55,7 +55,7 @@ impl Root {
         Ok(Self { archive })
     }
 
-    /// The initramfs for one kernel: the shared part, then its modules.
+    /// Makes the initramfs for one kernel: the shared part, then its modules.
     pub fn with_modules_of(&self, kernel: &Kernel) -> anyhow::Result<PathBuf> {
         let tree = kernel.directory.join("guest");
         empty(&tree)?;
@@ -113,8 +113,8 @@ fn pack(directory: &Path, archive: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The files of these modules and of all that they depend on, as `modules.dep` names them, each behind what it depends
-/// on.
+/// Returns the files of these modules and of all that they depend on, as `modules.dep` names them, each behind what it
+/// depends on.
 fn in_order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
     let lines = modules_dep.lines().filter_map(|line| line.split_once(':'));
     let known: HashMap<String, (&str, &str)> = lines.map(|(path, needs)| (name(path), (path, needs))).collect();
@@ -130,7 +130,7 @@ fn in_order<'a>(modules_dep: &'a str, wanted: &[&str]) -> Vec<&'a str> {
     order
 }
 
-/// The file name of a module, without the suffix of its compression.
+/// Returns the file name of a module, without the suffix of its compression.
 fn name(path: &str) -> String {
     let name = path.rsplit('/').next().unwrap_or(path);
     name.split_once(".ko").map_or_else(|| name.to_owned(), |(stem, _)| format!("{}.ko", stem.replace('-', "_")))

@@ -14,7 +14,7 @@ pub(super) struct Programs {
     pub(super) others: [PathBuf; 3],
 }
 
-/// Everything of this module is below it.
+/// Returns the directory below which everything of this module is kept.
 pub(super) fn directory() -> PathBuf {
     shell::target_dir().join("kernels")
 }
@@ -38,7 +38,7 @@ impl Programs {
     }
 }
 
-/// The executable that cargo names in its messages, one JSON object a line. There is one at most.
+/// Returns the executable that cargo names in its messages, one JSON object a line. There is one at most.
 fn executable(messages: &str) -> Option<PathBuf> {
     let (_, rest) = messages.split_once("\"executable\":\"")?;
     let (path, _) = rest.split_once('"')?;

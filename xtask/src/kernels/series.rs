@@ -22,7 +22,7 @@ pub enum Series {
 }
 
 impl Wanted {
-    /// The series, in the order in which they were asked for.
+    /// Returns the series, in the order in which they were asked for.
     pub fn series(&self) -> impl Iterator<Item = &Series> {
         self.0.iter()
     }
@@ -75,7 +75,7 @@ impl std::fmt::Display for Series {
 }
 
 impl Series {
-    /// The highest of these Debian versions that fits.
+    /// Returns the highest of these Debian versions that fits.
     pub fn best<'a>(&self, versions: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
         let fits = |version: &&str| match self {
             Self::Begins(numbers) => upstream(version).starts_with(numbers),
@@ -85,7 +85,7 @@ impl Series {
     }
 }
 
-/// The numbers of the upstream version in a Debian version: 7, 3 and 4 of "7.3.4-1~bpo13+1".
+/// Returns the numbers of the upstream version in a Debian version: 7, 3 and 4 of "7.3.4-1~bpo13+1".
 fn upstream(version: &str) -> Vec<u32> {
     let upstream = version.split('-').next().unwrap_or_default();
     upstream.split('.').map_while(|number| number.parse().ok()).collect()

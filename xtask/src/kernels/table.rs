@@ -7,8 +7,8 @@ use super::{
     guest::{Loading, Program},
 };
 
-/// A row for each program, with the instructions that the verifier has followed in its plain and in its full setting,
-/// and one for the mirroring; a column for each kernel.
+/// Renders a row for each program, with the instructions that the verifier has followed in its plain and in its full
+/// setting, and one for the mirroring; a column for each kernel.
 pub fn render(trials: &[Trial]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for program in trials.iter().flat_map(|trial| &trial.transcript.programs) {
@@ -35,7 +35,7 @@ pub fn render(trials: &[Trial]) -> String {
     aligned(&rows)
 }
 
-/// The settings of a program, or what they have in common.
+/// Renders the settings of a program, or what they have in common.
 fn cell(settings: Vec<&Program>) -> String {
     let mut texts: Vec<String> = settings
         .iter()

@@ -65,7 +65,7 @@ impl Crate {
         Ok(())
     }
 
-    /// The files that each file needs.
+    /// Returns the files that each file needs.
     pub(super) fn needs(&self) -> BTreeMap<&Path, BTreeSet<&Path>> {
         let of = |module: &Module, file: &File| {
             let needed = file.paths.iter().filter_map(|path| self.resolve(module, path, 0));
@@ -78,7 +78,7 @@ impl Crate {
         self.files.iter().map(|(module, file)| (&*file.path, of(module, file))).collect()
     }
 
-    /// The module in which `path`, as written in `module`, is defined.
+    /// Returns the module in which `path`, as written in `module`, is defined.
     fn resolve(&self, module: &[String], path: &[String], depth: usize) -> Option<Module> {
         /// Of re-exports that name each other.
         const MOST: usize = 20;
@@ -146,7 +146,7 @@ impl File {
     }
 }
 
-/// The path in an attribute `#[path = "…"]` of a module, on the line before it.
+/// Returns the path in an attribute `#[path = "…"]` of a module, on the line before it.
 fn given_path(text: &str, module: &str) -> Option<PathBuf> {
     let is_module = |line: &str| line.split_whitespace().last() == Some(&*format!("{module};"));
     let lines = text.lines().zip(text.lines().skip(1));
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     impl Crate {
-        /// A crate of files that are not on disk: module, path and text of each.
+        /// Makes a crate of files that are not on disk: module, path and text of each.
         pub(in crate::lint) fn of(files: &[(&str, &str, &str)]) -> Self {
             let module = |name: &str| name.split("::").filter(|n| !n.is_empty()).map(str::to_owned).collect();
             let files = files.iter().map(|(name, path, text)| (module(name), File::parse(Path::new(path), text)));

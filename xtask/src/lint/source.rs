@@ -25,7 +25,7 @@ fn without_literals(text: &str) -> Vec<u8> {
     code
 }
 
-/// Whether the octet before `at` belongs to the same word.
+/// Returns whether the octet before `at` belongs to the same word.
 fn is_word(source: &[u8], at: usize) -> bool {
     at > 0 && (source[at - 1].is_ascii_alphanumeric() || source[at - 1] == b'_')
 }
@@ -68,7 +68,7 @@ fn end_of_quoted(source: &[u8], begin: usize, quote: u8) -> usize {
     source.len()
 }
 
-/// The code of a file without its tests and without modules that are written in the midst of it.
+/// Returns the code of a file without its tests and without modules that are written in the midst of it.
 pub(super) fn code(text: &str) -> String {
     let mut code = without_literals(text);
     blank_items(&mut code, b"#[cfg(test)]");
@@ -99,7 +99,7 @@ fn blank_inline_modules(code: &mut [u8]) {
     }
 }
 
-/// Where the item ends that begins at `begin`: at a semicolon, or where its braces are closed.
+/// Returns where the item ends that begins at `begin`: at a semicolon, or where its braces are closed.
 fn end_of_item(code: &[u8], begin: usize) -> usize {
     let mut depth = 0;
     for (at, octet) in code.iter().enumerate().skip(begin) {

@@ -67,7 +67,7 @@ pub(super) fn check() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a crate of the core links, and may not.
+/// Returns what crates of the core link, and may not.
 fn links() -> anyhow::Result<Vec<String>> {
     let mut breaches = Vec::new();
     for (name, allowed) in CORE {
@@ -88,7 +88,7 @@ fn links() -> anyhow::Result<Vec<String>> {
     Ok(breaches)
 }
 
-/// The crates of a dependency tree, one a line, that are not allowed.
+/// Returns the crates of a dependency tree, one a line, that are not allowed.
 fn strangers(name: &str, allowed: &[&str], tree: &str) -> Vec<String> {
     let linked = tree.lines().filter_map(|line| line.split_whitespace().next());
     let wrong = linked.filter(|linked| *linked != name && !allowed.contains(linked));
@@ -149,7 +149,7 @@ fn command_line(read: &Crate) -> Vec<String> {
     wrong.map(|(file, _)| format!("{} knows the command line", short(file).display())).collect()
 }
 
-/// A path from the workspace on.
+/// Returns a path from the workspace on.
 fn short(path: &Path) -> PathBuf {
     path.strip_prefix(shell::workspace()).unwrap_or(path).to_owned()
 }

@@ -54,7 +54,7 @@ impl Tap {
         Self(socket)
     }
 
-    /// The next frame that carries TCP.
+    /// Returns the next frame that carries TCP.
     fn tcp(&mut self) -> Vec<u8> {
         let mut frame = [0; 70_000];
         loop {
@@ -72,7 +72,7 @@ impl Tap {
     }
 }
 
-/// A tap on the far end of the veth pair.
+/// Returns a tap on the far end of the veth pair.
 fn far_tap(peer: &Peer) -> Tap {
     peer.run(|| Tap::open("v1"))
 }
@@ -132,7 +132,7 @@ fn without_offloads(interface: &str) {
     assert_eq!(set, 0, "{}", io::Error::last_os_error());
 }
 
-/// The packets that a fresh injector makes of `transmits`.
+/// Returns the packets that a fresh injector makes of `transmits`.
 fn expected(transmits: &[Transmit<'_>], mtu: u16) -> Vec<Vec<u8>> {
     let mut built = Vec::new();
     for transmit in transmits {

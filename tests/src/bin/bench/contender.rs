@@ -29,7 +29,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// In tables and files.
+    /// Returns its name in tables and files.
     pub fn name(&self) -> &str {
         match self {
             Self::Nothing => "no mirror",
@@ -40,7 +40,7 @@ impl Contender {
         }
     }
 
-    /// Whether the live requests are to arrive at the target.
+    /// Returns whether the live requests are to arrive at the target.
     pub const fn mirrors(&self) -> bool {
         !matches!(self, Self::Nothing | Self::Direct)
     }
@@ -84,7 +84,7 @@ impl Stage {
         Self::with_workers(lab, contender, None)
     }
 
-    /// The same with servers of so many processes, each of which may have as many open files as are allowed.
+    /// Does the same with servers of so many processes, each of which may have as many open files as are allowed.
     pub fn with_workers(lab: &Lab, contender: &Contender, workers: Option<usize>) -> anyhow::Result<Self> {
         let target = Nginx::start(&lab.target, TARGET_PORT, workers, None)?;
         let mirror_to = (*contender == Contender::NginxMirror).then(|| lab.target.socket(Family::V4, TARGET_PORT));
@@ -100,7 +100,7 @@ impl Stage {
         Ok(Self { engine, live, target })
     }
 
-    /// The processes whose cost is shown.
+    /// Returns the processes whose cost is shown.
     pub fn processes(&self) -> Processes {
         let (source, target) = match &self.engine {
             Engine::Within => (None, None),
@@ -148,8 +148,8 @@ fn start_peer(lab: &Lab, line: &str) -> anyhow::Result<Program> {
 }
 
 impl Nginx {
-    /// A single process unless there are to be several; no access log, the files of the workloads; POSTs are read and
-    /// answered with 200. With `mirror` every request is sent there too.
+    /// Starts nginx: a single process unless there are to be several; no access log, the files of the workloads; POSTs
+    /// are read and answered with 200. With `mirror` every request is sent there too.
     fn start(host: &Host, port: u16, workers: Option<usize>, mirror: Option<SocketAddr>) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("tclab-").tempdir()?;
         let root = directory.path().display();

@@ -68,7 +68,7 @@ pub struct Part {
 }
 
 impl Crowd {
-    /// A line for tables.
+    /// Returns a line for tables.
     pub fn title(&self) -> String {
         let Self { connections, replayed, requests, failed, lost, cpu: [source, target], .. } = self;
         format!(
@@ -117,8 +117,8 @@ pub fn measure(lab: &Lab, contender: &Contender) -> anyhow::Result<Crowd> {
     Ok(Crowd { connections, replayed, requests, failed, lost, counted, cpu, memory: after.beyond(&before) })
 }
 
-/// TCP sockets of a host that are connected. In the laboratory these are clients of the services, but for a control
-/// channel.
+/// Counts the TCP sockets of a host that are connected. In the laboratory these are clients of the services, but for a
+/// control channel.
 fn established(host: &Host) -> anyhow::Result<usize> {
     let text = host.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
     let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));

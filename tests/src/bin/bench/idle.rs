@@ -34,7 +34,7 @@ impl Idle {
     }
 }
 
-/// An object file with the program.
+/// Makes an object file with the program.
 fn elf() -> anyhow::Result<Vec<u8>> {
     let endianness = if cfg!(target_endian = "big") { Endianness::Big } else { Endianness::Little };
     ensure!(endianness == Endianness::Little, "the instructions are written down for little-endian machines");

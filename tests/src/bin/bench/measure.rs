@@ -156,7 +156,7 @@ pub fn measure(lab: &Lab, workload: &Workload, contender: &Contender, time: Dura
     })
 }
 
-/// The losses in a summary: what the kernel had no room for, what the engine gave up, what could not be sent.
+/// Returns the losses in a summary: what the kernel had no room for, what the engine gave up, what could not be sent.
 pub fn counted(summary: &Summary) -> BTreeMap<String, u64> {
     const SECTIONS: [&str; 5] = ["not_copied", "discarded", "aborted", "not_injected", "not_reported"];
     let members = |section: &str| summary.0.get(section).and_then(|s| s.as_object()).cloned().unwrap_or_default();

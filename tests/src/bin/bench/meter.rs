@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
 
-/// Time that the processors of the machine were busy, softirqs included, since it was started.
+/// Returns the time that the processors of the machine were busy, softirqs included, since it was started.
 ///
 /// It is what is left of the time when idling is taken off, because the kernel measures idling and only samples the
 /// rest. `/proc/stat` has a resolution of 10 ms.
@@ -18,7 +18,7 @@ pub fn machine_busy() -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(busy * 10))
 }
 
-/// Memory in the kernel's slabs, in octets.
+/// Returns the memory in the kernel's slabs, in octets.
 pub fn slabs() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let line =
@@ -31,7 +31,7 @@ pub fn slabs() -> anyhow::Result<u64> {
 pub struct Tree(pub u32);
 
 impl Tree {
-    /// CPU time of all threads, to the ns. What a process that has ended used is not in it.
+    /// Returns the CPU time of all threads, to the ns. What a process that has ended used is not in it.
     pub fn cpu_time(self) -> anyhow::Result<Duration> {
         let mut total = 0;
         for pid in self.processes() {
@@ -45,7 +45,7 @@ impl Tree {
         Ok(Duration::from_nanos(total))
     }
 
-    /// The most memory that was resident, in octets, the processes added up.
+    /// Returns the most memory that was resident, in octets, the processes added up.
     pub fn peak_memory(self) -> u64 {
         let of = |pid: &u32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
@@ -55,7 +55,7 @@ impl Tree {
         self.processes().iter().filter_map(of).sum::<u64>() << 10
     }
 
-    /// The memory that is resident now, in octets.
+    /// Returns the memory that is resident now, in octets.
     pub fn memory(self) -> u64 {
         let of = |pid: &u32| {
             let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
@@ -73,7 +73,7 @@ impl Tree {
         self.processes().iter().filter_map(of).sum()
     }
 
-    /// The threads.
+    /// Returns the threads.
     pub fn threads(self) -> Vec<u32> {
         let tasks = |pid: u32| fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         let ids = self.processes().into_iter().flat_map(tasks);
@@ -95,7 +95,7 @@ impl Tree {
     }
 }
 
-/// From the text of `/proc/PID/smaps`, octets.
+/// Reads the resident octets of eBPF maps in the text of `/proc/PID/smaps`.
 fn resident_of_maps(smaps: &str) -> u64 {
     let (mut sum, mut is_map) = (0, false);
     for line in smaps.lines() {

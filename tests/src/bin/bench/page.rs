@@ -78,7 +78,7 @@ const STYLE: &str = "\
     th, td { padding: .2em .45em; text-align: right; border-bottom: 1px solid #ddd }\n\
     th:first-child, td:first-child { text-align: left } .note { font-size: 13px; color: #555 }\n";
 
-/// The page as HTML.
+/// Renders the page as HTML.
 pub fn render(results: &Results) -> String {
     let mut plots = String::new();
     for figure in &FIGURES {
@@ -104,7 +104,7 @@ pub fn render(results: &Results) -> String {
     )
 }
 
-/// A table as HTML.
+/// Renders a table as HTML.
 fn html(section: &Section) -> String {
     let row = |cells: Vec<String>, tag: &str| {
         let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
@@ -123,7 +123,7 @@ pub fn escape(text: &str) -> String {
 }
 
 impl Figure {
-    /// `None` when no workload has the figure.
+    /// Draws the plot; `None` when no workload has the figure.
     fn draw(&self, results: &Results) -> Option<String> {
         let groups: Vec<Group> = (0..results.workloads.len())
             .map(|w| Group {

@@ -28,7 +28,7 @@ pub struct Plot<'a> {
 }
 
 impl Plot<'_> {
-    /// `None` when there is nothing to show but zeros.
+    /// Draws the plot; `None` when there is nothing to show but zeros.
     pub fn draw(&self) -> Option<String> {
         let scale = Scale::of(self.groups.iter().flat_map(|group| group.bars.iter().flatten()))?;
         let mut svg = format!(
@@ -111,7 +111,7 @@ impl Scale {
     }
 }
 
-/// Three digits are enough for a plot.
+/// Writes a number in three digits, which are enough for a plot.
 fn short(figure: f64) -> String {
     match figure.abs() {
         f if f >= 999_500.0 => format!("{:.1}M", figure / 1e6),

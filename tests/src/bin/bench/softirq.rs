@@ -100,7 +100,7 @@ impl Trace {
         fs::write(self.instance.join(file), value).with_context(|| format!("the kernel does not take {file}"))
     }
 
-    /// How long they took together, by thread.
+    /// Returns how long they took together, by thread.
     fn stop(self) -> anyhow::Result<HashMap<u32, Duration>> {
         self.set("tracing_on", "0")?;
         let mut text = String::new();
@@ -146,7 +146,8 @@ fn run(program: &str, arguments: &[&str], path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether the buffer still has everything that was written: `# entries-in-buffer/entries-written: 12/12   #P:2`.
+/// Returns whether the buffer still has everything that was written:
+/// `# entries-in-buffer/entries-written: 12/12   #P:2`.
 fn is_complete(trace: &str) -> bool {
     let counts = trace.lines().find_map(|line| line.strip_prefix("# entries-in-buffer/entries-written: "));
     let (kept, written) = counts.and_then(|line| line.split_whitespace().next()?.split_once('/')).unwrap_or(("", "-"));

@@ -20,7 +20,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` without a figure.
+    /// Returns the spread of figures; `None` without any.
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = figures.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -49,7 +49,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Without a sample.
+    /// Creates results without a sample.
     pub fn new(workloads: &[Workload], contenders: &[Contender]) -> Self {
         let samples = vec![vec![Vec::new(); contenders.len()]; workloads.len()];
         Self {
@@ -67,30 +67,30 @@ impl Results {
         self.samples[workload][contender].push(sample);
     }
 
-    /// The samples of one line of the table.
+    /// Returns the samples of one line of the table.
     pub fn samples(&self, workload: usize, contender: usize) -> &[Sample] {
         &self.samples[workload][contender]
     }
 
-    /// The contenders that a workload was run with.
+    /// Returns the contenders that a workload was run with.
     pub fn lines(&self, workload: usize) -> impl Iterator<Item = usize> {
         (0..self.contenders.len()).filter(move |&c| !self.samples(workload, c).is_empty())
     }
 
-    /// A figure that not every contender has.
+    /// Returns the spread of a figure that not every contender has.
     pub fn spread(&self, workload: usize, contender: usize, figure: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.samples(workload, contender).iter().filter_map(figure))
     }
 
-    /// Whole-machine time per mirrored request beyond the same round without a mirror, µs: the target's own serving is
-    /// in it. `None` where loops are closed, because the contenders then do not do the same work.
+    /// Returns the whole-machine time per mirrored request beyond the same round without a mirror, µs: the target's own
+    /// serving is in it. `None` where loops are closed, because the contenders then do not do the same work.
     pub fn beyond(&self, workload: usize, contender: usize) -> Option<Spread> {
         self.workloads[workload].fixed_rate()?;
         let pairs = self.samples(workload, 0).iter().zip(self.samples(workload, contender));
         if contender == 0 { None } else { Spread::of(pairs.map(|(without, with)| with.machine - without.machine)) }
     }
 
-    /// Everything.
+    /// Returns everything as JSON.
     pub fn to_json(&self) -> Value {
         let line = |w: usize, c: usize| {
             json!({
@@ -115,7 +115,7 @@ impl Results {
     }
 }
 
-/// The machine in a line: without it no figure means anything.
+/// Describes the machine in a line: without it no figure means anything.
 pub fn machine() -> String {
     let name = rustix::system::uname();
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

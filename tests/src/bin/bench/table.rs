@@ -26,7 +26,7 @@ pub const COLUMNS: &str = "CPU beyond: of the whole machine, softirqs and the ta
     Lag: from capture to injection, the wait for the target's answers apart. MiB: the most that the mirror's processes \
     had beside their rings.";
 
-/// Everything for the terminal.
+/// Renders everything for the terminal.
 pub fn render(results: &Results) -> String {
     let mut text = format!("{}\n", machine());
     for Section { title, table, note } in sections(results) {
@@ -36,7 +36,7 @@ pub fn render(results: &Results) -> String {
     if results.workloads.is_empty() { text } else { format!("{text}\n{COLUMNS}\n") }
 }
 
-/// All tables, medians with the spread of what matters most.
+/// Returns all tables, medians with the spread of what matters most.
 pub fn sections(results: &Results) -> Vec<Section> {
     let mut all = Vec::new();
     for (w, workload) in results.workloads.iter().enumerate() {
@@ -96,7 +96,7 @@ fn of_crowd(crowd: &Crowd) -> Table {
     table
 }
 
-/// What `tcpcopy` itself says that it has lost, all rounds together.
+/// Returns what `tcpcopy` itself says that it has lost, all rounds together.
 fn counted_losses(results: &Results, w: usize) -> String {
     let mut text = String::new();
     for c in results.lines(w) {

@@ -79,7 +79,7 @@ pub const ALL: [Workload; 14] = [
 ];
 
 impl Workload {
-    /// The workload of this name; with `@` and a number behind it, at that many requests per second.
+    /// Returns the workload of this name; with `@` and a number behind it, at that many requests per second.
     pub fn named(name: &str) -> Result<Self, String> {
         if let Some((name, rate)) = name.split_once('@') {
             let rate = rate.parse().ok().filter(|rate| (1..=1_000_000).contains(rate));
@@ -91,7 +91,7 @@ impl Workload {
         found.ok_or_else(|| format!("there is no workload {name:?}; there are {}", names()))
     }
 
-    /// The rate at which every contender has the same work to do.
+    /// Returns the rate at which every contender has the same work to do.
     pub fn fixed_rate(&self) -> Option<u32> {
         match self.pace {
             Pace::Fixed(rate) => Some(rate),
@@ -99,17 +99,17 @@ impl Workload {
         }
     }
 
-    /// The closed loop whose throughput an overload is twice of.
+    /// Returns the closed loop whose throughput an overload is twice of.
     pub fn sustained(&self) -> Option<Self> {
         matches!(self.pace, Pace::Twice(_)).then_some(Self { pace: Pace::Closed, connections: 32, ..*self })
     }
 
-    /// The same at twice that throughput, requests per second.
+    /// Returns the same at twice that throughput, requests per second.
     pub fn overload(self, sustained: f64) -> Self {
         Self { pace: Pace::Twice(Some((2.0 * sustained) as u32)), ..self }
     }
 
-    /// How the requests come, for tables.
+    /// Describes how the requests come, for tables.
     pub fn describe_pace(&self) -> String {
         match self.pace {
             Pace::Fixed(rate) | Pace::Twice(Some(rate)) => format!("{rate} requests/s"),
@@ -118,7 +118,7 @@ impl Workload {
         }
     }
 
-    /// The load on `server` for so long.
+    /// Returns the load on `server` for so long.
     pub fn load(&self, server: std::net::SocketAddr, time: Duration) -> Load {
         let (style, method) = match self.shape {
             Shape::Get(file) => (Style::KeepAlive, Method::Get(format!("/{file}"))),

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether everything was mirrored and nothing leaked.
+/// Mirrors for some time; returns whether everything was mirrored and nothing leaked.
 fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     ensure!(rustix::process::geteuid().is_root(), "the demo needs root for its network namespaces: use sudo");
     let interrupt = Interrupt::install()?;

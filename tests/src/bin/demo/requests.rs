@@ -43,7 +43,7 @@ impl Witness {
         })
     }
 
-    /// How many requests arrived until now.
+    /// Returns how many requests arrived until now.
     pub fn seen(&self) -> usize {
         match self {
             Self::Embedded(server) => server.count(),
@@ -79,7 +79,7 @@ fn find_requests(packets: &[Packet], port: u16, arrivals: &mut Arrivals) {
     }
 }
 
-/// A request may be there twice, when it was retransmitted: the first time counts.
+/// Adds a request, which may be there twice, when it was retransmitted: the first time counts.
 fn add(arrivals: &mut Arrivals, id: u64, time_ns: u64) {
     let first = arrivals.entry(id).or_insert(time_ns);
     *first = time_ns.min(*first);

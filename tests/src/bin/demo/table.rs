@@ -46,7 +46,7 @@ impl Row {
     }
 }
 
-/// The table, with a line for all together, and the costs below.
+/// Renders the table, with a line for all together, and the costs below.
 pub fn render(rows: &[Row], costs: &Costs) -> anyhow::Result<String> {
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY);
