@@ -7,8 +7,8 @@ use crate::{
     tcp_flags::TcpFlags,
 };
 
-/// A captured segment of a live client: this header, then [`payload_len`](Self::payload_len) octets of payload. The
-/// ring record is as long as the size bucket it was reserved in; what follows the payload is undefined.
+/// A captured segment of a live client: this header, then [`payload_len`](Self::payload_len) octets of payload. The ring
+/// record is as long as the size bucket it was reserved in; what follows the payload is undefined.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CaptureHeader {
@@ -71,8 +71,7 @@ impl Rule {
     pub const BY_ADDRESS: u16 = 2;
 }
 
-/// By what connections are chosen among those that the rules match: bits, so that a program tests only what is asked
-/// for.
+/// By what connections are chosen among those that the rules match: bits, so that a program tests only what is asked for.
 pub mod criterion {
     /// The client's address.
     pub const CLIENT: u32 = 1;
@@ -83,9 +82,9 @@ pub mod criterion {
 /// The threshold below which every number is that a connection can draw: all are sampled.
 pub const WHOLE_SAMPLE: u64 = 1 << 32;
 
-/// Handshakes that can be remembered at a time, to tell the acknowledgement that ends each from all others: a power of
-/// two. One that takes another's place in a table of that many costs the other its measurement, no more; of a thousand
-/// that are under way at a time, 1.5 % meet.
+/// Handshakes that can be remembered at a time, to tell the acknowledgement that ends each from all others: a power of two. One
+/// that takes another's place in a table of that many costs the other its measurement, no more; of a thousand that are under way
+/// at a time, 1.5 % meet.
 pub const HANDSHAKE_SLOTS: u32 = 1 << 16;
 
 /// The most workers one process can have.

@@ -156,9 +156,9 @@ pub trait Distribution {
     fn percentile(&self, percent: f64) -> Duration;
 }
 
-/// Somebody who shows figures, or passes them on.
+/// Shows figures, or passes them on.
 pub trait Visit {
-    /// Takes one in. `labels` is empty, or has the one that `family` declares.
+    /// Handles one figure. `labels` is empty, or has the one that `family` declares.
     fn figure(&mut self, family: &'static Family, labels: &[Label<'_>], value: Value<'_>);
 }
 
@@ -167,7 +167,7 @@ pub trait Figures {
     /// Adds what another part of the program has counted: every figure, by construction.
     fn merge(&mut self, other: &Self);
 
-    /// Hands out every figure, zeros included, in the order of their declaration.
+    /// Calls `visitor` with every figure, zeros included, in the order of their declaration.
     fn visit(&self, visitor: &mut dyn Visit);
 }
 

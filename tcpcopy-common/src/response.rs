@@ -123,8 +123,8 @@ pub mod option {
     pub const IN_ORDER: u8 = 4;
 }
 
-/// An answer of at most so many octets, with PSH at its end, is left to the source to acknowledge: there it costs
-/// nothing when another request follows. That many leave the target in one go, as its initial window has ten segments
+/// Maximum octets of an answer with PSH at its end that is left to the source to acknowledge: there it costs nothing
+/// when another request follows. That many leave the target in one go, as its initial window has ten segments
 /// (RFC 6928).
 pub const LEFT_TO_THE_SOURCE: u32 = 8 * 1448;
 

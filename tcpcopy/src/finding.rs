@@ -1,6 +1,6 @@
 //! Findings: what a start-up check, or a watch while the program runs, has to tell the operator.
 //!
-//! A finding is a value, so that whoever looks decides nothing about how it is told: the log prints it, a report lists
+//! A finding is a value, so that the check decides nothing about how it is told: the log prints it, a report lists
 //! it. It says what is the matter, by which evidence and with which consequence, and what helps.
 
 use std::fmt;
@@ -10,13 +10,13 @@ use std::fmt;
 pub enum Severity {
     /// Worth knowing; nothing is wrong.
     Info,
-    /// Something will not work, or not as expected, unless somebody acts.
+    /// Something will not work, or not as expected, unless the operator acts.
     Warning,
     /// The program cannot do its work.
     Error,
 }
 
-/// One thing to tell.
+/// One thing to tell the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a finding that is not told is lost"]
 pub struct Finding {

@@ -44,7 +44,7 @@ impl<T> Mailbox<T> {
     }
 }
 
-/// Nobody can send an order any more.
+/// All senders are gone: no order can come any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 

@@ -33,7 +33,7 @@ pub struct Weather {
     pub reorder: u32,
     /// How long every frame is on its way.
     pub delay: Duration,
-    /// Of the dice.
+    /// Seed of the dice.
     pub seed: u64,
 }
 

@@ -36,15 +36,15 @@ pub enum End {
 pub struct Packet {
     /// When the kernel saw it, ns of `CLOCK_MONOTONIC`: whatever else the machine has to do before it is read here.
     pub time_ns: u64,
-    /// Who sent it.
+    /// The address that it comes from.
     pub source: IpAddr,
-    /// To whom.
+    /// The address that it goes to.
     pub destination: IpAddr,
     /// The IP protocol.
     pub protocol: u8,
-    /// Of TCP.
+    /// The source port, of TCP.
     pub source_port: u16,
-    /// Of TCP.
+    /// The destination port, of TCP.
     pub destination_port: u16,
     /// TCP's sequence number.
     pub seq: u32,

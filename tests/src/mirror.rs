@@ -83,9 +83,9 @@ pub fn rule(source: &Host, target: &Host, family: Family) -> String {
 
 /// `intercept` and `tcpcopy`, running in a laboratory, and sniffers at the clients which look for leaks.
 pub struct Mirror {
-    /// `None` only while a test has taken it out.
+    /// `tcpcopy`: `None` only while a test has taken it out.
     pub tcpcopy: Option<Program>,
-    /// Likewise.
+    /// `intercept`, likewise.
     pub intercept: Option<Program>,
     options: MirrorOptions,
     source: Host,

@@ -129,7 +129,7 @@ impl RealServer {
         text.lines().map(|line| line.parse().with_context(|| format!("{line:?} is not a time"))).collect()
     }
 
-    /// Waits until the access log has so many lines, and returns them.
+    /// Waits until the access log has that many lines, and returns them.
     pub fn wait_for_access_log(&self, lines: usize, limit: Duration) -> anyhow::Result<Vec<String>> {
         eventually(limit, || self.access_log().is_ok_and(|log| log.len() >= lines));
         self.access_log()

@@ -49,7 +49,7 @@ pub enum Shape {
     Bridge,
     /// The client is behind a router.
     RoutedClient,
-    /// The client's address is on the target's link, where nobody has it.
+    /// The client's address is on the target's link, where no host has it.
     AbsentClient,
     /// The target answers by another interface than the one it receives by.
     AsymmetricReturn,

@@ -148,7 +148,7 @@ impl Tally {
         Ok(())
     }
 
-    /// Fuzzes every target for so long. Each counts as a test.
+    /// Fuzzes every target for `seconds`. Each counts as a test.
     fn fuzz(&mut self, seconds: u64) -> anyhow::Result<()> {
         fuzz::Campaign { seconds }.run(|(name, outcome)| match outcome {
             Ok(what) => {

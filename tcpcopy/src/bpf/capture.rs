@@ -101,7 +101,7 @@ pub struct Capture {
     plan: Vec<Plan>,
 }
 
-/// Which program goes where.
+/// A program, and the interface that it is attached to.
 struct Plan {
     interface: Interface,
     program: CaptureProgram,
@@ -199,7 +199,7 @@ impl Capture {
         share.write(&mut self.object)
     }
 
-    /// Returns what the programs have counted so far.
+    /// What the programs have counted so far.
     ///
     /// # Errors
     /// [`BpfError::Map`].
@@ -207,7 +207,7 @@ impl Capture {
         CounterValues::of(&self.object, map::CAPTURE_COUNTERS)
     }
 
-    /// Returns the programs' log: `None` unless `debug` was set, or the second time.
+    /// The programs' log: `None` unless `debug` was set, or the second time.
     pub fn logger(&mut self) -> Option<ProgramLogger> {
         self.object.logger()
     }

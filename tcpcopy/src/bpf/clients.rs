@@ -36,7 +36,7 @@ pub enum NetworkError {
     HostBits {
         /// As given.
         given: String,
-        /// Without these bits.
+        /// The network without these bits.
         network: Network,
     },
     /// `::ffff:10.0.0.1`, or a range of such.

@@ -20,7 +20,7 @@ static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/t
 /// The programs of the test host, likewise.
 static INTERCEPT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf-intercept"));
 
-/// Which of the two objects.
+/// One of the two objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// That of the production host: it copies what live clients send.

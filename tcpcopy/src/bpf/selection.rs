@@ -17,7 +17,7 @@ impl Share {
     /// All of them.
     pub const WHOLE: Self = Self(WHOLE_SAMPLE);
 
-    /// Makes a share of so many per cent; more than 100 is all.
+    /// Makes a share of `percent`, 0 to 100; more than that is all.
     #[must_use]
     pub const fn percent(percent: u8) -> Self {
         let percent = if percent > 100 { 100 } else { percent as u64 };

@@ -49,7 +49,7 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Makes room for so many sessions in the buffer.
+    /// Makes room for that many sessions in the buffer.
     pub(super) fn set_room(&mut self, room: usize) {
         self.flows.resize(room, Flow::zeroed());
         self.sessions.resize(room, Session::zeroed());

@@ -55,8 +55,8 @@ fn attach(
     })
 }
 
-/// The clsact qdisc of an interface. If it was made here, it is removed in `Drop`, unless somebody else has put filters
-/// into it meanwhile. Drop our own filters first.
+/// The clsact qdisc of an interface. If it was made here, it is removed in `Drop`, unless another program has put
+/// filters into it meanwhile. Drop our own filters first.
 #[derive(Debug)]
 pub(super) struct Qdisc {
     ifindex: u32,

@@ -55,7 +55,7 @@ pub enum UsageError {
     /// A letter of tcpcopy 1.0 that means nothing here.
     #[error("-{letter} of tcpcopy 1.0: {reason}")]
     Retired {
-        /// Which.
+        /// The letter.
         letter: &'static str,
         /// Why, and what to use instead.
         reason: &'static str,

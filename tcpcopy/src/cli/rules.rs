@@ -24,13 +24,13 @@ pub enum RuleFault {
     /// The target is an address only.
     #[error("the target's port is missing")]
     NoTargetPort,
-    /// One of the addresses.
+    /// An address of the rule.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// One of the ports.
+    /// A port of the rule.
     #[error(transparent)]
     Port(#[from] PortError),
-    /// Nobody has the target's address.
+    /// The target's address is no host's.
     #[error("the target is not the address of a host")]
     NotAHost,
     /// The target's address means this host, on every host.

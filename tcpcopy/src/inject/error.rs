@@ -22,13 +22,13 @@ pub enum InjectError {
     /// Raw sockets are privileged.
     #[error("not permitted to open the {socket} socket that sends packets: run as root, or with CAP_NET_RAW")]
     NotPermitted {
-        /// Which.
+        /// The kind of socket.
         socket: &'static str,
     },
     /// The socket is not to be had.
     #[error("cannot open the {socket} socket that sends packets: {source}")]
     Socket {
-        /// Which.
+        /// The kind of socket.
         socket: &'static str,
         /// The kernel's answer.
         source: io::Error,

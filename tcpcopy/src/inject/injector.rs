@@ -144,8 +144,8 @@ impl Injector {
         [&self.frame, &self.packet, &self.raw_v4, &self.raw_v6].into_iter().flatten().map(Batch::pending).sum()
     }
 
-    /// Takes note of changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this
-    /// by itself; only who asks for [`path_mtu`](Self::path_mtu) without pushing needs to.
+    /// Adopts changed routes and next hops: one atomic load when there are none. [`push`](Self::push) does this by
+    /// itself; it is needed only before [`path_mtu`](Self::path_mtu) without a push.
     pub fn refresh(&mut self) {
         let generation = self.paths.generation();
         if generation == self.generation {

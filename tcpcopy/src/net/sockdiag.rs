@@ -74,10 +74,10 @@ impl NetlinkDeserializable for TcpSocket {
     }
 }
 
-/// Which connections are listed.
+/// The connections that are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connections {
-    /// In whatever state.
+    /// Those in any state.
     All,
     /// All but those that wait for stray segments only, of which a busy service has tens of thousands.
     NotInTimeWait,

@@ -39,7 +39,7 @@ impl Process {
         Self { readiness, signals, panics, output }
     }
 
-    /// Tells whoever waits for it that everything is attached.
+    /// Announces to the parent process that everything is attached.
     ///
     /// # Errors
     /// When a daemon cannot let go of the terminal.

@@ -26,7 +26,7 @@ pub enum PidFileError {
     /// It cannot be written.
     #[error("cannot write the process id file {}", .path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,

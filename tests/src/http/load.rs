@@ -39,9 +39,9 @@ pub enum Style {
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {
-    /// After so many requests.
+    /// After that many requests.
     Requests(u64),
-    /// After so much time.
+    /// After that time.
     Time(Duration),
     /// When [`RunningLoad::stop`] is called. For tests that do something while there is load: however slow the machine
     /// is, there is load until they have done it.
@@ -53,7 +53,7 @@ pub enum Limit {
 pub enum Method {
     /// GET of a path, to which `?id=N` is added.
     Get(String),
-    /// POST of so many octets to `/upload?id=N`.
+    /// POST of that many octets to `/upload?id=N`.
     Post(usize),
 }
 
@@ -63,7 +63,7 @@ const MANY: usize = 8_192;
 /// Load on a server. Every request has an identifier of its own.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// Whom to ask.
+    /// The server to ask.
     pub server: SocketAddr,
     /// From which address and port instead of the kernel's choice; port 0 leaves the port to the kernel.
     pub bind: Option<SocketAddr>,
@@ -75,7 +75,7 @@ pub struct Load {
     pub limit: Limit,
     /// What to ask for.
     pub method: Method,
-    /// At most so many requests per second, all connections together. Otherwise as fast as answers come.
+    /// Maximum requests per second, all connections together. `None`: as fast as answers come.
     pub rate: Option<u32>,
     /// With a rate, an open loop: requests are due at their times whatever became of those before. A connection that is
     /// late catches up, and the latency of its requests counts from when they were due.
@@ -117,7 +117,7 @@ impl RunningLoad {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until so many more requests were answered.
+    /// Waits until that many more requests were answered.
     ///
     /// # Errors
     /// When that takes longer than [`PATIENCE`].

@@ -41,7 +41,7 @@ pub struct Upload {
     pub uri: String,
     /// Octets.
     pub length: u64,
-    /// In hexadecimal digits.
+    /// The SHA-256, in hexadecimal digits.
     pub sha256: String,
 }
 

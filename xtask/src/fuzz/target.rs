@@ -26,9 +26,9 @@ const COVERAGE: &[&str] = &[
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
     "-Ccodegen-units=1",
 ];
-/// What libFuzzer is told in every run. An input that takes so long is a livelock; none needs to be longer.
+/// What libFuzzer is told in every run. An input that takes longer is a livelock; none needs to be longer.
 const LIMITS: &[&str] = &["-timeout=20", "-rss_limit_mb=2048", "-max_len=4096", "-detect_leaks=0"];
-/// Findings of at most so many octets are printed whole, for a machine that is gone when somebody reads the log.
+/// Maximum octets of a finding that is printed whole, for a machine that is gone when the log is read.
 const MOST_PRINTED: usize = 4096;
 
 /// Returns the fuzz targets, by the files that they begin in.

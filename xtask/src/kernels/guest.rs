@@ -40,7 +40,7 @@ pub struct Program {
 /// What a kernel does with a program.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Loading {
-    /// It is loaded, with so many verified instructions if the kernel tells.
+    /// It is loaded, with that many verified instructions if the kernel tells.
     Loads(Option<u64>),
     /// The kernel lacks a feature, as is known of it.
     Lacks(String),

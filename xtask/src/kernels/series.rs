@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
 
-/// The kernels that are tried when nobody asks for others: the oldest that the programs are made for, and what Debian
+/// The kernels that are tried by default: the oldest that the programs are made for, and what Debian
 /// has brought since.
 pub const USUAL: &str = "5.10,6.1,6.12,newest";
 

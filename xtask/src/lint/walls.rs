@@ -120,7 +120,7 @@ fn circles(read: &Crate) -> Vec<String> {
     breaches
 }
 
-/// Files of a layer that need one above it, and layers that are not there: those nobody would be held to.
+/// Returns the files of a layer that need one above it, and layers without files, which would hold nothing.
 fn layers(read: &Crate) -> Vec<String> {
     let root = Path::new(REPLAY).with_file_name("");
     let needs = read.needs();

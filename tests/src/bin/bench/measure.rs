@@ -32,9 +32,9 @@ const RING_VIEWS: f64 = 2.0;
 pub struct Sample {
     /// Live answers per second.
     pub throughput: f64,
-    /// Latency of live requests, µs.
+    /// Median latency of live requests, µs.
     pub latency_p50: f64,
-    /// Likewise.
+    /// 99th percentile of that latency, µs.
     pub latency_p99: f64,
     /// Time per request that the processors of the whole machine were busy.
     pub machine: f64,
@@ -46,7 +46,7 @@ pub struct Sample {
     pub server: Option<f64>,
     /// The most memory that the source's process had beside the rings, in MiB.
     pub source_memory: Option<f64>,
-    /// Likewise on the target.
+    /// The most memory that the target's process had beside the rings, in MiB.
     pub target_memory: Option<f64>,
     /// The rings of both, in MiB.
     pub rings: Option<f64>,

@@ -36,7 +36,7 @@ impl Spread {
 pub struct Results {
     /// In the order of the table.
     pub workloads: Vec<Workload>,
-    /// Likewise.
+    /// Also in the order of the table.
     pub contenders: Vec<Contender>,
     /// What the eBPF programs cost.
     pub programs: Vec<ProgramCost>,

@@ -23,7 +23,7 @@ pub struct Workload {
 /// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// An open loop at so many requests per second, all connections together: equal work for every contender.
+    /// An open loop at that many requests per second, all connections together: equal work for every contender.
     Fixed(u32),
     /// A closed loop: as fast as answers come.
     Closed,
@@ -37,7 +37,7 @@ enum Shape {
     Get(&'static str),
     /// GETs of the small file, a connection for each.
     Connections,
-    /// Keep-alive POSTs of so many octets.
+    /// Keep-alive POSTs of that many octets.
     Post(usize),
 }
 
@@ -118,7 +118,7 @@ impl Workload {
         }
     }
 
-    /// Returns the load on `server` for so long.
+    /// Returns the load on `server` for `time`.
     pub fn load(&self, server: std::net::SocketAddr, time: Duration) -> Load {
         let (style, method) = match self.shape {
             Shape::Get(file) => (Style::KeepAlive, Method::Get(format!("/{file}"))),

@@ -9,7 +9,7 @@ use std::sync::{
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Takes the laboratory down on a signal, unless somebody [waits](Self::wait) for one.
+/// Takes the laboratory down on a signal, unless a thread [waits](Self::wait) for one.
 pub struct Interrupt {
     awaited: Arc<AtomicBool>,
     arrived: mpsc::Receiver<()>,

@@ -22,7 +22,7 @@ pub enum Witness {
         _server: RealServer,
         /// What arrives at the host.
         sniffer: Sniffer,
-        /// Of the service.
+        /// The port of the service.
         port: u16,
         /// What was found so far.
         arrivals: RefCell<Arrivals>,

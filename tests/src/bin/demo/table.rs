@@ -18,9 +18,9 @@ pub struct Row {
 
 /// What the mirroring cost.
 pub struct Costs {
-    /// CPU time per live request.
+    /// CPU time of `tcpcopy` per live request.
     pub tcpcopy: Duration,
-    /// Likewise.
+    /// CPU time of `intercept` per live request.
     pub intercept: Duration,
     /// Packets of the target that reached the client.
     pub leaked: usize,
