@@ -10,7 +10,9 @@
 //!
 //! `cargo xtask fuzz --help` says how to run them, `docs/testing.md` how to add one.
 
+#[cfg(feature = "programs")]
 pub mod arguments;
+#[cfg(feature = "programs")]
 pub mod control;
 pub mod engine;
 pub mod packet;
@@ -19,8 +21,14 @@ pub mod packet;
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: &[(&str, Target)] =
-    &[("packet", packet::run), ("engine", engine::run), ("control", control::run), ("arguments", arguments::run)];
+pub const TARGETS: &[(&str, Target)] = &[
+    ("packet", packet::run),
+    ("engine", engine::run),
+    #[cfg(feature = "programs")]
+    ("control", control::run),
+    #[cfg(feature = "programs")]
+    ("arguments", arguments::run),
+];
 
 /// The program of the target whose module is called `$name`.
 #[macro_export]

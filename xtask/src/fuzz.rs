@@ -51,7 +51,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let Some(name) = &arguments.target else { return seeds::run(&arguments.seeds, arguments.trace) };
-    let target = target::Build::new()?.target(name)?;
+    target::check_name(name)?;
+    let target = target::Build::new(Some(name))?.target(name)?;
     if !arguments.inputs.is_empty() {
         target.replay(&arguments.inputs, arguments.trace)
     } else if arguments.minimise {

@@ -28,6 +28,8 @@ const COVERAGE: &[&str] = &[
 ];
 /// What libFuzzer is told in every run. An input that takes longer is a livelock; none needs to be longer.
 const LIMITS: &[&str] = &["-timeout=20", "-rss_limit_mb=2048", "-max_len=4096", "-detect_leaks=0"];
+/// The targets that need the programs, not only the core: by the feature `programs` of the crate `fuzz`.
+const OF_THE_PROGRAMS: &[&str] = &["arguments", "control"];
 /// Maximum octets of a finding that is printed whole, for a machine that is gone when the log is read.
 const MOST_PRINTED: usize = 4096;
 
@@ -42,24 +44,39 @@ pub fn names() -> anyhow::Result<Vec<String>> {
     Ok(names)
 }
 
+/// Fails where there is no such target.
+pub fn check_name(name: &str) -> anyhow::Result<()> {
+    let names = names()?;
+    if !names.iter().any(|known| known == name) {
+        bail!("there is no fuzz target {name:?}, but: {}", names.join(", "));
+    }
+    Ok(())
+}
+
 /// The fuzzers, compiled.
 pub struct Build {
     programs: PathBuf,
 }
 
 impl Build {
-    /// Compiles all of them, in a directory of their own, as every crate in them is instrumented.
-    pub fn new() -> anyhow::Result<Self> {
+    /// Compiles all of them, or `only` that one, in a directory of their own, as every crate in them is instrumented.
+    pub fn new(only: Option<&str>) -> anyhow::Result<Self> {
         setup::toolchain()?;
         packages::install(packages::Purpose::Fuzz)?;
         let host = shell::host()?;
         let directory = shell::target_dir().join("fuzzing");
+        let which: &[&str] = match only {
+            None => &["--bins"],
+            Some(name) if OF_THE_PROGRAMS.contains(&name) => &["--bin", name],
+            Some(name) => &["--bin", name, "--no-default-features"],
+        };
         let flags = [&["--cfg=fuzzing", "-Zsanitizer=address"], COVERAGE].concat();
         shell::run(
             shell::nightly("cargo")
                 .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
                 // With a target the flags are not for build scripts and macros.
-                .args(["build", "--quiet", "--package", "fuzz", "--bins", "--profile", "fuzz", "--target", &host])
+                .args(["build", "--quiet", "--package", "fuzz", "--profile", "fuzz", "--target", &host])
+                .args(which)
                 .arg("--target-dir")
                 .arg(&directory),
         )?;
@@ -68,10 +85,6 @@ impl Build {
 
     /// Returns one of them.
     pub fn target(&self, name: &str) -> anyhow::Result<Target> {
-        let names = names()?;
-        if !names.iter().any(|known| known == name) {
-            bail!("there is no fuzz target {name:?}, but: {}", names.join(", "));
-        }
         let own = shell::target_dir().join("fuzzing").join("found").join(name);
         let target = Target {
             name: name.to_owned(),
@@ -198,7 +211,7 @@ pub type Outcome = (String, Result<String, String>);
 impl Campaign {
     /// Fuzzes, and tells of each target as it is done.
     pub fn run(&self, mut tell: impl FnMut(&Outcome)) -> anyhow::Result<()> {
-        let build = Build::new()?;
+        let build = Build::new(None)?;
         let names = names()?;
         let (sender, outcomes) = std::sync::mpsc::channel();
         let queue = std::sync::Mutex::new(names.iter());
