@@ -22,7 +22,7 @@ use anyhow::Context as _;
 
 pub use host::{Family, Host};
 pub use mirror::{Mirror, MirrorOptions};
-pub use program::{Program, Summary};
+pub use program::{Program, Summary, figure};
 pub use topology::{Lab, Options, Shape};
 pub use wait::{PATIENCE, eventually, monotonic_ns};
 

@@ -235,6 +235,15 @@ impl Drop for Program {
     }
 }
 
+/// Returns the figure `name` in the last table of figures in a text; zeros are not in it.
+pub fn figure(text: &str, name: &str) -> Option<u64> {
+    let cells = |line: &str| line.split(['│', '┆', '|']).map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let row = text.lines().rev().map(cells).find(|row| row.iter().any(|cell| cell == name))?;
+    let count = row.into_iter().skip_while(|cell| cell != name).nth(1)?;
+    // Between the digits are thin spaces.
+    count.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
 /// The JSON summary that `tcpcopy` or `intercept` has written.
 #[derive(Clone, Debug, Default)]
 pub struct Summary(pub serde_json::Value);
@@ -257,6 +266,15 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_table_of_figures_counts() {
+        let text = "│ seen ┆ 4 │\nready\n│ seen ┆ 1\u{202f}234 │\n│       ┆ seen late ┆ 5 │\n";
+        assert_eq!(
+            (figure(text, "seen"), figure(text, "seen late"), figure(text, "late")),
+            (Some(1234), Some(5), None)
+        );
+    }
 
     fn shell(script: &str) -> Program {
         Program::start("sh", Command::new("sh").args(["-c", script])).unwrap()

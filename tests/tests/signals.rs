@@ -1,15 +1,9 @@
 //! What signals do to the programs: none of them ends one on the spot, which would let answers through to real clients.
 
-use std::{
-    fs,
-    io,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
-};
+use std::{fs, io, os::unix::process::CommandExt as _, path::Path, process::Command};
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually,
+    Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually, figure,
     http::{Client, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -35,14 +29,6 @@ fn visitors(lab: &Lab, target: &Server) -> Vec<Client> {
 
 fn open_at_target(lab: &Lab) -> usize {
     lab.target.connections(TARGET_PORT).unwrap()
-}
-
-/// The count of that name in a table of figures, with the thin spaces between its digits.
-fn figure(table: &str, name: &str) -> Option<u64> {
-    let row = table.lines().rev().find(|line| line.split(['│', '┆', '|']).any(|cell| cell.trim() == name))?;
-    let cells = row.split(['│', '┆', '|']).map(str::trim).skip_while(|cell| *cell != name);
-    let digits: String = cells.skip(1).take(1).collect();
-    digits.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
 #[test]

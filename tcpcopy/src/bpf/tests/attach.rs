@@ -181,7 +181,7 @@ fn super_packets_are_captured_whole_on_veth() {
             if hook == Hook::Tc {
                 // Longer than any Ethernet frame. How much longer depends on the receiver's window: Linux sends no more
                 // at once than half of it.
-        assert!(longest > 16_384, "the longest record had only {longest} octets");
+                assert!(longest > 16_384, "the longest record had only {longest} octets");
             }
             writer.join().unwrap();
             assert!(client.wait().unwrap().success());
