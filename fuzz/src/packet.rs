@@ -45,6 +45,14 @@ impl Packet for Octets {
         1
     }
 
+    fn is_for_others(&self) -> bool {
+        false
+    }
+
+    fn is_verified(&self) -> bool {
+        false
+    }
+
     fn linear(&self) -> (usize, usize) {
         let start = self.octets.as_ptr() as usize;
         (start, start + self.linear)

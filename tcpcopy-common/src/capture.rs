@@ -7,27 +7,36 @@ use crate::{
     tcp_flags::TcpFlags,
 };
 
-/// A captured segment of a live client: this header, then [`payload_len`](Self::payload_len) octets of payload. The ring
-/// record is as long as the size bucket it was reserved in; what follows the payload is undefined.
+/// A captured segment of a live client, or a SYN-ACK of the live server: this header, then the TCP header with its options,
+/// then [`payload_len`](Self::payload_len) octets of payload. The ring record is as long as the size bucket it was reserved
+/// in; what follows the payload is undefined.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CaptureHeader {
     /// When the program saw it: ns of `CLOCK_MONOTONIC`, host order.
     pub time_ns: u64,
-    /// Live client and live server.
+    /// Live client and live server, whoever of both has sent it.
     pub flow: Flow,
     /// Sequence number, network order.
     pub seq: [u8; 4],
     /// Acknowledgement number, network order.
     pub ack: [u8; 4],
-    /// Octets of payload after this header, host order.
+    /// Octets of payload after both headers, host order.
     pub payload_len: u32,
     /// Which rule matched: [`Rule::id`].
     pub rule: u16,
     /// Control bits.
     pub flags: TcpFlags,
-    /// Zero.
-    pub _reserved: u8,
+    /// What else is known: bits of [`note`].
+    pub notes: u8,
+}
+
+/// What is known of a captured packet beside its octets.
+pub mod note {
+    /// The live server has sent it.
+    pub const ANSWER: u8 = 1;
+    /// Its checksum is known to be right, or is none: coalesced segments, of which each was right.
+    pub const VERIFIED: u8 = 2;
 }
 
 const _: () = assert!(size_of::<CaptureHeader>() == 64);
@@ -84,8 +93,8 @@ pub const WHOLE_SAMPLE: u64 = 1 << 32;
 
 /// Handshakes that can be remembered at a time, to tell the acknowledgement that ends each from all others: a power of two. One
 /// that takes another's place in a table of that many costs the other its measurement, no more; of a thousand that are under way
-/// at a time, 1.5 % meet.
-pub const HANDSHAKE_SLOTS: u32 = 1 << 16;
+/// at a time, 0.4 % meet.
+pub const HANDSHAKE_SLOTS: u32 = 1 << 18;
 
 /// The most workers one process can have.
 pub const MAX_WORKERS: u32 = 64;

@@ -37,12 +37,17 @@ counters! {
         Captured = counter(Section::Stages).named("captured_segments"),
         /// Payload octets of matched segments put into a ring, live retransmissions included.
         CapturedBytes = counter(Section::Stages).named("captured_bytes").bytes(),
+        /// SYN-ACKs of the live servers to matched clients.
+        Answers = counter(Section::Stages).named("syn_acks_seen"),
         /// Matched segments with neither payload nor SYN, FIN or RST: not copied.
         PureAck = counter(Section::Cost).named("pure_acks_skipped"),
         /// Packets of clients that are not wanted: not copied. (Pure ACKs are among them.)
         Filtered = counter(Section::NotSelected).named("filtered"),
         /// Packets of connections that are not in the sample: not copied. (Pure ACKs are among them.)
         NotSampled = counter(Section::NotSelected).named("not_sampled"),
+        /// Packets in frames for other hosts, which an interface in promiscuous mode overhears, or for groups: TCP drops them, and
+        /// they are not copied.
+        OtherHost = counter(Section::NotSelected).named("other_host"),
         /// Discarded: the worker's ring was full.
         RingFull = counter(Section::NotCopied).named("ring_full"),
         /// Payload octets lost with segments that found a ring full.

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod capture;
+pub mod checksum;
 pub mod counters;
 pub mod figures;
 pub mod flow;

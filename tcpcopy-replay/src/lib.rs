@@ -29,6 +29,7 @@ mod config;
 mod engine;
 mod identity;
 mod input;
+mod record;
 mod report;
 mod secret;
 pub mod segment;
@@ -44,9 +45,10 @@ pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     engine::Engine,
     identity::{AddressPool, Identity, Ports, Slot},
+    record::{BadRecord, Checksums, LiveRecord},
     report::{Report, SegmentReport, SessionReport, SynReport, UnknownKind},
-    segment::{BadRecord, LiveSegment, SynOptions, Transmit, TransmitOptions},
-    stats::{ByReason, Histogram, Ledger, Reason, Sessions, Stats, Unbalanced},
+    segment::{LiveAnswer, LiveOptions, LiveSegment, SynOptions, Transmit, TransmitOptions},
+    stats::{ByReason, Histogram, Ledger, Reason, Refused, Sessions, Stats, Unbalanced},
     tcp::RoundTrip,
     time::Nanos,
 };

@@ -1,14 +1,6 @@
 //! Segments at the engine's boundary: captured from a live client, and to be sent to a target.
 
-use std::mem::offset_of;
-
-use bytemuck::try_pod_read_unaligned;
-use tcpcopy_common::{
-    capture::{CaptureHeader, MAX_PAYLOAD},
-    flow::Flow,
-    mark::Mark,
-    tcp_flags::TcpFlags,
-};
+use tcpcopy_common::{flow::Flow, mark::Mark, tcp_flags::TcpFlags};
 
 use crate::time::Nanos;
 
@@ -27,47 +19,38 @@ pub struct LiveSegment<'a> {
     pub ack: u32,
     /// Control bits.
     pub flags: TcpFlags,
+    /// TCP options, as far as they matter.
+    pub options: LiveOptions,
+    /// Whether its checksum is right, as far as it can be told.
+    pub intact: bool,
     /// Payload: up to 64 KiB where the NIC or the stack coalesced segments.
     pub payload: &'a [u8],
 }
 
-/// The error of a ring record that contradicts itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("capture record of {len} octets does not hold the segment that it announces")]
-pub struct BadRecord {
-    len: usize,
+/// A SYN-ACK of the live server: what proves a live client's handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveAnswer {
+    /// When the kernel saw it.
+    pub time: Nanos,
+    /// Live client and live server, as in the client's segments.
+    pub flow: Flow,
+    /// Which `-x` entry matched.
+    pub rule: u16,
+    /// The live server's ISN.
+    pub seq: u32,
+    /// Acknowledgement number: what the live client sends next.
+    pub ack: u32,
+    /// TCP options, as far as they matter.
+    pub options: LiveOptions,
 }
 
-impl<'a> LiveSegment<'a> {
-    /// Returns the four-tuple of a ring record, if it has one.
-    #[must_use]
-    pub fn flow_of(record: &[u8]) -> Option<Flow> {
-        let flow = record.get(offset_of!(CaptureHeader, flow)..)?;
-        try_pod_read_unaligned(flow.get(..size_of::<Flow>())?).ok()
-    }
-
-    /// Reads a ring record: a [`CaptureHeader`], then the payload.
-    ///
-    /// # Errors
-    /// [`BadRecord`] when the record is too short for the length in its header.
-    pub fn parse(record: &'a [u8]) -> Result<Self, BadRecord> {
-        let bad = BadRecord { len: record.len() };
-        let (header, rest) = record.split_at_checked(size_of::<CaptureHeader>()).ok_or(bad)?;
-        let header: CaptureHeader = try_pod_read_unaligned(header).map_err(|_| bad)?;
-        let payload_len = header.payload_len as usize;
-        if payload_len > MAX_PAYLOAD {
-            return Err(bad);
-        }
-        Ok(Self {
-            time: Nanos(header.time_ns),
-            flow: header.flow,
-            rule: header.rule,
-            seq: u32::from_be_bytes(header.seq),
-            ack: u32::from_be_bytes(header.ack),
-            flags: header.flags,
-            payload: rest.get(..payload_len).ok_or(bad)?,
-        })
-    }
+/// The TCP options of a live host that decide on what the other accepts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveOptions {
+    /// Window scale shift count (RFC 7323, section 2), only in a SYN.
+    pub window_scale: Option<u8>,
+    /// TSval and TSecr (RFC 7323, section 3).
+    pub timestamps: Option<(u32, u32)>,
 }
 
 /// A segment for the target, complete but for headers below TCP, checksums and re-segmentation.
@@ -112,34 +95,4 @@ pub struct SynOptions {
     pub window_scale: Option<u8>,
     /// Proof of ownership for the target.
     pub mark: Mark,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(payload_len: u32) -> Vec<u8> {
-        let mut header: CaptureHeader = bytemuck::Zeroable::zeroed();
-        header.seq = 7u32.to_be_bytes();
-        header.payload_len = payload_len;
-        let mut record = bytemuck::bytes_of(&header).to_vec();
-        record.extend_from_slice(&[1; 64]);
-        record
-    }
-
-    #[test]
-    fn a_record_yields_its_payload_without_the_bucket_s_rest() {
-        let record = record(20);
-        let segment = LiveSegment::parse(&record).unwrap();
-        assert_eq!((segment.seq, segment.payload.len()), (7, 20));
-    }
-
-    #[test]
-    fn a_record_shorter_than_it_says_is_refused() {
-        assert!(LiveSegment::parse(&record(64)).is_ok());
-        for payload in [65, u32::MAX] {
-            assert!(LiveSegment::parse(&record(payload)).is_err());
-        }
-        assert!(LiveSegment::parse(&[0; 63]).is_err());
-    }
 }

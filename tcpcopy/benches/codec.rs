@@ -12,7 +12,7 @@ use tcpcopy::control::{
     connect, frame::MAX_FRAME,
 };
 use tcpcopy_common::{capture::CaptureHeader, mark::MarkKey, response::ResponseHeader};
-use tcpcopy_replay::LiveSegment;
+use tcpcopy_replay::{Checksums, LiveRecord};
 use tokio::sync::mpsc;
 
 /// Records of a batch: what `intercept` sends at once when it is not busy, and when it is.
@@ -25,10 +25,15 @@ fn parser(criterion: &mut Criterion) {
     for payload in [0usize, 100, 1_448, 65_000] {
         let header = CaptureHeader { payload_len: payload as u32, ..bytemuck::Zeroable::zeroed() };
         let mut record = bytemuck::bytes_of(&header).to_vec();
+        // A TCP header without options.
+        record.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, 0, 0, 0, 0, 0, 0, 0]);
         record.resize(record.len() + payload, 7);
         group.bench_function(BenchmarkId::new("record", payload), |bencher| {
             bencher.iter(|| {
-                let segment = LiveSegment::parse(black_box(&record)).expect("a record that is whole");
+                let Ok(LiveRecord::Segment(segment)) = LiveRecord::parse(black_box(&record), Checksums::Complete)
+                else {
+                    panic!("a record that is whole is refused")
+                };
                 assert_eq!(black_box(segment).payload.len(), payload);
             });
         });

@@ -12,7 +12,7 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use tcpcopy::bpf::{Capture, CaptureRule, CaptureSetup, Hook, RingReader};
-use tcpcopy_replay::LiveSegment;
+use tcpcopy_replay::{Checksums, LiveRecord};
 
 /// Segments between two readings, as if the worker had been busy meanwhile.
 const BATCHES: [usize; 2] = [1, 256];
@@ -37,6 +37,7 @@ impl Traffic {
             clients: None,
             sampling: None,
             handshakes: false,
+            promiscuous: false,
             workers: 1,
             ring_bytes: 16 << 20,
             interfaces: &["lo".to_owned()],
@@ -65,8 +66,10 @@ impl Traffic {
         let mut segments = 0;
         let began = Instant::now();
         self.ring.drain(usize::MAX, |record| {
-            let segment = LiveSegment::parse(record).expect("a record that is whole");
-            segments += u64::from(!black_box(segment).payload.is_empty());
+            match LiveRecord::parse(record, Checksums::Partial).expect("a record that is whole") {
+                LiveRecord::Segment(segment) => segments += u64::from(!black_box(segment).payload.is_empty()),
+                LiveRecord::Answer(_) => {}
+            }
         });
         (segments, began.elapsed())
     }

@@ -48,8 +48,12 @@ pub struct Packet {
     pub destination_port: u16,
     /// TCP's sequence number.
     pub seq: u32,
+    /// TCP's acknowledgement number.
+    pub ack: u32,
     /// TCP's control bits.
     pub flags: u8,
+    /// TCP's options.
+    pub options: Vec<u8>,
     /// TCP's payload, as much as was captured; of other protocols everything after the IP header.
     pub payload: Vec<u8>,
 }
@@ -293,7 +297,9 @@ fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
         source_port: 0,
         destination_port: 0,
         seq: 0,
+        ack: 0,
         flags: 0,
+        options: Vec::new(),
         payload: rest.to_vec(),
     };
     match protocol {
@@ -302,8 +308,11 @@ fn parse(octets: &[u8], time_ns: u64) -> Option<Packet> {
             packet.source_port = u16::from_be_bytes([header[0], header[1]]);
             packet.destination_port = u16::from_be_bytes([header[2], header[3]]);
             packet.seq = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            packet.ack = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
             packet.flags = header[13];
-            packet.payload = rest.get(usize::from(header[12] >> 4) * 4..)?.to_vec();
+            let end = usize::from(header[12] >> 4) * 4;
+            packet.options = rest.get(20..end)?.to_vec();
+            packet.payload = rest.get(end..)?.to_vec();
         }
         // Neighbour discovery, RFC 4861: types 133 to 137.
         ICMPV6 if (133..=137).contains(rest.first()?) => return None,

@@ -7,6 +7,7 @@
 pub mod bad_path;
 pub mod capture;
 pub mod chance;
+pub mod forge;
 pub mod host;
 pub mod http;
 pub mod mirror;

@@ -87,7 +87,9 @@ mod tests {
             source_port: 1,
             destination_port: 80,
             seq,
+            ack: 0,
             flags,
+            options: Vec::new(),
             payload: payload.to_vec(),
         }
     }

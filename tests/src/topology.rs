@@ -26,10 +26,16 @@
 //!                    source ──┼── switch
 //!                    target ──┤
 //!                   target2 ──┘
+//!
+//! Stranger           client ──┐
+//!                    source ──┼── switch
+//!                    target ──┤
+//!                  stranger ──┘                        source and target reach 198.18.0.0/15 and fd66::/16 by it
 //! ```
 //!
-//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, router 254.
-//! The network behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and fd79::/64.
+//! Addresses on the switch: 10.77.0.0/24 and fd77::/64, client 1, source 2, target 3, source2 4, target2 5, stranger 6,
+//! router 254. The network behind the router: 10.78.0.0/24 and fd78::/64. The target's second link: 10.79.0.0/24 and
+//! fd79::/64.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -57,6 +63,8 @@ pub enum Shape {
     TwoSources,
     /// Two hosts under test.
     TwoTargets,
+    /// A host that has no part in anything, and the route to networks that nobody has.
+    Stranger,
 }
 
 /// How to build a laboratory.
@@ -79,7 +87,7 @@ pub struct Lab {
     pub source: Host,
     /// The host under test.
     pub target: Host,
-    /// Hosts that only some shapes have: `router`, `client2`, `source2`, `target2`.
+    /// Hosts that only some shapes have: `router`, `client2`, `source2`, `target2`, `stranger`.
     pub others: Vec<Host>,
     pub(crate) switch: Arc<Namespace>,
 }
@@ -105,7 +113,7 @@ impl Lab {
         network.plug(&target)?;
         let mut others = Vec::new();
         let client = match options.shape {
-            Shape::Bridge | Shape::TwoSources | Shape::TwoTargets => {
+            Shape::Bridge | Shape::TwoSources | Shape::TwoTargets | Shape::Stranger => {
                 let client = network.host("client", "eth0", 77, 1)?;
                 network.plug(&client)?;
                 network.acquaint(&[&client, &source, &target])?;
@@ -159,6 +167,18 @@ impl Lab {
             network.plug(&target2)?;
             network.acquaint(&[&client, &source, &target2])?;
             others.push(target2);
+        }
+        if options.shape == Shape::Stranger {
+            let stranger = network.host("stranger", "eth0", 77, 6)?;
+            network.plug(&stranger)?;
+            network.acquaint(&[&client, &source, &target, &stranger])?;
+            for host in [&source, &target] {
+                host.ip(&[
+                    format!("route add 198.18.0.0/15 via {}", stranger.v4),
+                    format!("route add fd66::/16 via {}", stranger.v6),
+                ])?;
+            }
+            others.push(stranger);
         }
         for host in [&client].into_iter().chain(others.iter().filter(|h| h.role == "client2")) {
             // One connection per request must not run out of ports during a test.
@@ -328,9 +348,9 @@ fn v6(network: u8, number: u8) -> Ipv6Addr {
 }
 
 /// Returns a locally administered address that tells host and interface.
-fn mac(host: &Host, interface: &str) -> String {
-    let role =
-        ["client", "source", "target", "router", "client2", "source2", "target2"].iter().position(|r| *r == host.role);
+pub(crate) fn mac(host: &Host, interface: &str) -> String {
+    let roles = ["client", "source", "target", "router", "client2", "source2", "target2", "stranger"];
+    let role = roles.iter().position(|r| *r == host.role);
     let interface = interface.bytes().find(u8::is_ascii_digit).map_or(0, |digit| digit - b'0');
     format!("02:7c:00:00:{:02x}:{:02x}", role.unwrap_or(0xff), interface)
 }

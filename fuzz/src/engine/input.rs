@@ -38,6 +38,8 @@ pub(super) struct Settings {
     pub shutdown: bool,
     /// Whether the targets use timestamps.
     pub timestamps: bool,
+    /// Whether the live server's SYN-ACKs are captured.
+    pub answers: bool,
     pub reflex: Reflex,
 }
 
@@ -106,6 +108,7 @@ impl Settings {
             seed: seed.into(),
             shutdown: and(3),
             timestamps: !and(4),
+            answers: !is(6),
             reflex: match more >> 5 {
                 0..=2 => Reflex::None,
                 3 => Reflex::Serve,

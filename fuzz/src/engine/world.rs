@@ -8,7 +8,7 @@ use tcpcopy_common::{
     response::ResponseHeader,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::{Credentials, Engine, LiveSegment, Nanos, Report, TargetId, Transmit};
+use tcpcopy_replay::{Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Nanos, Report, TargetId, Transmit};
 
 use super::{
     input::{Reflex, Settings, Step, TARGETS},
@@ -203,10 +203,16 @@ impl<'a> World<'a> {
                 client.seq = client.isn.wrapping_add(1).wrapping_add(length.into());
                 let isn = client.isn;
                 self.capture(who, isn, SYN, length.into());
+                if self.settings.answers {
+                    self.answer(who);
+                }
             }
             Step::SynAgain { who } => {
                 let isn = self.client(who).isn;
                 self.capture(who, isn, SYN, 0);
+                if self.settings.answers {
+                    self.answer(who);
+                }
             }
             Step::Fin { who, length, read } => {
                 let client = self.client(who);
@@ -255,6 +261,22 @@ impl<'a> World<'a> {
         self.hand_over(&client, seq, flags, length);
     }
 
+    /// The live server answers the client's last SYN, and takes what that carried.
+    fn answer(&mut self, who: u8) {
+        let Client { flow, rule, seq, ack, .. } = *self.client(who);
+        let answer = LiveAnswer {
+            time: self.now,
+            flow,
+            rule,
+            seq: ack.wrapping_sub(1),
+            ack: seq,
+            options: LiveOptions { window_scale: Some(7), ..LiveOptions::default() },
+        };
+        for copy in &mut self.copies {
+            copy.engine.handle_answer(self.now, &answer);
+        }
+    }
+
     fn hand_over(&mut self, client: &Client, seq: u32, flags: TcpFlags, length: u32) {
         let first = seq.wrapping_add(u32::from(flags.contains(SYN)));
         let payload: Vec<u8> = (0..length).map(|n| octet(client.id, first.wrapping_add(n))).collect();
@@ -265,6 +287,8 @@ impl<'a> World<'a> {
             seq,
             ack: client.ack,
             flags,
+            options: LiveOptions::default(),
+            intact: true,
             payload: &payload,
         };
         self.handed.octets += u64::from(length);
@@ -360,7 +384,8 @@ impl<'a> World<'a> {
         let config = &self.settings.config;
         assert!(stats.bytes.pending <= config.max_memory as u64, "{} octets held", stats.bytes.pending);
         assert!(stats.sessions.active <= config.max_sessions as u64 + stats.port_reuses);
-        assert_eq!(stats.bytes.captured + stats.duplicate_bytes, self.handed.octets, "octets handed in: {stats:?}");
+        let elsewhere = stats.duplicate_bytes + stats.refused.refused_bytes + stats.half_open_bytes;
+        assert_eq!(stats.bytes.captured + elsewhere, self.handed.octets, "octets handed in: {stats:?}");
         assert!(stats.syns.captured <= self.handed.syns && stats.fins.captured <= self.handed.fins);
     }
 }

@@ -10,7 +10,7 @@ use tcpcopy_ebpf::{
     packet::Packet as _,
     parse::{self, Ip, Link, TcpHeader, protocol},
 };
-use tcpcopy_replay::LiveSegment;
+use tcpcopy_replay::{Checksums, LiveRecord};
 
 use super::Octets;
 
@@ -137,7 +137,7 @@ fn compare(data: &[u8], ip: &Ip, ours: &Segment, theirs: &Reference<'_>) {
 
 /// What the capture program would put into a ring is what the worker takes out of it.
 fn through_the_ring(data: &[u8], segment: &Segment) {
-    let Segment { flow, tcp, payload, .. } = segment;
+    let Segment { flow, tcp, options, payload } = segment;
     if payload.1 > MAX_PAYLOAD {
         return;
     }
@@ -149,15 +149,18 @@ fn through_the_ring(data: &[u8], segment: &Segment) {
         flags: tcp.flags,
         payload_len: payload.1 as u32,
         rule: 3,
-        _reserved: 0,
+        notes: 0,
     };
+    let headers = &data[options.0 - size_of::<TcpHeader>()..options.0 + options.1];
     let payload = &data[payload.0..][..payload.1];
-    let mut record = [bytemuck::bytes_of(&header), payload].concat();
+    let mut record = [bytemuck::bytes_of(&header), headers, payload].concat();
     let length = record.len();
     record.resize(length.next_power_of_two(), 0xaa);
-    let read = LiveSegment::parse(&record).expect("a record that the capture program would make");
+    let Ok(LiveRecord::Segment(read)) = LiveRecord::parse(&record, Checksums::Complete) else {
+        panic!("a record that the capture program would make is refused")
+    };
     assert_eq!((read.flow, read.rule, read.time.0), (*flow, 3, 5));
     assert_eq!((read.seq.to_be_bytes(), read.ack.to_be_bytes()), (tcp.seq, tcp.ack));
     assert_eq!((read.flags, read.payload), (tcp.flags, payload));
-    assert!(LiveSegment::parse(&record[..length - 1]).is_err(), "a record without its last octet");
+    assert!(LiveRecord::parse(&record[..length - 1], Checksums::Complete).is_err(), "a record without its last octet");
 }

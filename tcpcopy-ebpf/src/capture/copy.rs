@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use tcpcopy_common::{
-    capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey, criterion},
+    capture::{CaptureHeader, MAX_PAYLOAD, Rule, RuleKey, criterion, note},
     counters::CaptureCounter,
     flow::Flow,
     tcp_flags::{FIN, RST, SYN, TcpFlags},
@@ -16,7 +16,7 @@ use tcpcopy_ebpf::{
 use crate::{counters::Count as _, log, maps, records};
 
 /// Why a packet was not copied.
-enum NotCopied {
+pub(super) enum NotCopied {
     /// No rule names its flow, or it is not TCP.
     Unmatched,
     /// The reason, and the counter of it.
@@ -73,18 +73,29 @@ fn copy(packet: &impl Packet, link: Link) -> Result<u32, NotCopied> {
         return Err(NotCopied::Unmatched);
     }
     let ports: Ports = packet.read(ip.payload())?;
-    let rule = *maps::port_rule(u16::from_be_bytes(ports.destination)).ok_or(NotCopied::Unmatched)?;
-    if rule.action == Rule::IGNORE {
-        return Err(NotCopied::Unmatched);
-    }
+    let rule = port_rule(ports.destination)?;
     let addresses = ip.addresses(packet)?;
     let flow = Flow::tcp((addresses.source, ports.source), (addresses.destination, ports.destination));
-    let rule = refine(rule, &flow);
+    let rule = matching(rule, &flow)?;
+    copy_matched(packet, &ip, flow, rule)
+}
+
+/// Returns the rule of a service's port.
+#[inline(always)]
+pub(super) fn port_rule(port: [u8; 2]) -> Result<Rule, NotCopied> {
+    let rule = *maps::port_rule(u16::from_be_bytes(port)).ok_or(NotCopied::Unmatched)?;
+    if rule.action == Rule::IGNORE { Err(NotCopied::Unmatched) } else { Ok(rule) }
+}
+
+/// Returns the id of the rule by which a flow is copied, when `rule` is that of the service's port.
+#[inline(always)]
+pub(super) fn matching(rule: Rule, flow: &Flow) -> Result<u16, NotCopied> {
+    let rule = refine(rule, flow);
     if rule.action & Rule::CAPTURE == 0 {
         return Err(NotCopied::Unmatched);
     }
-    select(&flow)?;
-    copy_matched(packet, &ip, flow, rule.id)
+    select(flow)?;
+    Ok(rule.id)
 }
 
 /// Chooses among the connections that the rules match: each whole, or not at all.
@@ -134,6 +145,10 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     if contradiction {
         return discard(CaptureCounter::Malformed);
     }
+    if packet.is_for_others() && !maps::promiscuous() {
+        // The stack drops it; what an interface in promiscuous mode overhears is not the service's.
+        return discard(CaptureCounter::OtherHost);
+    }
     let payload_len = ip.payload_len - header_len;
     if payload_len == 0 && !tcp.flags.intersects(SYN | FIN | RST) && !ends_handshake(&flow, &tcp) {
         return discard(CaptureCounter::PureAck);
@@ -153,10 +168,10 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
         payload_len,
         rule,
         flags: tcp.flags,
-        _reserved: 0,
+        notes: if packet.is_verified() { note::VERIFIED } else { 0 },
     };
     let worker = flow.worker(maps::workers());
-    if let Err(reason) = records::put(packet, worker, &header, ip.payload() + header_len, payload_len) {
+    if let Err(reason) = records::put(packet, worker, &header, ip.payload(), ip.payload_len) {
         return lose(reason, payload_len);
     }
     if maps::handshakes_wanted() && tcp.flags.contains(SYN) {

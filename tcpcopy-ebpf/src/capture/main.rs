@@ -1,5 +1,5 @@
 //! The eBPF programs of the production host: they copy the segments of matching live clients into the rings of the workers, and
-//! let every packet go on, whatever happens.
+//! the headers of the SYN-ACKs that those get, and let every packet go on, whatever happens.
 //!
 //! A program here only turns a result into a verdict. [`maps`] holds what outlives a packet; what is known of packets is in the
 //! library of this crate.
@@ -7,6 +7,7 @@
 #![no_main]
 #![expect(missing_docs, reason = "the attribute macros do not hand on the documentation of the programs")]
 
+mod answer;
 mod copy;
 #[path = "../counters.rs"]
 mod counters;
@@ -49,5 +50,19 @@ pub fn capture_tc(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn capture_tc_l3(ctx: TcContext) -> i32 {
     copy::capture(&ctx, Link::Bare);
+    TCX_NEXT
+}
+
+/// On what leaves by interfaces with an Ethernet header.
+#[classifier]
+pub fn answer_tc(ctx: TcContext) -> i32 {
+    answer::tell(&ctx, Link::Ethernet);
+    TCX_NEXT
+}
+
+/// On what leaves by interfaces without a link header.
+#[classifier]
+pub fn answer_tc_l3(ctx: TcContext) -> i32 {
+    answer::tell(&ctx, Link::Bare);
     TCX_NEXT
 }

@@ -39,6 +39,10 @@ static SAMPLE_SEED: Global<u32> = Global::new(0);
 #[btf_map]
 static SAMPLE_THRESHOLD: Array<u64, 1> = Array::new();
 
+/// Whether frames for other hosts are copied too. A constant to the verifier.
+#[unsafe(no_mangle)]
+static CAPTURE_PROMISCUOUS: Global<u32> = Global::new(0);
+
 /// Whether the acknowledgements that end handshakes are copied. A constant to the verifier.
 #[unsafe(no_mangle)]
 static CAPTURE_HANDSHAKES: Global<u32> = Global::new(0);
@@ -96,6 +100,12 @@ pub fn sampled(flow: &Flow) -> bool {
         unsafe { (&raw const *threshold).read_volatile() }
     });
     (flow.draw(SAMPLE_SEED.load()) as u64) < threshold
+}
+
+/// Whether frames for other hosts are copied too.
+#[inline(always)]
+pub fn promiscuous() -> bool {
+    CAPTURE_PROMISCUOUS.load() != 0
 }
 
 /// Whether the acknowledgements that end handshakes are copied.

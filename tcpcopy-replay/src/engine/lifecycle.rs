@@ -21,7 +21,7 @@ use crate::{
 
 /// A gap that opens within this time of a full ring is taken for one that it has left: the worker sees that the ring is
 /// full before it sees the records around what was lost, or just after.
-const RING_GAP_WINDOW: Duration = Duration::from_secs(1);
+pub(super) const RING_GAP_WINDOW: Duration = Duration::from_secs(1);
 /// How long such a gap may stay open: only packets that have overtaken each other fill it.
 const RING_GAP_TIMEOUT: Duration = Duration::from_millis(20);
 

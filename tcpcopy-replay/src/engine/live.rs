@@ -2,20 +2,21 @@
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 
+use super::{handshake::Verdict, lifecycle::RING_GAP_WINDOW};
 use crate::{
     engine::{Connection, Engine, Flag, FourTuple, Handshake, Replay},
     input::{
         buffer::Pool,
-        offset::LiveOffset,
         stream::{Close, Facts, Stream},
     },
     segment::LiveSegment,
-    stats::{Reason, Stats},
+    stats::{Reason, Refusal, Stats},
     store::id::Id,
     tcp::{
+        acceptance::{Acceptance, Arrival},
         distance::Distance,
         seq::{LiveAck, LiveSeq},
-        session::{Final, Origin, Outcome},
+        session::{Final, Outcome},
     },
     time::Nanos,
 };
@@ -24,54 +25,35 @@ impl Engine {
     /// Handles a segment captured from a live client.
     pub fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
         self.stats.live_segments += 1;
-        match (segment.flags & (SYN | ACK | FIN | RST), self.id_of_live(&segment.flow)) {
-            (SYN, known) => self.handle_live_syn(now, segment, known),
-            (flags, _) if flags.contains(SYN) => self.refuse(segment, Reason::Nonsense),
-            (_, Some(id)) => self.handle_known(now, id, segment, LiveSeq::new(segment.seq)),
-            (_, None) => self.handle_unknown(now, segment),
-        }
+        self.judge_live(now, segment);
     }
 
-    fn handle_live_syn(&mut self, now: Nanos, segment: &LiveSegment<'_>, known: Option<Id>) {
-        let isn = LiveSeq::new(segment.seq);
-        if known
-            .and_then(|id| self.connections.get(id))
-            .is_some_and(|c| c.handshake.is_some_and(|handshake| handshake.isn == isn))
-        {
-            self.stats.duplicate_bytes += segment.payload.len() as u64;
-            if let Some(connection) = known.and_then(|id| self.connections.get_mut(id))
-                && connection.is_in_handshake()
-            {
-                // A duration measured from here is never too long (Karn's rule asks for no more).
-                connection.last_activity = segment.time;
-            }
+    /// Handles a segment that may have waited since it was captured.
+    pub(super) fn judge_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
+        let octets = segment.payload.len() as u64;
+        if !segment.intact {
+            return self.stats.refused.add(Refusal::Checksum, octets);
+        }
+        let known = self.id_of_live(&segment.flow);
+        let flags = segment.flags & (SYN | ACK | FIN | RST);
+        if flags == SYN {
+            return self.handle_live_syn(now, segment, known);
+        }
+        if flags.contains(SYN) {
+            return self.stats.refused.add(Refusal::Syn, octets);
+        }
+        if let Verdict::Handled = self.handle_handshake(now, segment, known) {
             return;
         }
-        if let Some(id) = known {
-            self.stats.port_reuses += 1;
-            self.supersede(now, id);
-        }
-        if self.connections.len() >= self.config.max_sessions {
-            return self.refuse(segment, Reason::SessionLimit);
-        }
-        if let Err(reason) = self.destination(&segment.flow, segment.rule) {
-            return self.refuse(segment, reason);
-        }
-        self.stats.syns.capture(1);
-        let id = self.insert(now, segment, Some(isn));
-        if let Err(reason) = self.open_session(now, id, Origin { offset: LiveOffset::START, mark: 0, read: None }) {
-            self.forget(id, reason);
-            self.stats.bytes.refuse(reason, segment.payload.len() as u64);
-            return;
-        }
-        if !segment.payload.is_empty() {
-            self.handle_known(now, id, segment, isn.plus(1));
+        match known {
+            Some(id) => self.handle_known(now, id, segment),
+            None => self.handle_unknown(now, segment),
         }
     }
 
     /// Ends a connection whose live client uses its port for a new one: it is over, whether its end was captured or
     /// not. What is still to be replayed of it is replayed; the new one gets another client port as long as that takes.
-    fn supersede(&mut self, now: Nanos, id: Id) {
+    pub(super) fn supersede(&mut self, now: Nanos, id: Id) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         self.by_live.remove(&connection.live.flow(), id);
         match connection.replay {
@@ -104,10 +86,10 @@ impl Engine {
             return self.refuse(segment, reason);
         }
         let id = self.insert(now, segment, None);
-        self.handle_known(now, id, segment, LiveSeq::new(segment.seq));
+        self.handle_known(now, id, segment);
     }
 
-    fn insert(&mut self, now: Nanos, segment: &LiveSegment<'_>, isn: Option<LiveSeq>) -> Id {
+    pub(super) fn insert(&mut self, now: Nanos, segment: &LiveSegment<'_>, isn: Option<LiveSeq>) -> Id {
         let id = self.connections.insert(Connection {
             live: FourTuple::new(&segment.flow),
             rule: segment.rule,
@@ -117,6 +99,7 @@ impl Engine {
             last_activity: if isn.is_some() { segment.time } else { now },
             syn: if isn.is_some() { Flag::Pending } else { Flag::Settled },
             fin: Flag::Settled,
+            acceptance: Acceptance::joined(),
             replay: Replay::Parked(Reason::BeforeJoin, None),
         });
         self.by_live.insert(&segment.flow, id);
@@ -124,14 +107,32 @@ impl Engine {
     }
 
     /// Counts a segment that belongs to no connection, and is not replayed.
-    fn refuse(&mut self, segment: &LiveSegment<'_>, reason: Reason) {
+    pub(super) fn refuse(&mut self, segment: &LiveSegment<'_>, reason: Reason) {
         self.stats.bytes.refuse(reason, segment.payload.len() as u64);
         self.stats.syns.refuse(reason, u64::from(segment.flags & (SYN | ACK) == SYN));
         self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
     }
 
-    /// Handles a segment of a known connection, whose first octet of payload has the sequence number `seq`.
-    fn handle_known(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
+    /// Handles a segment of a known connection, if the live server accepts it.
+    pub(super) fn handle_known(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let last = connection.last_activity;
+        let arrival = Arrival {
+            seq: LiveSeq::new(segment.seq),
+            ack: segment.flags.contains(ACK).then_some(LiveAck::new(segment.ack)),
+            reset: segment.flags.contains(RST),
+            options: &segment.options,
+            after: now.max(segment.time).since(last),
+            after_loss: self.ring_full.is_some_and(|full| full.after(RING_GAP_WINDOW) >= last),
+        };
+        match connection.acceptance.accept(connection.stream.position(), &arrival) {
+            Ok(()) => self.take(now, id, segment, arrival.seq),
+            Err(refusal) => self.stats.refused.add(refusal, segment.payload.len() as u64),
+        }
+    }
+
+    /// Takes what a segment of a known connection says; its first octet of payload has the sequence number `seq`.
+    pub(super) fn take(&mut self, now: Nanos, id: Id, segment: &LiveSegment<'_>, seq: LiveSeq) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         let mut ends_handshake = false;
         if !segment.flags.contains(SYN) {
@@ -151,9 +152,6 @@ impl Engine {
             return self.handle_stream_change(now, id);
         }
         if segment.payload.is_empty() && !segment.flags.intersects(SYN | FIN) {
-            if let (Replay::Active(session), Some(ack)) = (&mut connection.replay, ack) {
-                session.learn_live_iss(ack);
-            }
             if ends_handshake {
                 self.enqueue(id);
             }
@@ -213,6 +211,11 @@ impl Connection {
     ) -> Result<(), Reason> {
         let payload = segment.payload;
         let fin = segment.flags.contains(FIN);
+        if self.stream.withdraw_fin(seq, payload.len()) {
+            self.fin = Flag::Settled;
+            stats.fins.withdraw(1);
+            stats.refused.add(Refusal::Fin, 0);
+        }
         if !payload.is_empty() {
             let facts = Facts { time: segment.time, ack, push: segment.flags.contains(PSH) };
             let inserted = self.stream.insert(pool, limit, seq, payload, facts).inspect_err(|&reason| {
@@ -231,7 +234,7 @@ impl Connection {
                     stats.fins.capture(1);
                 }
                 Close::Repeated => {}
-                Close::Contradictory => stats.fins.refuse(Reason::Nonsense, 1),
+                Close::Contradictory => stats.refused.add(Refusal::Fin, 0),
             }
         }
         Ok(())

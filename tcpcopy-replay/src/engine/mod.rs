@@ -3,11 +3,14 @@
 //! | | |
 //! |---|---|
 //! | [`live`] | handles segments captured from live clients |
+//! | [`handshake`], [`half_open`] | handshakes of live clients, until the live server has accepted them |
 //! | [`response`] | handles responses reported by targets |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
 //! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
 //! | [`lookup`] | from a four-tuple to a connection |
 
+mod half_open;
+mod handshake;
 mod lifecycle;
 mod live;
 mod lookup;
@@ -24,7 +27,11 @@ use tcpcopy_common::{
     tcp_flags::{RST, SYN},
 };
 
-use self::orphan_table::Orphans;
+use self::{
+    half_open::HalfOpens,
+    handshake::{Visibility, Withheld},
+    orphan_table::Orphans,
+};
 use crate::{
     config::{Config, Credentials, TargetId},
     input::{buffer::Pool, stream::Stream},
@@ -39,6 +46,7 @@ use crate::{
     },
     tcp::{
         RoundTrip,
+        acceptance::Acceptance,
         distance::Distance,
         isn::Opening,
         seq::LiveSeq,
@@ -86,6 +94,13 @@ pub struct Engine {
     due: Vec<Entry>,
     /// The last time that the ring was full.
     ring_full: Option<Nanos>,
+    half_open: HalfOpens,
+    /// Indexed by rule.
+    visibility: Box<[Visibility]>,
+    withheld: Vec<Withheld>,
+    withheld_until: Option<Nanos>,
+    /// Rules without SYN-ACKs, which nobody has asked about yet.
+    unseen_rules: Vec<u16>,
 }
 
 /// A live client's connection.
@@ -100,6 +115,7 @@ struct Connection {
     last_activity: Nanos,
     syn: Flag,
     fin: Flag,
+    acceptance: Acceptance,
     replay: Replay,
 }
 
@@ -157,6 +173,11 @@ impl Connection {
         self.handshake.map_or_else(|| Some(Distance::of_joined(wanted)), |handshake| handshake.distance)
     }
 
+    /// Whether it began with this sequence number.
+    fn has_isn(&self, isn: LiveSeq) -> bool {
+        self.handshake.is_some_and(|handshake| handshake.isn == isn)
+    }
+
     /// Whether the segment that ends the client's handshake is still to come.
     fn is_in_handshake(&self) -> bool {
         self.handshake.is_some_and(|handshake| handshake.distance.is_none())
@@ -178,6 +199,7 @@ impl Engine {
     /// outside; the same seed and the same inputs give the same outputs.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
+        let half_open = HalfOpens::new(seed ^ 2, config.max_memory);
         Self {
             secret: Secret::new(seed),
             connections: Slab::new(),
@@ -189,10 +211,15 @@ impl Engine {
             channels: Vec::new(),
             orphans: Vec::new(),
             profiles: vec![ServerProfile::default(); config.rules.len()].into(),
-            pool: Pool::new(config.max_memory),
+            pool: Pool::new(config.max_memory.saturating_sub(half_open.budget())),
             stats: Stats::default(),
             due: Vec::new(),
             ring_full: None,
+            half_open,
+            visibility: vec![Visibility::default(); config.rules.len()].into(),
+            withheld: Vec::new(),
+            withheld_until: None,
+            unseen_rules: Vec::new(),
             config,
         }
     }
@@ -271,10 +298,12 @@ impl Engine {
         due.shrink_to(MAX_KEPT_DUE);
         self.due = due;
         self.expire_orphans(now);
+        self.expire_handshakes(now);
     }
 
     /// Resets every open replayed connection, and counts it as aborted by the shutdown.
     pub fn handle_shutdown(&mut self, _now: Nanos) {
+        self.end_handshakes();
         for id in self.connections.ids() {
             self.abandon(id, Reason::Shutdown, Final::Reset);
             self.forget(id, Reason::Shutdown);
@@ -284,7 +313,7 @@ impl Engine {
     /// Returns when to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Nanos> {
-        [self.timers.next(), self.orphans_deadline()].into_iter().flatten().min()
+        [self.timers.next(), self.orphans_deadline(), self.handshake_deadline()].into_iter().flatten().min()
     }
 
     /// Returns the next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the
@@ -389,4 +418,4 @@ impl Engine {
 
 // Memory is sized for a million connections: what a session seldom needs is in a box of its own.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Connection>() <= 448);
+const _: () = assert!(size_of::<Connection>() <= 472);

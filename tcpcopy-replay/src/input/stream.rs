@@ -9,7 +9,10 @@ use crate::{
         offset::LiveOffset,
     },
     stats::Reason,
-    tcp::seq::{LiveAck, LiveSeq},
+    tcp::{
+        acceptance::Position,
+        seq::{LiveAck, LiveSeq},
+    },
     time::Nanos,
 };
 
@@ -140,6 +143,34 @@ impl Stream {
     pub(crate) fn is_over(&self) -> bool {
         let Rare { fin, reset, .. } = self.rare();
         fin.is_some() || reset.is_some()
+    }
+
+    /// Returns what is known of the live server's RCV.NXT.
+    pub(crate) fn position(&self) -> Position {
+        let last = self.store.as_ref().and_then(|store| store.out_of_order.last());
+        Position {
+            next: self.end_seq,
+            received: self.end,
+            beyond: last.map_or(0, |&(_, end)| end.saturating_sub(self.end)),
+            fin: self.fin().is_some(),
+        }
+    }
+
+    /// Takes back a FIN that is not in order if these octets reach beyond it, as the live server does that receives them;
+    /// returns whether there was one.
+    pub(crate) fn withdraw_fin(&mut self, seq: LiveSeq, len: usize) -> bool {
+        let begin = self.offset_of(seq);
+        let finish = begin + len as i64;
+        let end = self.end;
+        let Some(rare) = &mut self.rare else { return false };
+        let contradicted = rare.fin.is_some_and(|fin| {
+            let offset = fin.offset.get();
+            offset > end && (begin..finish).contains(&(offset as i64))
+        });
+        if contradicted {
+            rare.fin = None;
+        }
+        contradicted
     }
 
     fn offset_of(&mut self, seq: LiveSeq) -> i64 {

@@ -36,6 +36,12 @@ impl Ledger {
         self.pending -= n.min(self.pending);
     }
 
+    /// Takes back what was captured and is held: it turns out to be none of the live client's.
+    pub(crate) fn withdraw(&mut self, n: u64) {
+        self.captured -= n.min(self.captured);
+        self.pending -= n.min(self.pending);
+    }
+
     /// Counts what is captured and given up at once, without ever being held.
     pub(crate) fn refuse(&mut self, reason: Reason, n: u64) {
         self.captured += n;

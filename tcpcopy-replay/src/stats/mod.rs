@@ -4,17 +4,20 @@ mod balance;
 mod histogram;
 mod ledger;
 mod reason;
+mod refusal;
 
 use tcpcopy_common::{
     figures,
     figures::{Group, Section, counter, gauge, histogram},
 };
 
+pub(crate) use self::refusal::Refusal;
 pub use self::{
     balance::Unbalanced,
     histogram::Histogram,
     ledger::Ledger,
     reason::{ByReason, Reason},
+    refusal::Refused,
 };
 use self::{balance::balance, ledger::ledger, reason::by_reason};
 
@@ -47,6 +50,12 @@ figures! {
         pub fins: Ledger = ledger(Section::Fins, Section::FinsDiscarded),
         /// Sessions.
         pub sessions: Sessions = Group,
+        /// Segments that the live server refuses: in no ledger, because they are not the live client's.
+        pub refused: Refused = Group,
+        /// Live clients whose handshake is under way.
+        pub half_open: u64 = gauge(Section::Sessions),
+        /// Payload octets that wait for a handshake.
+        pub half_open_bytes: u64 = gauge(Section::Sessions).bytes(),
         /// How late segments with payload are first sent: from the capture, or from when the gate would have let
         /// them through. The wait for a greeting, while it is unknown who speaks first, is the gate's too.
         pub lag: Histogram = histogram(Section::Lag),
@@ -60,7 +69,7 @@ figures! {
         pub duplicate_bytes: u64 = counter(Section::Replay).bytes(),
         /// Octets of live clients that were never captured, as far as is known.
         pub missing_bytes: u64 = counter(Section::Replay).bytes(),
-        /// Live SYNs on a four-tuple whose previous connection was still known.
+        /// Live handshakes on a four-tuple whose previous connection was still known.
         pub port_reuses: u64 = counter(Section::Replay),
         /// Target connections established.
         pub connected: u64 = counter(Section::Replay),

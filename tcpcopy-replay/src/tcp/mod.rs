@@ -1,5 +1,6 @@
 //! The replayed client's TCP endpoint (RFC 9293), as far as a client needs one that only repeats what another has sent.
 
+pub(crate) mod acceptance;
 pub(crate) mod congestion;
 pub(crate) mod delayed_ack;
 pub(crate) mod distance;

@@ -1,4 +1,4 @@
-//! Sequence numbers: four spaces, four types, all arithmetic modulo 2^32 (RFC 9293, section 3.4).
+//! Sequence numbers, and timestamps: a type for each space, all arithmetic modulo 2^32 (RFC 9293, section 3.4).
 
 macro_rules! sequence_space {
     ($(#[$doc:meta])* $name:ident) => {
@@ -57,6 +57,10 @@ sequence_space! {
 sequence_space! {
     /// The live server's sequence numbers, known from what the live client acknowledges.
     LiveAck
+}
+sequence_space! {
+    /// The live client's timestamps (TSval), which are compared like sequence numbers (RFC 7323, section 5.2).
+    LiveStamp
 }
 sequence_space! {
     /// The replayed client's sequence numbers: what is sent to the target.

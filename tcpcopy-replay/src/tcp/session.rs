@@ -262,14 +262,6 @@ impl Session {
         if retry { shared.request.min(una) } else { una }
     }
 
-    /// Notes that the live client's handshake ended with this acknowledgement: the live server's first octet has that
-    /// number.
-    pub(crate) fn learn_live_iss(&mut self, ack: LiveAck) {
-        if self.shared.next_mark == 0 {
-            self.shared.read.get_or_insert(ack);
-        }
-    }
-
     /// Notes that the live client's handshake has ended, which tells how far away it is.
     pub(crate) fn learn_distance(&mut self, distance: Distance) {
         if let State::Open(open) = &mut self.state {

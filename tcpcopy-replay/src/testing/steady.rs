@@ -10,7 +10,7 @@ use tcpcopy_common::{
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
 
-use crate::{Config, Credentials, Engine, LiveSegment, Nanos, Report, RuleTarget, TargetId};
+use crate::{Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Nanos, Report, RuleTarget, TargetId};
 
 const TARGET: TargetId = TargetId(0);
 const INSTANCE: u32 = 1;
@@ -67,6 +67,10 @@ impl Steady {
 
     fn open(&mut self, session: u32) {
         let live = segment(session, self.now, 1_000, 0, SYN, &[]);
+        self.engine.handle_live(self.now, &live);
+        let (time, flow, options) = (self.now, flow(session), LiveOptions::default());
+        self.engine.handle_answer(self.now, &LiveAnswer { time, flow, rule: 0, seq: 8_999, ack: 1_001, options });
+        let live = segment(session, self.now, 1_001, 9_000, ACK, &[]);
         self.engine.handle_live(self.now, &live);
         let syn = self.engine.poll_transmit(self.now).map(|transmit| transmit.seq);
         let target_ack = syn.expect("a SYN").wrapping_add(1);
@@ -183,7 +187,8 @@ fn target_flow(session: u32) -> Flow {
 }
 
 fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> LiveSegment<'_> {
-    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, payload }
+    let options = LiveOptions::default();
+    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, options, intact: true, payload }
 }
 
 fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report<'static> {

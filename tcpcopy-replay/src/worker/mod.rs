@@ -42,7 +42,7 @@ pub use self::{
     replica::{Replica, RuleTable},
     snapshot::{CopySnapshot, Counts, Snapshot},
 };
-use crate::{Credentials, Nanos, TargetId};
+use crate::{Credentials, LiveRecord, Nanos, TargetId};
 
 /// Captured records handled before the channels, the timers and the sink get their turn again.
 const RECORDS_PER_TURN: usize = 256;
@@ -264,9 +264,16 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
     fn capture_some(&mut self, now: Nanos, budget: usize) -> usize {
         let Self { capture, replicas, own, .. } = self;
         capture.drain(budget, |record| {
-            let Ok(segment) = record else {
-                own.bad_records += 1;
-                return;
+            let segment = match record {
+                Ok(LiveRecord::Segment(segment)) => segment,
+                Ok(LiveRecord::Answer(answer)) => {
+                    replicas.iter_mut().for_each(|replica| replica.handle_answer(now, &answer));
+                    return;
+                }
+                Err(_) => {
+                    own.bad_records += 1;
+                    return;
+                }
             };
             let mut wanted = false;
             for replica in replicas.iter_mut() {
@@ -290,6 +297,9 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
         for Replica { engine, .. } in &mut self.replicas {
             if engine.poll_timeout().is_some_and(|at| at <= now) {
                 engine.handle_timeout(now);
+            }
+            while let Some(target) = engine.poll_unseen_rule() {
+                self.notices.push(Notice::AnswersUnseen { target });
             }
         }
     }

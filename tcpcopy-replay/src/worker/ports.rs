@@ -9,7 +9,8 @@ use tcpcopy_common::{flow::Flow, response::Response};
 use super::snapshot::Snapshot;
 use crate::{
     config::{Credentials, TargetId},
-    segment::{BadRecord, LiveSegment, Transmit},
+    record::{BadRecord, LiveRecord},
+    segment::Transmit,
     time::Nanos,
 };
 
@@ -20,7 +21,7 @@ pub trait Capture {
 
     /// Hands at most `budget` records to `f`, oldest first, frees their space, and returns how many there were. With a budget
     /// of 0 it frees only what is not a record (a ring's wake-ups), which must not keep the worker awake.
-    fn drain(&mut self, budget: usize, f: impl FnMut(Result<LiveSegment<'_>, BadRecord>)) -> usize;
+    fn drain(&mut self, budget: usize, f: impl FnMut(Result<LiveRecord<'_>, BadRecord>)) -> usize;
 
     /// Reports whether segments were lost since it was last asked. To be asked after [`upcoming`](Self::upcoming) and before
     /// those records are drained, so that the engines know of a loss before they see what was captured after it.
@@ -162,5 +163,11 @@ pub enum Notice<Error> {
     Reflects {
         /// Which.
         target: TargetId,
+    },
+    /// Clients of a service complete handshakes without a SYN-ACK of it that was captured: told once for each rule of an
+    /// engine.
+    AnswersUnseen {
+        /// Where the service's connections are replayed to.
+        target: std::net::SocketAddr,
     },
 }

@@ -1,7 +1,7 @@
 //! One replay of every connection of a worker: `-n` makes several.
 
 use super::snapshot::CopySnapshot;
-use crate::{Engine, LiveSegment, Nanos};
+use crate::{Engine, LiveAnswer, LiveSegment, Nanos};
 
 /// Records whose sessions are fetched from memory together.
 pub(super) const LOOK_AHEAD: usize = 32;
@@ -27,8 +27,7 @@ impl Replica {
 
     /// Handles a captured segment; returns whether this replica has a target for it.
     pub(super) fn handle_live(&mut self, now: Nanos, segment: &LiveSegment<'_>) -> bool {
-        let family = usize::from(!segment.flow.client.is_v4());
-        let rule = self.rules.get(usize::from(segment.rule)).and_then(|r| r[family]);
+        let rule = self.rule(segment.rule, segment.flow.client.is_v4());
         match rule {
             Some(rule) => self.engine.handle_live(now, &LiveSegment { rule, ..*segment }),
             None => {
@@ -37,6 +36,17 @@ impl Replica {
             }
         }
         rule.is_some()
+    }
+
+    /// Handles a captured SYN-ACK of the live server.
+    pub(super) fn handle_answer(&mut self, now: Nanos, answer: &LiveAnswer) {
+        if let Some(rule) = self.rule(answer.rule, answer.flow.client.is_v4()) {
+            self.engine.handle_answer(now, &LiveAnswer { rule, ..*answer });
+        }
+    }
+
+    fn rule(&self, rule: u16, is_v4: bool) -> Option<u16> {
+        self.rules.get(usize::from(rule)).and_then(|r| r[usize::from(!is_v4)])
     }
 
     pub(super) fn snapshot(&self) -> CopySnapshot {

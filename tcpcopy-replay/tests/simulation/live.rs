@@ -6,7 +6,7 @@ use tcpcopy_common::{
     flow::Flow,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::{LiveSegment, Nanos};
+use tcpcopy_replay::{LiveAnswer, LiveOptions, LiveRecord, LiveSegment, Nanos};
 
 use crate::{
     random::Random,
@@ -16,6 +16,8 @@ use crate::{
 
 /// A request begins with the number of its connection, its own number, and its length in three octets.
 pub const HEADER: usize = 5;
+/// The window scale of clients and servers: a window of 8 MB, more than any connection sends.
+const SCALE: u8 = 7;
 /// Where virtual time begins.
 pub const START: Nanos = Nanos(1_000_000_000_000);
 
@@ -35,16 +37,22 @@ pub struct Captured {
 }
 
 impl Captured {
-    pub fn segment(&self) -> LiveSegment<'_> {
-        LiveSegment {
-            time: self.time,
-            flow: self.flow,
-            rule: self.rule,
-            seq: self.seq,
-            ack: self.ack,
-            flags: self.flags,
-            payload: &self.payload,
+    /// Whether the live server has sent it: its SYN-ACK.
+    pub fn is_answer(&self) -> bool {
+        self.flags.contains(SYN | ACK)
+    }
+
+    /// The record of it, under a rule of another numbering perhaps.
+    pub fn record(&self, rule: u16) -> LiveRecord<'_> {
+        let Self { time, flow, seq, ack, flags, ref payload, .. } = *self;
+        let window_scale = flags.contains(SYN).then_some(SCALE);
+        // Both clocks tell the time of the capture in ms.
+        let clock = (time.0 / 1_000_000) as u32;
+        let options = LiveOptions { window_scale, timestamps: Some((clock, clock)) };
+        if self.is_answer() {
+            return LiveRecord::Answer(LiveAnswer { time, flow, rule, seq, ack, options });
         }
+        LiveRecord::Segment(LiveSegment { time, flow, rule, seq, ack, flags, options, intact: true, payload })
     }
 }
 
@@ -192,11 +200,23 @@ impl<'a> Player<'a> {
         self.received = self.received.max(time);
     }
 
+    /// The live server's SYN-ACK leaves.
+    fn answer(&mut self) {
+        let seen = self.segments.len();
+        self.capture(self.now, SYN | ACK, 0, Vec::new());
+        if let Some(answer) = self.segments.get_mut(seen) {
+            answer.seq = self.server_next.wrapping_sub(1);
+            answer.ack = self.connection.isn.wrapping_add(1);
+        }
+    }
+
     fn handshake(&mut self) {
         self.capture(self.now, SYN, 0, Vec::new());
+        self.answer();
         if self.random.chance(self.connection.leg.again) {
             self.now = self.now.after(Duration::from_secs(1));
             self.capture(self.now, SYN, 0, Vec::new());
+            self.answer();
         }
         self.now = self.now.after(self.connection.round_trip);
         if self.random.chance(300) {

@@ -10,7 +10,7 @@ use tcpcopy_common::{
     mark::{Mark, MarkKey},
     tcp_flags::SYN,
 };
-use tcpcopy_replay::{Config, Credentials, Engine, Nanos, Report, RuleTarget, TargetId};
+use tcpcopy_replay::{Config, Credentials, Engine, LiveRecord, Nanos, Report, RuleTarget, TargetId};
 
 use crate::{
     live::{self, Captured, START},
@@ -172,7 +172,10 @@ impl World<'_> {
             Event::Captured(segment) => {
                 self.tell(|| segment.to_string());
                 self.oracle.captured(&segment);
-                self.engine.handle_live(self.now, &segment.segment());
+                match segment.record(segment.rule) {
+                    LiveRecord::Segment(segment) => self.engine.handle_live(self.now, &segment),
+                    LiveRecord::Answer(answer) => self.engine.handle_answer(self.now, &answer),
+                }
             }
             Event::ToTarget(packet) => {
                 let responses = self.target.handle(self.now, packet);

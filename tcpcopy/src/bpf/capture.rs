@@ -16,12 +16,13 @@ use tcpcopy_common::{
     counters::CaptureCounter,
     flow::IpAddress,
 };
+use tcpcopy_replay::Checksums;
 
 use super::{
     BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
     names::{
         global, map,
-        program::{CAPTURE_TC, CAPTURE_TC_L3, CAPTURE_XDP},
+        program::{ANSWER_TC, ANSWER_TC_L3, CAPTURE_TC, CAPTURE_TC_L3, CAPTURE_XDP},
     },
     object::{Object, Side},
     refusal::refusal,
@@ -72,6 +73,8 @@ pub struct CaptureSetup<'a> {
     pub sampling: Option<Sampling>,
     /// Whether the acknowledgement that ends a client's handshake is captured too, the only kind without payload.
     pub handshakes: bool,
+    /// Whether frames for other hosts are captured too, as on a mirror port.
+    pub promiscuous: bool,
     /// How many workers, and so rings: 1 to [`MAX_WORKERS`].
     pub workers: u32,
     /// The size of each ring, in bytes; rounded up to a power of two of pages.
@@ -107,6 +110,13 @@ struct Plan {
     program: CaptureProgram,
 }
 
+impl Plan {
+    /// The program that looks at what leaves, whatever looks at what comes in: XDP sees nothing leave.
+    fn answers(&self) -> &'static str {
+        if self.interface.has_ethernet_header() { ANSWER_TC } else { ANSWER_TC_L3 }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CaptureProgram {
     Tc(&'static str),
@@ -118,7 +128,7 @@ enum CaptureProgram {
 enum CaptureLink {
     Xdp(OwnedFd),
     Tcx(SchedClassifierLink),
-    Clsact { filter: SchedClassifierLink, qdisc: tc::Qdisc },
+    Clsact { filters: Vec<SchedClassifierLink>, qdisc: tc::Qdisc },
 }
 
 impl Capture {
@@ -136,6 +146,7 @@ impl Capture {
         let seed = setup.sampling.map_or(0, |sampling| sampling.seed);
 
         let handshakes = u32::from(setup.handshakes);
+        let promiscuous = u32::from(setup.promiscuous);
 
         let mut object = Object::load(Side::Capture, setup.debug, |loader| {
             loader
@@ -143,6 +154,7 @@ impl Capture {
                 .override_global(global::CAPTURE_CRITERIA, &criteria, true)
                 .override_global(global::SAMPLE_SEED, &seed, true)
                 .override_global(global::CAPTURE_HANDSHAKES, &handshakes, true)
+                .override_global(global::CAPTURE_PROMISCUOUS, &promiscuous, true)
                 .map_max_entries(map::HANDSHAKES, if setup.handshakes { HANDSHAKE_SLOTS } else { 1 })
                 .map_max_entries(map::ADDRESSES, (rules.addresses.len() as u32).max(1))
                 .map_max_entries(map::CLIENTS, setup.clients.map_or(1, ClientFilter::len));
@@ -157,6 +169,7 @@ impl Capture {
         let readers = make_rings(&mut object, setup.workers, ring_size(setup.ring_bytes))?;
         for plan in &plan {
             load_program(&mut object, plan.program)?;
+            load_program(&mut object, CaptureProgram::Tc(plan.answers()))?;
         }
         Ok((Self { links: Vec::new(), object, plan }, readers))
     }
@@ -168,13 +181,17 @@ impl Capture {
     pub fn attach(&mut self) -> Result<Vec<Attachment>, BpfError> {
         let mut links = Vec::with_capacity(self.plan.len());
         let mut attachments = Vec::with_capacity(self.plan.len());
-        for Plan { interface, program } in &self.plan {
+        for plan in &self.plan {
+            let Plan { interface, program } = plan;
+            // First of all, so that no handshake is captured whose SYN-ACK was not seen.
+            let answers = (plan.answers(), TcAttachType::Egress);
             let hook = match *program {
                 CaptureProgram::Tc(name) => {
-                    links.push(attach_tc(&mut self.object, name, interface)?);
+                    links.extend(attach_tc(&mut self.object, &[answers, (name, TcAttachType::Ingress)], interface)?);
                     "tc ingress"
                 }
                 CaptureProgram::Xdp { flags, mode, hook } => {
+                    links.extend(attach_tc(&mut self.object, &[answers], interface)?);
                     links.push(attach_xdp(&mut self.object, flags, mode, interface)?);
                     hook
                 }
@@ -197,6 +214,12 @@ impl Capture {
     /// [`BpfError::Map`].
     pub fn set_share(&mut self, share: Share) -> Result<(), BpfError> {
         share.write(&mut self.object)
+    }
+
+    /// Whether what was captured can have checksums that are still to be completed.
+    pub fn checksums(&self) -> Checksums {
+        let complete = self.plan.iter().all(|plan| plan.interface.is_network_card());
+        if complete { Checksums::Complete } else { Checksums::Partial }
     }
 
     /// What the programs have counted so far.
@@ -270,15 +293,26 @@ fn make_rings(object: &mut Object, workers: u32, bytes: u32) -> Result<Vec<RingR
         .collect()
 }
 
-/// Attaches a TC program at ingress, before those of others: as a TCX link, or as a clsact filter on kernels without.
-fn attach_tc(object: &mut Object, name: &'static str, interface: &Interface) -> Result<CaptureLink, BpfError> {
-    let program = object.program::<SchedClassifier>(name)?;
+/// Attaches TC programs before those of others: as TCX links, or as clsact filters on kernels without.
+fn attach_tc(
+    object: &mut Object,
+    programs: &[(&'static str, TcAttachType)],
+    interface: &Interface,
+) -> Result<Vec<CaptureLink>, BpfError> {
     if sys::kernel_at_least(6, 6) {
-        return tc::attach_tcx(program, name, &interface.name, TcAttachType::Ingress).map(CaptureLink::Tcx);
+        let attach = |&(name, direction): &(&'static str, TcAttachType)| {
+            let program = object.program::<SchedClassifier>(name)?;
+            tc::attach_tcx(program, name, &interface.name, direction).map(CaptureLink::Tcx)
+        };
+        return programs.iter().map(attach).collect();
     }
-    let qdisc = tc::Qdisc::ensure(interface, &[(name, TcAttachType::Ingress)])?;
-    let filter = tc::attach_filter(program, name, &interface.name, TcAttachType::Ingress)?;
-    Ok(CaptureLink::Clsact { filter, qdisc })
+    let qdisc = tc::Qdisc::ensure(interface, programs)?;
+    let attach = |&(name, direction): &(&'static str, TcAttachType)| {
+        let program = object.program::<SchedClassifier>(name)?;
+        tc::attach_filter(program, name, &interface.name, direction)
+    };
+    let filters = programs.iter().map(attach).collect::<Result<_, _>>()?;
+    Ok(vec![CaptureLink::Clsact { filters, qdisc }])
 }
 
 fn attach_xdp(

@@ -5,6 +5,8 @@ pub(super) mod program {
     pub(in crate::bpf) const CAPTURE_XDP: &str = "capture_xdp";
     pub(in crate::bpf) const CAPTURE_TC: &str = "capture_tc";
     pub(in crate::bpf) const CAPTURE_TC_L3: &str = "capture_tc_l3";
+    pub(in crate::bpf) const ANSWER_TC: &str = "answer_tc";
+    pub(in crate::bpf) const ANSWER_TC_L3: &str = "answer_tc_l3";
     pub(in crate::bpf) const LEARN: &str = "learn";
     pub(in crate::bpf) const LEARN_L3: &str = "learn_l3";
     pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
@@ -19,6 +21,7 @@ pub(super) mod global {
     pub(in crate::bpf) const CAPTURE_CRITERIA: &str = "CAPTURE_CRITERIA";
     pub(in crate::bpf) const SAMPLE_SEED: &str = "SAMPLE_SEED";
     pub(in crate::bpf) const CAPTURE_HANDSHAKES: &str = "CAPTURE_HANDSHAKES";
+    pub(in crate::bpf) const CAPTURE_PROMISCUOUS: &str = "CAPTURE_PROMISCUOUS";
     pub(in crate::bpf) const REFLECT: &str = "REFLECT";
 }
 

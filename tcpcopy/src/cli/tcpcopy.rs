@@ -95,6 +95,9 @@ pub struct CopyArgs {
     /// Where in the kernel live packets are copied
     #[arg(long, value_enum, default_value_t = HookArg::Auto)]
     hook: HookArg,
+    /// Copy frames for other hosts too, as on a mirror port. The interface itself must let them in
+    #[arg(long)]
+    promiscuous: bool,
     /// How replayed packets are sent
     #[arg(long, value_enum, default_value_t = InjectArg::Auto)]
     inject: InjectArg,
@@ -212,6 +215,7 @@ impl CopyArgs {
                 InjectArg::Packet => Backend::Packet,
                 InjectArg::Raw => Backend::Raw,
             },
+            promiscuous: self.promiscuous,
             bypass_qdisc: self.bypass_qdisc,
             loopback_client,
             workers: self.workers,

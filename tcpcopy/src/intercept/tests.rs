@@ -16,7 +16,7 @@ use tcpcopy_common::{
     response::kind,
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
-use tcpcopy_replay::{Config, Credentials, Engine, LiveSegment, Report, RuleTarget, TargetId};
+use tcpcopy_replay::{Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Report, RuleTarget, TargetId};
 
 use super::{
     registry::Instances,
@@ -68,9 +68,20 @@ fn replay(peer: &Peer, channel: &mut Established, client: SocketAddr, target: So
     engine.handle_channel_up(now(), TARGET, Credentials { instance: welcome.instance, key: welcome.key });
     // A live service of the same IP version.
     let live = flow(client, SocketAddr::new(client.ip(), 80));
-    let segment =
-        |seq, ack, flags: TcpFlags, payload| LiveSegment { time: now(), flow: live, rule: 0, seq, ack, flags, payload };
+    let options = LiveOptions::default();
+    let segment = |seq, ack, flags: TcpFlags, payload| LiveSegment {
+        time: now(),
+        flow: live,
+        rule: 0,
+        seq,
+        ack,
+        flags,
+        options,
+        intact: true,
+        payload,
+    };
     engine.handle_live(now(), &segment(1000, 0, SYN, &[]));
+    engine.handle_answer(now(), &LiveAnswer { time: now(), flow: live, rule: 0, seq: 5000, ack: 1001, options });
     engine.handle_live(now(), &segment(1001, 5001, ACK | PSH, REQUEST));
 
     let mut start = None;

@@ -56,6 +56,15 @@ impl Interface {
         matches!(self.link_type, ETHERNET | libc::ARPHRD_LOOPBACK)
     }
 
+    /// Whether it is a network card, whose packets have all been on a wire. The paravirtual ones of virtual machines are none:
+    /// they hand over packets of the machine's host, and of its neighbours, as those have left them.
+    #[must_use]
+    pub fn is_network_card(&self) -> bool {
+        let bus = std::fs::read_link(format!("/sys/class/net/{}/device/subsystem", self.name));
+        let bus = bus.ok().and_then(|bus| Some(bus.file_name()?.to_string_lossy().into_owned()));
+        self.kind.is_none() && bus.is_some_and(|bus| matches!(bus.as_str(), "pci" | "usb" | "platform" | "mdio_bus"))
+    }
+
     fn from_message(message: &LinkMessage) -> Option<Self> {
         let flags = message.header.flags;
         let mut interface = Self {

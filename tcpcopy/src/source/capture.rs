@@ -1,34 +1,41 @@
 //! Where a worker's segments come from: the ring that the capture programs fill.
 
 use tcpcopy_replay::{
-    BadRecord, LiveSegment,
+    BadRecord, Checksums, LiveRecord,
     worker::{Capture, Fill, Upcoming},
 };
 
 use crate::bpf::RingReader;
 
-impl Capture for RingReader {
+/// A worker's ring, and what is known of the packets in it.
+pub(super) struct Ring {
+    pub(super) reader: RingReader,
+    pub(super) checksums: Checksums,
+}
+
+impl Capture for Ring {
     fn upcoming(&self) -> impl Iterator<Item = Upcoming> {
-        Self::upcoming(self).map(|record| Upcoming { flow: LiveSegment::flow_of(record), octets: record.len() })
+        self.reader.upcoming().map(|record| Upcoming { flow: LiveRecord::flow_of(record), octets: record.len() })
     }
 
-    fn drain(&mut self, budget: usize, mut f: impl FnMut(Result<LiveSegment<'_>, BadRecord>)) -> usize {
-        Self::drain(self, budget, |record| f(LiveSegment::parse(record).inspect_err(|e| log::debug!("{e}"))))
+    fn drain(&mut self, budget: usize, mut f: impl FnMut(Result<LiveRecord<'_>, BadRecord>)) -> usize {
+        let checksums = self.checksums;
+        self.reader.drain(budget, |record| f(LiveRecord::parse(record, checksums).inspect_err(|e| log::debug!("{e}"))))
     }
 
     fn has_lost(&mut self) -> bool {
-        Self::has_lost(self)
+        self.reader.has_lost()
     }
 
     fn fill(&self) -> Fill {
-        Fill { used: self.used(), size: self.size() }
+        Fill { used: self.reader.used(), size: self.reader.size() }
     }
 
     fn prepare_sleep(&mut self) -> bool {
-        Self::prepare_sleep(self)
+        self.reader.prepare_sleep()
     }
 
     fn awake(&mut self) {
-        Self::awake(self);
+        self.reader.awake();
     }
 }

@@ -88,6 +88,7 @@ impl Channels {
     pub(super) async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
         let mut dials = JoinSet::new();
         let mut reflecting = HashSet::new();
+        let mut unseen = HashSet::new();
         loop {
             tokio::select! {
                 notice = notices.recv() => match notice {
@@ -101,6 +102,11 @@ impl Channels {
                         let address = self.intercept(target);
                         if self.paced && reflecting.insert(address) {
                             early_acknowledgements(address).log();
+                        }
+                    }
+                    Some((_, Notice::AnswersUnseen { target })) => {
+                        if unseen.insert(target) {
+                            answers_unseen(target).log();
                         }
                     }
                 },
@@ -190,6 +196,15 @@ fn early_acknowledgements(intercept: SocketAddr) -> Finding {
     Finding::warning(format!("intercept {intercept} acknowledges large answers itself, at once"))
         .because("-R has no effect on them")
         .remedy("start it with --ack relay")
+}
+
+/// The live server's SYN-ACKs to clients whose connections go to `target` do not leave by an interface that is captured on.
+fn answers_unseen(target: SocketAddr) -> Finding {
+    Finding::warning(format!(
+        "no SYN-ACK of the live service that is copied to {target} leaves by an interface that is captured on"
+    ))
+    .because("whoever can forge packets of a client can have requests replayed that the live server would refuse")
+    .remedy("capture on the interface by which the service answers too, if that is on this host")
 }
 
 #[cfg(test)]

@@ -12,9 +12,8 @@ use tcpcopy_replay::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::reports::Links;
+use super::{capture::Ring, reports::Links};
 use crate::{
-    bpf::RingReader,
     clock,
     control::{Link, LinkError, Stats},
     inject::{InjectStats, Injector},
@@ -44,7 +43,7 @@ impl Clock for Host {
     }
 }
 
-impl worker::Host<RingReader, Injector, Links> for Host {
+impl worker::Host<Ring, Injector, Links> for Host {
     fn next_order(&mut self) -> Option<Order> {
         match self.inbox.next() {
             Ok(order) => order,
@@ -67,8 +66,8 @@ impl worker::Host<RingReader, Injector, Links> for Host {
         clock::nap(time);
     }
 
-    fn wait(&mut self, capture: Option<&RingReader>, reports: &Links, timeout: Duration) {
-        let ring = capture.map(|ring| Interest::read(ring.as_fd()));
+    fn wait(&mut self, capture: Option<&Ring>, reports: &Links, timeout: Duration) {
+        let ring = capture.map(|ring| Interest::read(ring.reader.as_fd()));
         poll::wait(&self.inbox, ring.into_iter().chain(reports.interests()), timeout);
     }
 }

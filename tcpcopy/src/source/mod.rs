@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::Context as _;
 use tcpcopy_replay::{
-    Config, Engine, Identity, RoundTrip,
+    Checksums, Config, Engine, Identity,
     worker::{Replica, Worker},
 };
 use tokio::sync::mpsc::unbounded_channel;
@@ -27,6 +27,7 @@ pub use self::settings::{Clients, Replay, Rule, Selection, Settings, most_target
 #[cfg(test)]
 pub(crate) use self::summary::visit_nothing_counted;
 use self::{
+    capture::Ring,
     channels::Channels,
     host::{Host, Notice, Order, Snapshot},
     plan::Plan,
@@ -63,7 +64,8 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         exclude: &plan.targets,
         clients: settings.selection.clients.as_ref(),
         sampling: sampling(&settings)?,
-        handshakes: settings.replay.round_trip == RoundTrip::Live,
+        handshakes: true,
+        promiscuous: settings.promiscuous,
         workers: settings.workers,
         ring_bytes: settings.ring_bytes,
         interfaces: &plan.interfaces,
@@ -73,7 +75,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let logger = capture.logger().map(crate::bpf::forward_log).transpose()?;
 
     let (notices, notice_receiver) = unbounded_channel();
-    let workers = Workers::start(&settings, &plan, rings, &notices)?;
+    let workers = Workers::start(&settings, &plan, rings, capture.checksums(), &notices)?;
     drop(notices);
     let dials = plan.dials(&settings.intercepts);
     let mailboxes = Arc::clone(&workers.mailboxes);
@@ -171,6 +173,7 @@ impl Workers {
         settings: &Settings,
         plan: &Plan,
         rings: Vec<RingReader>,
+        checksums: Checksums,
         notices: &tokio::sync::mpsc::UnboundedSender<(u32, Notice)>,
     ) -> anyhow::Result<Self> {
         let mut mailboxes = Vec::new();
@@ -190,6 +193,7 @@ impl Workers {
             let (mailbox, inbox) = mailbox().context("cannot make an eventfd")?;
             let snapshot = Arc::new(Mutex::new(Snapshot::default()));
             let channels = plan.channels.iter().map(|channel| channel.copy);
+            let ring = Ring { reader: ring, checksums };
             let worker = Worker::new(clock::now(), ring, replicas, injector, Links::default(), channels);
             let host = Host { index: index as u32, inbox, notices: notices.clone(), published: Arc::clone(&snapshot) };
             let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().nth(index));
@@ -282,6 +286,8 @@ fn segment_size(replay: &Replay, path_mtu: u16, headers: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use tcpcopy_replay::RoundTrip;
+
     use super::*;
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Settings {
     pub hook: Hook,
     /// Injection backend.
     pub inject: Backend,
+    /// Whether frames for other hosts are captured too, as on a mirror port.
+    pub promiscuous: bool,
     /// Whether packet sockets bypass the queueing discipline.
     pub bypass_qdisc: bool,
     /// The address that stands in for a loopback client's.
@@ -145,6 +147,7 @@ pub(super) mod testing {
             interfaces: vec!["eth0".into()],
             hook: Hook::Auto,
             inject: Backend::Auto,
+            promiscuous: false,
             bypass_qdisc: false,
             loopback_client: None,
             workers: 1,

@@ -80,7 +80,7 @@ impl Summary {
                 log::error!("{e}");
             }
             let segments = e.live_segments + self.workers.bad_records + elsewhere;
-            let octets = e.bytes.captured + e.duplicate_bytes + elsewhere_bytes;
+            let octets = e.bytes.captured + e.duplicate_bytes + e.refused.refused_bytes + elsewhere_bytes;
             for (what, kernel, user) in [("segments", captured[0], segments), ("octets", captured[1], octets)] {
                 // The octets of a record that contradicts itself are not known.
                 if kernel != user && self.workers.bad_records == 0 {

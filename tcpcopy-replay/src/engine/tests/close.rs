@@ -54,7 +54,7 @@ fn a_request_that_crossed_the_target_s_fin_is_sent_again_elsewhere() {
     // Closes long enough after its second answer for the third request to be under way.
     lab.target.new_app = Box::new(|n| close_late(if n == 0 { 2 } else { 99 }, 630_000));
     let mut client = Client::new(40_000);
-    client.syn(&mut lab);
+    client.syn_alone(&mut lab);
     for n in 0..4 {
         client.send(&mut lab, 10, format!("{n}\n").as_bytes());
     }
@@ -73,7 +73,7 @@ fn a_request_that_the_target_acknowledged_and_closed_upon_is_sent_again_elsewher
     let mut lab = Lab::new();
     lab.target.new_app = Box::new(|n| close_late(if n == 0 { 2 } else { 99 }, 700_000));
     let mut client = Client::new(40_000);
-    client.syn(&mut lab);
+    client.syn_alone(&mut lab);
     for n in 0..4 {
         client.send(&mut lab, 10, format!("{n}\n").as_bytes());
     }

@@ -68,7 +68,7 @@ fn a_late_replay_does_not_cut_into_answers_in_pieces_again_and_again() {
         })
     });
     let mut client = Client::new(40_000);
-    client.syn(&mut lab);
+    client.syn_alone(&mut lab);
     for _ in 0..30 {
         client.send(&mut lab, 30, b"next\n");
     }
@@ -111,7 +111,7 @@ fn an_answer_that_never_comes_is_waited_for_three_times() {
     let mut lab = Lab::new();
     lab.target.new_app = Box::new(|_| silent());
     let mut client = Client::new(40_000);
-    client.syn(&mut lab);
+    client.syn_alone(&mut lab);
     for _ in 0..6 {
         client.send(&mut lab, 10, b"next\n");
     }
@@ -204,7 +204,7 @@ fn a_rule_without_greetings_is_not_held_up_for_ever() {
     lab.set_first_speaker(FirstSpeaker::Server);
     for (port, ms) in [(40_000, 2010), (40_001, 2)] {
         let mut client = Client::new(port);
-        client.syn(&mut lab);
+        client.syn_alone(&mut lab);
         client.send(&mut lab, 30, b"get\n");
         lab.run_ms(ms);
         assert!(lab.target.conns.values().all(|c| c.received == b"get\n"));
@@ -217,7 +217,7 @@ fn where_the_client_speaks_first_only_the_first_connection_waits() {
     lab.set_first_speaker(FirstSpeaker::Unknown);
     for (port, ms) in [(40_000, 55), (40_001, 2)] {
         let mut client = Client::new(port);
-        client.syn(&mut lab);
+        client.syn_alone(&mut lab);
         client.send(&mut lab, 30, b"get\n");
         lab.run_ms(ms);
         assert!(lab.target.conns.values().all(|c| c.received == b"get\n"));
@@ -232,7 +232,7 @@ fn the_wait_for_a_greeting_that_does_not_come_is_no_lag_for_any_of_those_who_wai
     lab.set_first_speaker(FirstSpeaker::Unknown);
     for port in 40_000..40_004 {
         let mut client = Client::new(port);
-        client.syn(&mut lab);
+        client.syn_alone(&mut lab);
         client.send(&mut lab, 30, b"get\n");
         // The last ones are let through because the first has shown that there is no greeting.
         lab.run_ms(5);
@@ -262,7 +262,7 @@ fn a_closed_loop_faster_than_the_target_is_not_lost_only_late() {
     let mut lab = Lab::new();
     lab.target.new_app = Box::new(|_| lines(10));
     let mut client = Client::new(40_000);
-    client.syn(&mut lab);
+    client.syn_alone(&mut lab);
     for _ in 0..1000 {
         client.send(&mut lab, 10, b"next\n");
         lab.run_until(lab.now.0 + 100_000);
@@ -420,8 +420,9 @@ fn what_the_servers_of_one_rule_are_like_says_nothing_of_another_s() {
     lab.set_first_speaker(FirstSpeaker::Unknown);
     lab.target.new_app = Box::new(|n| if n == 0 { greeting() } else { super::target::silent() });
     for (port, rule) in [(40_000, 1), (40_001, 0), (40_002, 1)] {
-        let syn = Client::new(port).segment(&lab, tcpcopy_common::tcp_flags::SYN, &[]);
-        lab.live(&crate::segment::LiveSegment { rule, ..syn });
+        let mut client = Client::new(port);
+        client.rule = rule;
+        client.syn(&mut lab);
         lab.run_ms(20);
     }
     let words: Vec<_> = lab.engine.profiles.iter().map(|profile| profile.first_speaker).collect();

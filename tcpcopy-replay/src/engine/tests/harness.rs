@@ -12,9 +12,9 @@ use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
 use crate::{
     causality::greeting::FirstSpeaker,
     config::{Config, Credentials, RuleTarget, TargetId},
-    engine::{Connection, Engine, Flag, Replay},
+    engine::{Connection, Engine, Flag, Replay, Visibility},
     report::Report,
-    segment::{LiveSegment, Transmit},
+    segment::{LiveAnswer, LiveOptions, LiveSegment, Transmit},
     time::Nanos,
 };
 
@@ -130,6 +130,12 @@ impl Lab {
 
     pub(super) fn live(&mut self, segment: &LiveSegment<'_>) {
         self.engine.handle_live(self.now, segment);
+        self.settle();
+    }
+
+    /// The live server answers a SYN.
+    pub(super) fn answer(&mut self, answer: &LiveAnswer) {
+        self.engine.handle_answer(self.now, answer);
         self.settle();
     }
 
@@ -273,6 +279,10 @@ impl Lab {
         let stats = engine.stats();
         assert_eq!((stats.bytes.pending, stats.syns.pending, stats.fins.pending), (bytes, syns, fins), "{stats:?}");
         assert_eq!(stats.sessions.active, active);
+        let half_open: usize = engine.half_open.iter().map(|entry| entry.payload_len()).sum();
+        let withheld: usize = engine.withheld.iter().map(|withheld| withheld.payload.len()).sum();
+        assert_eq!(stats.half_open_bytes, (half_open + withheld) as u64);
+        assert_eq!(stats.half_open, engine.half_open.iter().count() as u64);
         let left: usize = engine.orphans.iter().map(|at_target| at_target.len()).sum();
         assert_eq!(stats.orphans, stats.orphans_settled + stats.orphans_given_up + left as u64);
         assert!(engine.pool.allocated() <= engine.config.max_memory);
@@ -355,6 +365,7 @@ pub(crate) struct Client {
     pub flow: Flow,
     pub seq: u32,
     pub ack: u32,
+    pub rule: u16,
 }
 
 impl Client {
@@ -362,17 +373,59 @@ impl Client {
         let client = (IpAddress::from_v4([10, 1, 0, 1]), port.to_be_bytes());
         let flow = Flow::tcp(client, (IpAddress::from_v4([10, 0, 0, 2]), 80u16.to_be_bytes()));
         // The live client's numbers wrap early, so that every test meets the wrap.
-        Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70 }
+        Self { flow, seq: u32::MAX - 20, ack: u32::MAX - 70, rule: 0 }
     }
 
     pub(super) fn segment<'a>(&self, lab: &Lab, flags: TcpFlags, payload: &'a [u8]) -> LiveSegment<'a> {
-        LiveSegment { time: lab.now, flow: self.flow, rule: 0, seq: self.seq, ack: self.ack, flags, payload }
+        LiveSegment {
+            time: lab.now,
+            flow: self.flow,
+            rule: self.rule,
+            seq: self.seq,
+            ack: self.ack,
+            flags,
+            options: LiveOptions::default(),
+            intact: true,
+            payload,
+        }
     }
 
-    pub(super) fn syn(&mut self, lab: &mut Lab) {
+    /// The live server's SYN-ACK, to what this client has sent so far.
+    pub(super) fn answer(&self, lab: &Lab) -> LiveAnswer {
+        let options = LiveOptions { window_scale: Some(14), ..LiveOptions::default() };
+        LiveAnswer {
+            time: lab.now,
+            flow: self.flow,
+            rule: self.rule,
+            seq: self.ack.wrapping_sub(1),
+            ack: self.seq,
+            options,
+        }
+    }
+
+    /// Sends a SYN, which the live server answers.
+    pub(super) fn knock(&mut self, lab: &mut Lab) {
+        let options = LiveOptions { window_scale: Some(14), ..LiveOptions::default() };
+        let segment = LiveSegment { options, ..self.segment(lab, SYN, &[]) };
+        lab.live(&segment);
+        self.seq = self.seq.wrapping_add(1);
+        let answer = self.answer(lab);
+        lab.answer(&answer);
+    }
+
+    /// Sends a SYN where the live server's SYN-ACKs are never seen, and the acknowledgement that ends the handshake is not
+    /// captured either: what the client has read before its first octets is not known.
+    pub(super) fn syn_alone(&mut self, lab: &mut Lab) {
+        lab.engine.visibility.fill(Visibility::Unseen);
         let segment = self.segment(lab, SYN, &[]);
         lab.live(&segment);
         self.seq = self.seq.wrapping_add(1);
+    }
+
+    /// Does the whole handshake.
+    pub(super) fn syn(&mut self, lab: &mut Lab) {
+        self.knock(lab);
+        self.acknowledge(lab);
     }
 
     /// Acknowledges what it has read, and sends nothing.

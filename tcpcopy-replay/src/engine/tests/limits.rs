@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpcopy_common::{
     response::kind,
-    tcp_flags::{RST, SYN},
+    tcp_flags::{ACK, RST, SYN},
 };
 
 use super::{
@@ -55,8 +55,10 @@ fn a_session_waits_only_so_long_for_its_channel() {
 #[test]
 fn a_session_that_waits_for_its_turn_does_not_wait_for_a_channel() {
     let mut lab = Lab::new();
-    let syn = Client::new(40_000).segment(&lab, SYN, &[]);
-    lab.engine.handle_live(lab.now, &syn);
+    let mut client = Client::new(40_000);
+    client.knock(&mut lab);
+    let end = client.segment(&lab, ACK, &[]);
+    lab.engine.handle_live(lab.now, &end);
     lab.now = lab.now.after(Duration::from_secs(10));
     lab.engine.handle_timeout(lab.now);
     lab.settle();
@@ -134,8 +136,13 @@ fn octets_in_a_syn_that_finds_no_free_port_are_counted() {
     let ports = Ports::Dealt { slot: Slot::new(0, 4096).unwrap(), region: None };
     let mut lab = Lab::with(Config { identity: Identity { ports, ..Identity::default() }, ..config() });
     for port in 40_000..40_100 {
-        let segment = Client::new(port).segment(&lab, SYN, b"early\n");
+        let mut client = Client::new(port);
+        let segment = client.segment(&lab, SYN, b"early\n");
         lab.live(&segment);
+        client.seq = client.seq.wrapping_add(7);
+        let answer = client.answer(&lab);
+        lab.answer(&answer);
+        client.acknowledge(&mut lab);
     }
     let stats = lab.engine.stats();
     assert!(stats.bytes.discarded.get(Reason::Collision) > 0);

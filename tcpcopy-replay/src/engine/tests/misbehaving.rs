@@ -40,6 +40,9 @@ impl Rogue {
     fn syn(&mut self, lab: &mut Lab) {
         self.say(lab, 0, SYN, &[]);
         self.advance(1);
+        let answer = self.client.answer(lab);
+        lab.engine.handle_answer(lab.now, &answer);
+        self.say(lab, 0, ACK, &[]);
     }
 
     fn line(&mut self, lab: &mut Lab) {

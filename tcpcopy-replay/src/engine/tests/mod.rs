@@ -8,6 +8,7 @@ mod chaos;
 mod close;
 mod distance;
 mod fins;
+mod forgery;
 mod gating;
 mod harness;
 mod join;

@@ -98,9 +98,10 @@ fn a_channel_that_breaks_keeps_the_resets_for_other_targets() {
 #[test]
 fn a_session_whose_syn_was_never_sent_is_not_reset() {
     let mut lab = Lab::new();
-    let client = Client::new(40_000);
-    let syn = client.segment(&lab, SYN, &[]);
-    lab.engine.handle_live(lab.now, &syn);
+    let mut client = Client::new(40_000);
+    client.knock(&mut lab);
+    let end = client.segment(&lab, ACK, &[]);
+    lab.engine.handle_live(lab.now, &end);
     lab.engine.handle_shutdown(lab.now);
     assert_eq!(lab.engine.poll_transmit(lab.now), None);
     assert_eq!(lab.engine.stats().syns.discarded.total(), 1);

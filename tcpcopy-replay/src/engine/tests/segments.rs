@@ -1,6 +1,6 @@
 //! Live segments that are not as usual.
 
-use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
+use tcpcopy_common::tcp_flags::{ACK, FIN, RST, SYN};
 
 use super::{
     harness::{Client, Lab, config},
@@ -42,7 +42,7 @@ fn a_syn_with_other_flags_changes_nothing_on_a_known_connection() {
         lab.live(&odd);
         lab.run_ms(5);
         assert_eq!(lab.only().received, b"one\n", "flags {flags:?}");
-        assert_eq!(lab.engine.stats().bytes.discarded.get(Reason::Nonsense), 4);
+        assert_eq!(lab.engine.stats().refused.refused_bytes, 4);
     }
 }
 
@@ -53,20 +53,6 @@ fn the_end_of_an_unknown_connection_is_counted_and_not_kept() {
     Client::new(40_001).rst(&mut lab, 0);
     assert_eq!(lab.engine.connections.len(), 0);
     assert_eq!(lab.engine.stats().fins.discarded.get(Reason::BeforeJoin), 1);
-}
-
-#[test]
-fn a_number_without_the_ack_flag_acknowledges_nothing() {
-    let mut lab = Lab::new();
-    lab.target.new_app = Box::new(|_| silent());
-    let mut client = Client::new(40_000);
-    client.syn(&mut lab);
-    client.send(&mut lab, 0, b"one\n");
-    client.ack = client.ack.wrapping_add(500);
-    let segment = client.segment(&lab, PSH, b"two\n");
-    lab.live(&segment);
-    lab.run_ms(5);
-    assert_eq!(lab.only().received, b"one\ntwo\n", "it waits for no answer");
 }
 
 #[test]

@@ -248,7 +248,7 @@ fn a_syn_that_is_no_syn_is_refused() {
     let segment = client.segment(&lab, SYN | FIN, b"x");
     lab.live(&segment);
     lab.assert_done();
-    assert_eq!(lab.engine.stats().bytes.discarded.total(), 1);
+    assert_eq!(lab.engine.stats().refused.bad_syn, 1);
 }
 
 #[test]

@@ -1,17 +1,15 @@
 //! What connections cost between what they do: places in the queue, entries in the wheel of timers.
 
-use tcpcopy_common::tcp_flags::{ACK, PSH, SYN};
+use tcpcopy_common::tcp_flags::{ACK, PSH};
 
 use super::harness::{Client, Lab};
 
 #[test]
 fn a_connection_has_one_place_in_the_queue_however_much_comes() {
     let mut lab = Lab::new();
-    for port in [40_000, 40_001] {
-        let mut client = Client::new(port);
-        let syn = client.segment(&lab, SYN, &[]);
-        lab.engine.handle_live(lab.now, &syn);
-        client.seq = client.seq.wrapping_add(1);
+    let mut clients = [40_000, 40_001].map(Client::new);
+    clients.iter_mut().for_each(|client| client.knock(&mut lab));
+    for mut client in clients {
         for _ in 0..5 {
             let segment = client.segment(&lab, ACK | PSH, b"x");
             lab.engine.handle_live(lab.now, &segment);
@@ -26,14 +24,18 @@ fn a_connection_has_one_place_in_the_queue_however_much_comes() {
 #[test]
 fn a_connection_that_ended_in_the_queue_leaves_its_place_to_the_next() {
     let mut lab = Lab::new();
-    let syn = Client::new(40_000).segment(&lab, SYN, &[]);
-    lab.engine.handle_live(lab.now, &syn);
+    let establish = |lab: &mut Lab, port| {
+        let mut client = Client::new(port);
+        client.knock(lab);
+        let end = client.segment(lab, ACK, &[]);
+        lab.engine.handle_live(lab.now, &end);
+    };
+    establish(&mut lab, 40_000);
     lab.engine.handle_shutdown(lab.now);
     // Before the queue is looked at, and after.
     Client::new(40_001).syn(&mut lab);
     assert_eq!(lab.sent.len(), 1);
-    let syn = Client::new(40_002).segment(&lab, SYN, &[]);
-    lab.engine.handle_live(lab.now, &syn);
+    establish(&mut lab, 40_002);
     lab.engine.handle_shutdown(lab.now);
     lab.settle();
     let sent = lab.sent.len();

@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use tcpcopy_common::response::Response;
 use tcpcopy_replay::{
-    BadRecord, LiveSegment, Nanos, TargetId, Transmit,
+    BadRecord, Checksums, LiveRecord, Nanos, TargetId, Transmit,
     worker::{self, Capture, Clock, Fill, HandleReports, Notice, Order, Reports, Sink, Upcoming},
 };
 
@@ -34,7 +34,7 @@ impl Capture for Ring<'_> {
         upcoming.take(MOST).collect::<Vec<_>>().into_iter()
     }
 
-    fn drain(&mut self, budget: usize, mut f: impl FnMut(Result<LiveSegment<'_>, BadRecord>)) -> usize {
+    fn drain(&mut self, budget: usize, mut f: impl FnMut(Result<LiveRecord<'_>, BadRecord>)) -> usize {
         let mut records = 0;
         loop {
             // Not borrowed while the worker handles it.
@@ -42,9 +42,9 @@ impl Capture for Ring<'_> {
             let Some(Record { segment, bad, .. }) = next else { return records };
             records += 1;
             if bad {
-                f(LiveSegment::parse(&[]));
+                f(LiveRecord::parse(&[], Checksums::Complete));
             } else {
-                f(Ok(LiveSegment { rule: segment.rule % 2, ..segment.segment() }));
+                f(Ok(segment.record(segment.rule % 2)));
             }
         }
     }

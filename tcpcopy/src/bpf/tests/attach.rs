@@ -18,7 +18,7 @@ use tcpcopy_common::{
     response::Response,
     tcp_flags::{ACK, SYN},
 };
-use tcpcopy_replay::LiveSegment;
+use tcpcopy_replay::{Checksums, LiveRecord};
 
 use super::{learn, packets::packet, privileged};
 use crate::{
@@ -61,6 +61,7 @@ fn capture(interfaces: &[&str], hook: Hook) -> Result<(Capture, Vec<RingReader>,
         clients: None,
         sampling: None,
         handshakes: false,
+        promiscuous: false,
         workers: 1,
         ring_bytes: 64 << 20,
         interfaces: &interfaces,
@@ -95,7 +96,9 @@ fn read_stream(reader: &mut RingReader, length: usize) -> usize {
     let mut missing = length;
     let mut longest = 0;
     read_until(reader, |record| {
-        let segment = LiveSegment::parse(record).unwrap();
+        // The listener's SYN-ACK is told of, too.
+        let LiveRecord::Segment(segment) = LiveRecord::parse(record, Checksums::Partial).unwrap() else { return false };
+        assert!(segment.intact, "{segment:?}");
         if segment.flags.contains(SYN) {
             first = Some(segment.seq.wrapping_add(1));
         }

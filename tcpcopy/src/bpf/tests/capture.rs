@@ -1,8 +1,9 @@
 use tcpcopy_common::{
     counters::CaptureCounter::{self, *},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    flow::Flow,
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::LiveSegment;
+use tcpcopy_replay::{Checksums, LiveRecord};
 
 use super::{
     TCX_NEXT,
@@ -57,6 +58,21 @@ impl Fixture {
         (clients, sampling): (Option<&ClientFilter>, Option<Sampling>),
         handshakes: bool,
     ) -> Self {
+        Self::load(interface, hook, workers, ring_bytes, (clients, sampling), (handshakes, false))
+    }
+
+    fn promiscuous() -> Self {
+        Self::load("lo", Hook::Tc, 1, 1 << 20, (None, None), (false, true))
+    }
+
+    fn load(
+        interface: &str,
+        hook: Hook,
+        workers: u32,
+        ring_bytes: u32,
+        (clients, sampling): (Option<&ClientFilter>, Option<Sampling>),
+        (handshakes, promiscuous): (bool, bool),
+    ) -> Self {
         let rule =
             |id, address: Option<&str>, port| CaptureRule { id, address: address.map(|a| a.parse().unwrap()), port };
         let (capture, readers) = Capture::load(&CaptureSetup {
@@ -70,6 +86,7 @@ impl Fixture {
             clients,
             sampling,
             handshakes,
+            promiscuous,
             workers,
             ring_bytes,
             interfaces: &[interface.to_owned()],
@@ -98,7 +115,8 @@ impl Fixture {
         let mut records = 0;
         self.readers[0].drain(10, |record| {
             records += 1;
-            let segment = LiveSegment::parse(record).unwrap();
+            let parsed = LiveRecord::parse(record, Checksums::Complete).unwrap();
+            let LiveRecord::Segment(segment) = parsed else { panic!("{what}: {parsed:?}") };
             assert_eq!(segment.flow, packet.flow(), "{what}");
             assert_eq!((segment.rule, segment.seq, segment.ack), (rule, packet.seq, packet.ack), "{what}");
             assert_eq!(segment.flags, packet.flags, "{what}");
@@ -165,7 +183,7 @@ fn segments_of_matching_flows_are_copied_whole() {
             fixture.expect_copy(&format!("{what}, {hook:?}"), packet, *rule);
         }
         // On both sides of every bucket's edge that a linear packet can have.
-        for len in [51, 52, 53, 179, 180, 181, 435, 436, 437, 947, 948, 949, 1447, 1448, 1449, 1460] {
+        for len in [31, 32, 33, 159, 160, 161, 415, 416, 417, 927, 928, 929, 1447, 1448, 1460] {
             let packet = Packet { payload: (0..len).map(|i| i as u8).collect(), options: vec![1; 12], ..v4() };
             fixture.expect_copy(&format!("{len} octets, {hook:?}"), &packet, 1);
         }
@@ -178,7 +196,7 @@ fn super_packets_in_fragments_are_copied_whole() {
         return;
     }
     let mut fixture = Fixture::new(Hook::Xdp, 1);
-    for len in [1985, 4032, 4033, 9152, 16_320, 20_000, 32_704, 49_088, 65_000] {
+    for len in [1965, 4012, 4013, 9132, 16_300, 20_000, 32_684, 49_068, 65_000] {
         let payload = (0..len).map(|i| (i * 7) as u8).collect();
         fixture.expect_copy(&format!("{len} octets"), &Packet { payload, ..packet(CLIENT4, "10.0.0.3:80") }, 1);
     }
@@ -217,6 +235,7 @@ fn what_is_not_copied_has_a_reason() {
         ("IPv6 length too large", Some(Malformed), Packet { ip_length_error: 1, ..v6() }),
         ("cut in the TCP header", Some(Malformed), Packet { cut: Some(14 + 20 + 18), ..v4() }),
         ("cut in the payload", Some(Malformed), Packet { cut: Some(14 + 20 + 20 + 5), ..v4() }),
+        ("frame for a group", Some(OtherHost), Packet { mac: [1, 0, 0x5e, 0, 0, 1], ..v4() }),
         ("IPv6 jumbogram", Some(TooLarge), Packet { ip_length_error: -38, ..v6() }),
     ];
     for hook in [Hook::Tc, Hook::Xdp] {
@@ -458,5 +477,68 @@ fn without_being_asked_for_no_acknowledgement_is_copied() {
         fixture.expect_copy("SYN", &syn, 1);
         let ack = Packet { flags: ACK, seq: syn.seq + 1, ..syn };
         fixture.expect_none("the end", &ack, Some(PureAck));
+    }
+}
+
+/// XDP knows nothing of the interface's address, which may change.
+#[test]
+fn frames_for_other_hosts_are_copied_only_if_they_are_asked_for() {
+    if !privileged() {
+        return;
+    }
+    let stranger = Packet { mac: [2, 0, 0, 0, 0, 9], ..packet(CLIENT4, "10.0.0.3:80") };
+    Fixture::new(Hook::Tc, 1).expect_none("as the stack", &stranger, Some(OtherHost));
+    Fixture::promiscuous().expect_copy("promiscuous", &stranger, 1);
+}
+
+#[test]
+fn the_syn_ack_of_a_matching_service_is_told_of_and_nothing_else_that_leaves() {
+    if !privileged() {
+        return;
+    }
+    let answer = |server: &str, client: &str| Packet {
+        flags: SYN | ACK,
+        options: vec![2, 4, 5, 180, 1, 3, 3, 9],
+        payload: vec![],
+        ..packet(server, client)
+    };
+    let v4 = || answer("10.0.0.3:80", CLIENT4);
+    let v6 = || answer("[2001:db8::3]:443", CLIENT6);
+    let table = [
+        ("IPv4", Some(1), v4()),
+        ("IPv4 on two VLANs", Some(1), Packet { vlan_ethertypes: vec![0x88a8, 0x8100], ..v4() }),
+        ("with ECN", Some(1), Packet { flags: SYN | ACK | TcpFlags::from_octet(0x40), ..v4() }),
+        ("with as many options as there can be", Some(1), Packet { options: vec![1; 40], ..v4() }),
+        ("rule with address", Some(4), answer("10.0.0.4:80", CLIENT4)),
+        ("IPv6", Some(3), v6()),
+        ("another port", None, answer("10.0.0.3:81", CLIENT4)),
+        ("another address", None, answer("10.0.0.8:443", CLIENT4)),
+        ("excluded", None, answer("10.0.0.9:80", CLIENT4)),
+        ("SYN", None, Packet { flags: SYN, ..v4() }),
+        ("ACK", None, Packet { flags: ACK, ..v4() }),
+        ("RST", None, Packet { flags: RST | ACK, ..v4() }),
+        ("nonsense", None, Packet { flags: SYN | ACK | RST, ..v4() }),
+        ("data", None, Packet { flags: ACK | PSH, payload: vec![0; 1000], ..v4() }),
+        ("fragment", None, Packet { fragment_flags_offset: 0x2000, ..v4() }),
+        ("cut", None, Packet { cut: Some(14 + 20 + 18), ..v4() }),
+        ("of the client", None, Packet { flags: SYN | ACK, ..packet(CLIENT4, "10.0.0.3:80") }),
+    ];
+    let mut fixture = Fixture::new(Hook::Tc, 1);
+    for (what, rule, packet) in &table {
+        let count = fixture.count(Answers);
+        assert_eq!(run_tc(fixture.capture.object(), "answer_tc", &packet.bytes()), TCX_NEXT);
+        let mut rules = Vec::new();
+        fixture.readers[0].drain(10, |record| {
+            let parsed = LiveRecord::parse(record, Checksums::Complete).unwrap();
+            let LiveRecord::Answer(answer) = parsed else { panic!("{what}: {parsed:?}") };
+            let Flow { client, client_port, server, server_port, .. } = packet.flow();
+            assert_eq!(answer.flow, Flow::tcp((server, server_port), (client, client_port)), "{what}");
+            assert_eq!((answer.seq, answer.ack), (packet.seq, packet.ack), "{what}");
+            let scale = (packet.options.len() == 8).then_some(9);
+            assert_eq!(answer.options.window_scale, scale, "{what}");
+            rules.push(answer.rule);
+        });
+        assert_eq!(rules, Vec::from_iter(*rule), "{what}");
+        assert_eq!(fixture.count(Answers), count + u64::from(rule.is_some()), "{what}");
     }
 }

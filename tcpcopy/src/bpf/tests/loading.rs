@@ -16,7 +16,8 @@ use crate::bpf::{
     refusal::refusal,
 };
 
-const CAPTURE_PROGRAMS: [&str; 3] = [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP];
+const CAPTURE_PROGRAMS: [&str; 5] =
+    [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP, program::ANSWER_TC, program::ANSWER_TC_L3];
 
 const INTERCEPT_PROGRAMS: [&str; 6] = [
     program::LEARN,

@@ -13,6 +13,8 @@ pub(super) struct Packet {
     pub(super) source: SocketAddr,
     pub(super) destination: SocketAddr,
     pub(super) ethernet: bool,
+    /// The destination in the Ethernet header.
+    pub(super) mac: [u8; 6],
     pub(super) vlan_ethertypes: Vec<u16>,
     pub(super) ip_options: Vec<u8>,
     /// IPv6 extension headers, each with its protocol number; the chain of next headers is made from these.
@@ -40,6 +42,8 @@ pub(super) fn packet(source: &str, destination: &str) -> Packet {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         ethernet: true,
+        // That of loopback, which test runs take for the interface.
+        mac: [0; 6],
         vlan_ethertypes: Vec::new(),
         ip_options: Vec::new(),
         extensions: Vec::new(),
@@ -100,7 +104,8 @@ impl Packet {
         };
         let mut bytes = Vec::new();
         if self.ethernet {
-            bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+            bytes.extend(self.mac);
+            bytes.extend([2, 0, 0, 0, 0, 2]);
             for vlan in &self.vlan_ethertypes {
                 bytes.extend(vlan.to_be_bytes());
                 bytes.extend([0, 7]);

@@ -37,7 +37,7 @@ pub struct Ring {
     lost: u64,
     /// Lost records that the worker knows of.
     announced: u64,
-    /// Records that the worker got.
+    /// Records that the worker got, those of the live server's SYN-ACKs apart.
     pub(super) drained: u64,
     pub(super) bad: u64,
 }
@@ -134,7 +134,7 @@ impl World<'_> {
             "a record is handled before the loss that came before it is known".to_owned()
         });
         self.ring.used -= record.octets();
-        self.ring.drained += 1;
+        self.ring.drained += u64::from(record.bad || !record.segment.is_answer());
         self.ring.bad += u64::from(record.bad);
         self.records += 1;
         self.captured += record.octets();
