@@ -87,7 +87,7 @@ counters! {
         UnknownInstance = counter(Section::RefusedSyns).named("syn_unknown_instance"),
         /// SYN dropped: the session map is full.
         MapFull = counter(Section::RefusedSyns).named("session_map_full"),
-        /// SYN dropped: another instance holds the four-tuple.
+        /// SYN dropped: another instance, or a connection of the target's own, holds the four-tuple.
         Collision = counter(Section::RefusedSyns).named("collision"),
         /// Sessions given up because the target's own traffic took their four-tuple.
         Reclaimed = counter(Section::Sessions).named("reclaimed"),

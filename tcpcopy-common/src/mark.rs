@@ -6,11 +6,12 @@
 //! | 1 | length, 16 |
 //! | 2 | ExID (RFC 6994), [`EXID`] |
 //! | 4 | instance, network order |
-//! | 8 | tag, little-endian SipHash-2-4 |
+//! | 1 | stamp, see [`Stamp`] |
+//! | 7 | tag, the lower seven octets of a SipHash-2-4, little-endian |
 //!
 //! The tag is keyed by a 128-bit key that `intercept` gave the instance over the authenticated channel, and covers the
-//! four-tuple, the protocol, the initial sequence number and the instance, so that a mark cannot be moved to another
-//! connection.
+//! four-tuple, the protocol, the initial sequence number, the instance and the stamp, so that a mark cannot be moved
+//! to another connection, nor mean anything else than it was made for.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -36,23 +37,74 @@ pub struct Mark {
     pub exid: [u8; 2],
     /// The owning instance, network order.
     pub instance: [u8; 4],
+    /// See [`Stamp`].
+    pub stamp: u8,
     /// The keyed hash, little-endian.
-    pub tag: [u8; 8],
+    pub tag: [u8; TAG],
 }
+
+/// Octets of the tag.
+const TAG: usize = 7;
 
 const _: () = assert!(size_of::<Mark>() == LENGTH);
 
 impl Mark {
     /// Makes the mark for a SYN of `flow` (as the target sees it) with initial sequence number `isn` (network order).
-    pub fn new(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> Self {
+    pub fn new(key: &MarkKey, instance: u32, stamp: Stamp, flow: &Flow, isn: [u8; 4]) -> Self {
         Self {
             kind: KIND,
             length: OCTETS,
             exid: EXID,
             instance: instance.to_be_bytes(),
-            tag: tag(key, instance, flow, isn).to_le_bytes(),
+            stamp: stamp.octet(),
+            tag: sealed(key, instance, stamp, flow, isn),
         }
     }
+
+    /// Whether this is the mark that the owner of `key` makes for a SYN of `flow` with `isn` (network order).
+    #[inline(always)]
+    pub fn is_valid(&self, key: &MarkKey, flow: &Flow, isn: [u8; 4]) -> bool {
+        let stamp = Stamp { meets: self.stamp & MEETS != 0 };
+        let instance = u32::from_be_bytes(self.instance);
+        stamp.octet() == self.stamp && number(&sealed(key, instance, stamp, flow, isn)) == number(&self.tag)
+    }
+}
+
+/// What a mark says beside whose it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// The SYN may meet an open connection on its four-tuple: the sender knows that an earlier session of its own has
+    /// left one there, of which the target's programs know nothing any more. Without it such a connection is somebody
+    /// else's, and is left alone.
+    pub meets: bool,
+}
+
+/// The bit of [`Mark::stamp`] for [`Stamp::meets`].
+pub const MEETS: u8 = 0x80;
+
+/// What the session left behind has sent lies at most so many numbers below the ISN of a SYN that may meet it: by
+/// this the target's programs tell its socket from one of somebody else, who has numbers of his own. More than Linux
+/// has under way by default (`tcp_rmem`: 6 MiB).
+pub const MEETS_WITHIN: u32 = 1 << 24;
+
+impl Stamp {
+    /// The octet in the mark.
+    #[inline(always)]
+    pub const fn octet(self) -> u8 {
+        if self.meets { MEETS } else { 0 }
+    }
+}
+
+#[inline(always)]
+fn sealed(key: &MarkKey, instance: u32, stamp: Stamp, flow: &Flow, isn: [u8; 4]) -> [u8; TAG] {
+    let [a, b, c, d, e, f, g, _] = hash(key, instance, flow, isn, u64::from(stamp.octet())).to_le_bytes();
+    [a, b, c, d, e, f, g]
+}
+
+/// A tag as a number, which the programs' processor compares at once.
+#[inline(always)]
+const fn number(tag: &[u8; TAG]) -> u64 {
+    u64::from_le_bytes([tag[0], tag[1], tag[2], tag[3], tag[4], tag[5], tag[6], 0])
 }
 
 /// The 128-bit key of an instance: value of the map of instances.
@@ -72,9 +124,9 @@ impl core::fmt::Debug for MarkKey {
 }
 
 /// Computes SipHash-2-4 over client address, server address, client port, server port, protocol and three zeros (a
-/// [`Flow`]), ISN and instance: 48 octets in network order.
+/// [`Flow`]), ISN and instance, in network order, and `stamp`, little-endian: 56 octets.
 #[inline(always)]
-pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
+pub fn hash(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4], stamp: u64) -> u64 {
     let c = &flow.client.0;
     let s = &flow.server.0;
     let mut v = [
@@ -92,7 +144,8 @@ pub fn tag(key: &MarkKey, instance: u32, flow: &Flow, isn: [u8; 4]) -> u64 {
     absorb(&mut v, u64::from_le_bytes([p[0], p[1], q[0], q[1], flow.protocol, 0, 0, 0]));
     let i = instance.to_be_bytes();
     absorb(&mut v, u64::from_le_bytes([isn[0], isn[1], isn[2], isn[3], i[0], i[1], i[2], i[3]]));
-    absorb(&mut v, 48 << 56);
+    absorb(&mut v, stamp);
+    absorb(&mut v, 56 << 56);
     v[2] ^= 0xff;
     round(&mut v);
     round(&mut v);
@@ -136,7 +189,7 @@ mod tests {
     use crate::flow::IpAddress;
 
     #[test]
-    fn tag_is_siphash_2_4_of_the_documented_octets() {
+    fn the_tag_is_siphash_2_4_of_the_documented_octets() {
         let server = IpAddress(core::array::from_fn(|i| i as u8));
         let flow = Flow::tcp((IpAddress::from_v4([192, 0, 2, 7]), [0xab, 0xcd]), (server, [0, 80]));
         let isn = [1, 2, 3, 4];
@@ -145,6 +198,28 @@ mod tests {
         reference.write(bytemuck::bytes_of(&flow));
         reference.write(&isn);
         reference.write(&77u32.to_be_bytes());
-        assert_eq!(tag(&key, 77, &flow, isn), reference.finish());
+        reference.write(&[0x80, 0, 0, 0, 0, 0, 0, 0]);
+        let mark = Mark::new(&key, 77, Stamp { meets: true }, &flow, isn);
+        assert_eq!((mark.stamp, &mark.tag[..]), (0x80, &reference.finish().to_le_bytes()[..7]));
+    }
+
+    #[test]
+    fn a_mark_is_valid_for_nothing_else_than_it_was_made_for() {
+        let flow = |port| Flow::tcp((IpAddress::from_v4([192, 0, 2, 7]), [0, port]), (IpAddress([3; 16]), [0, 80]));
+        let key = MarkKey { k0: 1, k1: 2 };
+        for meets in [false, true] {
+            let mark = Mark::new(&key, 77, Stamp { meets }, &flow(1), [0; 4]);
+            assert!(mark.is_valid(&key, &flow(1), [0; 4]));
+            assert!(!mark.is_valid(&key, &flow(2), [0; 4]) && !mark.is_valid(&key, &flow(1), [1; 4]));
+            assert!(!mark.is_valid(&MarkKey { k0: 1, k1: 3 }, &flow(1), [0; 4]));
+            let octets: [u8; LENGTH] = bytemuck::cast(mark);
+            for at in 4..LENGTH {
+                for bit in 0..8 {
+                    let mut other = octets;
+                    other[at] ^= 1 << bit;
+                    assert!(!bytemuck::cast::<_, Mark>(other).is_valid(&key, &flow(1), [0; 4]), "octet {at} bit {bit}");
+                }
+            }
+        }
     }
 }

@@ -105,9 +105,11 @@ pub mod kind {
     pub const SEGMENT: u8 = 0;
     /// An ICMP error that quotes the session, swallowed; no TCP fields.
     pub const ICMP_ERROR: u8 = 1;
-    /// The session's SYN was refused: another instance holds the four-tuple; no TCP fields but `seq`, the refused ISN.
+    /// The session's SYN was refused: another instance, or a connection of the target's own, holds the four-tuple; no
+    /// TCP fields but `seq`, the refused ISN.
     pub const COLLISION: u8 = 2;
-    /// A client of the target's own opened a connection on the session's four-tuple: the session is no longer ours.
+    /// A client of the target's own opened a connection on the session's four-tuple, or the target one to the client:
+    /// the session is no longer ours.
     pub const RECLAIMED: u8 = 3;
     /// The session's SYN was refused because the session map is full; `seq` is the refused ISN.
     pub const MAP_FULL: u8 = 4;
@@ -149,9 +151,25 @@ pub struct Session {
     pub answered: u32,
     /// The [`Prefix`] of its reports, in octets, host order: that of its target when its SYN came.
     pub prefix: u32,
+    /// How sure it is that what the target sends on the four-tuple is a response: one of [`state`].
+    pub state: u8,
+    /// Zero.
+    pub _reserved: [u8; 7],
 }
 
-const _: () = assert!(size_of::<Session>() == 32);
+const _: () = assert!(size_of::<Session>() == 40);
+
+/// Values of [`Session::state`].
+pub mod state {
+    /// The target has not answered the SYN. A socket that the programs cannot see, because it is in another network
+    /// namespace, may hold the four-tuple: only what answers this very SYN is a response.
+    pub const OPENING: u8 = 0;
+    /// As [`OPENING`], and a socket of an earlier session may be there: see
+    /// [`MEETS_WITHIN`](crate::mark::MEETS_WITHIN).
+    pub const MEETING: u8 = 1;
+    /// The target has answered the SYN, or an earlier session was known: whatever comes is a response.
+    pub const OPEN: u8 = 2;
+}
 
 crate::figures! {
     /// What the target's ingress saw of one instance's sessions: value of a per-CPU hash map keyed by instance.

@@ -45,7 +45,7 @@ impl Secret {
             Purpose::DealtPort(n) => (3, n),
             Purpose::PoolAddress => (4, 0),
         };
-        mark::tag(&self.0, purpose, flow, [number, 0, 0, 0])
+        mark::hash(&self.0, purpose, flow, [number, 0, 0, 0], 0)
     }
 }
 

@@ -158,7 +158,7 @@ mod tests {
     use proptest::prelude::*;
     use tcpcopy_common::{
         flow::{Flow, IpAddress},
-        mark::{Mark, MarkKey},
+        mark::{Mark, MarkKey, Stamp},
     };
     use tcpcopy_replay::{SynOptions, TransmitOptions};
 
@@ -249,7 +249,7 @@ mod tests {
             syn: Some(SynOptions {
                 mss: 1440,
                 window_scale: Some(7),
-                mark: Mark::new(&key, 9, &flow(true), [0xff, 0xff, 0xff, 0xf0]),
+                mark: Mark::new(&key, 9, Stamp::default(), &flow(true), [0xff, 0xff, 0xff, 0xf0]),
             }),
             timestamps: Some((5, 0)),
         };

@@ -5,7 +5,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
-    mark::{self, Mark, MarkKey},
+    mark::{Mark, MarkKey, Stamp},
     response::{NO_WINDOW_SCALE, option},
     tcp_flags::{ACK, FIN, PSH, SYN, TcpFlags},
 };
@@ -68,7 +68,7 @@ pub(super) fn check(data: &[u8]) {
     let syn = input.syn.map(|(mss, window_scale, instance)| SynOptions {
         mss,
         window_scale,
-        mark: Mark::new(&key, instance, &flow, input.seq.to_be_bytes()),
+        mark: Mark::new(&key, instance, Stamp::default(), &flow, input.seq.to_be_bytes()),
     });
     let transmit = Transmit {
         flow,
@@ -162,9 +162,8 @@ fn as_at_the_target(packet: &[u8], tcp: &TcpSlice<'_>, transmit: &Transmit<'_>, 
         (Some(syn), Marking::Marked(mark)) => {
             assert_eq!(report.mss, syn.mss.to_be_bytes());
             assert_eq!(report.window_scale, syn.window_scale.unwrap_or(NO_WINDOW_SCALE));
-            let instance = u32::from_be_bytes(mark.instance);
             // Of the first packet only: the numbers of those behind it are others.
-            let valid = mark::tag(key, instance, &transmit.flow, header.seq).to_le_bytes() == mark.tag;
+            let valid = mark.is_valid(key, &transmit.flow, header.seq);
             assert!(valid || !tcp.syn(), "the target refuses the mark");
         }
         (Some(_), _) => panic!("the mark is not found"),

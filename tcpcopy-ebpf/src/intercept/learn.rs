@@ -1,12 +1,12 @@
 //! The target's ingress: opens sessions for SYNs with a valid mark, and counts what replayed clients send.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::TcContext};
 use bytemuck::Zeroable as _;
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    mark::{self, Mark},
-    response::{REFLECTION, ResponseHeader, Session, kind},
+    mark::{MEETS, Mark},
+    response::{REFLECTION, ResponseHeader, Session, kind, state},
     tcp_flags::{ACK, FIN, SYN},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     counters::Count as _,
     log,
     maps::{self, NotInserted},
-    reports,
+    reports, sockets,
 };
 
 /// What becomes of the packet.
@@ -39,7 +39,7 @@ enum Refusal {
 
 /// Learns from a packet that comes in. Only a marked SYN can be dropped: whatever else comes is the target's own.
 #[inline(always)]
-pub fn learn(packet: &impl Packet, link: Link) -> Verdict {
+pub fn learn(packet: &TcContext, link: Link) -> Verdict {
     let mut ip = Ip::zeroed();
     if !parse::link_into(packet, link, &mut ip) {
         return Verdict::Pass;
@@ -86,22 +86,21 @@ enum Syn {
 
 /// Not inlined: see [`parse::link_into`].
 #[inline(never)]
-fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
-    let mut options = Options::NONE;
-    options.read(packet, ip.payload() + TcpHeader::LENGTH, tcp.length().saturating_sub(TcpHeader::LENGTH));
-    let mark = match options.marking() {
-        Marking::Unmarked => {
+fn learn_syn(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
+    let mut mark = Mark::zeroed();
+    match find_mark(packet, ip, tcp, &mut mark) {
+        UNMARKED => {
             reclaim(flow);
             return Syn::Unmarked;
         }
-        Marking::Malformed => {
+        MARKED => {}
+        _ => {
             TargetCounter::Malformed.count();
             return Syn::Refused;
         }
-        Marking::Marked(mark) => mark,
-    };
+    }
     let instance = u32::from_be_bytes(mark.instance);
-    match open(flow, &mark, instance, tcp.seq) {
+    match open(packet, flow, &mark, instance, tcp.seq) {
         Ok(session) => {
             count_segments(packet.segments(), &session, ip, tcp);
             return Syn::Opens;
@@ -115,25 +114,52 @@ fn learn_syn(packet: &impl Packet, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn
     Syn::Refused
 }
 
+const UNMARKED: u32 = 0;
+const MARKED: u32 = 1;
+const MALFORMED: u32 = 2;
+
+/// Copies the mark of a SYN, if it has one. Apart, so that the verifier follows what is done with a mark once,
+/// wherever among the options it stands; see [`parse::link_into`] for why it returns a number.
+#[inline(never)]
+fn find_mark(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, mark: &mut Mark) -> u32 {
+    let mut options = Options::NONE;
+    options.read(packet, ip.payload() + TcpHeader::LENGTH, tcp.length().saturating_sub(TcpHeader::LENGTH));
+    match options.marking() {
+        Marking::Unmarked => UNMARKED,
+        Marking::Malformed => MALFORMED,
+        Marking::Marked(found) => {
+            *mark = found;
+            MARKED
+        }
+    }
+}
+
 /// Opens the session that a marked SYN asks for, if the mark is valid.
 #[inline(always)]
-fn open(flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session, Refusal> {
+fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session, Refusal> {
     let key = maps::instance_key(instance).ok_or(Refusal::Counted(TargetCounter::UnknownInstance))?;
-    if mark::tag(key, instance, flow, isn) != u64::from_le_bytes(mark.tag) {
+    if !mark.is_valid(key, flow, isn) {
         return Err(Refusal::Counted(TargetCounter::BadTag));
     }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    let state = if mark.stamp & MEETS == 0 { state::OPENING } else { state::MEETING };
     let prefix = maps::prefix(instance, flow);
-    let session = Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, prefix };
+    let session =
+        Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, prefix, state, _reserved: [0; 7] };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
+        // The target's own: an earlier session would be known, or is what the SYN says that it may meet.
+        None if mark.stamp & MEETS == 0 && sockets::is_taken(packet, flow) != 0 => return Err(COLLISION),
         None => match maps::insert_session(flow, &session) {
             // Another CPU was quicker: with the same SYN again, or with another that is a collision.
             Err(NotInserted::Present) => return join(flow, session),
             entered => entered,
         },
-        Some(old) if old.instance == instance && old.isn != isn => maps::replace_session(flow, &session),
+        Some(old) if old.instance == instance && old.isn != isn => {
+            // A socket that is still there is the old one's.
+            maps::replace_session(flow, &Session { state: state::OPEN, ..session })
+        }
         Some(_) => return join(flow, session),
     };
     match entered {
@@ -153,14 +179,17 @@ fn join(flow: &Flow, session: Session) -> Result<Session, Refusal> {
             TargetCounter::SynRepeated.count();
             Ok(session)
         }
-        _ => Err(Refusal::Reported(TargetCounter::Collision, kind::COLLISION)),
+        _ => Err(COLLISION),
     }
 }
 
-/// A client of the target's own opens a connection: whatever session was on its four-tuple is over, and the answers are
-/// for this client.
+/// Somebody else has a connection on the four-tuple.
+const COLLISION: Refusal = Refusal::Reported(TargetCounter::Collision, kind::COLLISION);
+
+/// A client of the target's own opens a connection, or the target one to a client: whatever session was on its
+/// four-tuple is over, and what the target sends is for that client.
 #[inline(always)]
-fn reclaim(flow: &Flow) {
+pub fn reclaim(flow: &Flow) {
     if let Some(session) = maps::session(flow) {
         maps::remove_session(flow);
         TargetCounter::Reclaimed.count();
@@ -179,8 +208,9 @@ fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
     stats.fins += tcp.flags.contains(FIN) as u64;
 }
 
+/// Tells the owner of a session what has become of it.
 #[inline(always)]
-fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
+pub fn report(flow: &Flow, instance: u32, kind: u8, seq: [u8; 4]) {
     let _ = reports::report(
         instance,
         || ResponseHeader { flow: *flow, seq, kind, instance, ..ResponseHeader::zeroed() },

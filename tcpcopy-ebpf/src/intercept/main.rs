@@ -19,6 +19,7 @@ mod reflect;
 mod reports;
 #[path = "../ring.rs"]
 mod ring;
+mod sockets;
 mod swallow;
 #[path = "../wakeup.rs"]
 mod wakeup;

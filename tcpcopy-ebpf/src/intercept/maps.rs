@@ -14,7 +14,7 @@ use tcpcopy_common::{
     flow::Flow,
     mark::MarkKey,
     prefix::PrefixKey,
-    response::{ResponseHeader, Session, WireStats},
+    response::{ResponseHeader, Session, WireStats, state},
     wakeup::Signals,
 };
 
@@ -123,6 +123,13 @@ impl Entry {
     pub fn set_answered(&self, next: u32) {
         // SAFETY: as above.
         unsafe { (&raw mut (*self.0).answered).write_volatile(next) };
+    }
+
+    /// Notes that the target has answered the session's SYN.
+    #[inline(always)]
+    pub fn set_open(&self) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0).state).write_volatile(state::OPEN) };
     }
 }
 

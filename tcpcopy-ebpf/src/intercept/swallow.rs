@@ -4,7 +4,8 @@ use bytemuck::{AnyBitPattern, Zeroable as _};
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    response::{LEFT_TO_THE_SOURCE, NO_WINDOW_SCALE, ResponseHeader, Session, kind, option},
+    mark::MEETS_WITHIN,
+    response::{LEFT_TO_THE_SOURCE, NO_WINDOW_SCALE, ResponseHeader, Session, kind, option, state},
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
@@ -17,7 +18,7 @@ use tcpcopy_ebpf::{
 use crate::{
     counters::Count as _,
     fragment::FragmentKey,
-    log, maps,
+    learn, log, maps,
     reports::{self, Range},
 };
 
@@ -71,6 +72,21 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
         reports::report_lost(session.instance);
         return Fate::Swallow;
     };
+    if tcp.flags & (SYN | ACK) == SYN {
+        // What it is a response of has been accepted, and does not begin like this: the target opens a connection
+        // itself.
+        learn::reclaim(&flow);
+        return Fate::Leave;
+    }
+    if session.state != state::OPEN {
+        if !answers(&session, &tcp) {
+            return give_up(&flow, &session, &tcp, ip.payload_len);
+        }
+        // A refusal leaves things as they are: the next SYN may meet somebody else.
+        if tcp.flags.contains(SYN) || session.state == state::MEETING {
+            entry.set_open();
+        }
+    }
     let header_len = tcp.length();
     let ip_payload_len = if ip.is_jumbo() { packet.len().saturating_sub(ip.payload()) } else { ip.payload_len };
     let payload_len = ip_payload_len.saturating_sub(header_len);
@@ -123,6 +139,32 @@ fn acknowledge(entry: &maps::Entry, tcp: &TcpHeader, payload_len: u32, place: Pl
     }
     entry.set_answered(u32::from_be_bytes(tcp.seq).wrapping_add(payload_len));
     if reflect { Fate::Reflect } else { Fate::Swallow }
+}
+
+/// Whether a segment answers the SYN of a session whose SYN was not answered yet, or is of a session before it.
+#[inline(always)]
+fn answers(session: &Session, tcp: &TcpHeader) -> bool {
+    let below = u32::from_be_bytes(session.isn).wrapping_add(1).wrapping_sub(u32::from_be_bytes(tcp.ack));
+    tcp.flags.contains(ACK)
+        && match session.state {
+            state::MEETING => below <= MEETS_WITHIN,
+            _ => below == 0 && tcp.flags & (SYN | RST) != TcpFlags::NONE,
+        }
+}
+
+/// Gives up a session whose SYN has met a connection of the target's own, in another network namespace: its owner is
+/// told, as if the SYN had been refused. The segment belongs to that connection, but for an acknowledgement, by which
+/// the socket challenges the SYN.
+#[inline(never)]
+fn give_up(flow: &Flow, session: &Session, tcp: &TcpHeader, ip_payload_len: u32) -> Fate {
+    maps::remove_session(flow);
+    TargetCounter::Reclaimed.count();
+    learn::report(flow, session.instance, kind::COLLISION, session.isn);
+    if tcp.flags == ACK && ip_payload_len == tcp.length() {
+        count_response(session, 0);
+        return Fate::Swallow;
+    }
+    Fate::Leave
 }
 
 /// Where a segment's payload lies in the target's stream.

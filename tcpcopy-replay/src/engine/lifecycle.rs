@@ -49,10 +49,11 @@ impl Engine {
         Ok((rule.target, flow))
     }
 
-    /// Returns the first four-tuple, from the `attempt`th on, that no session of this engine has.
-    fn free_flow(&self, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
+    /// Returns the first four-tuple, from the `attempt`th on, that no session of this engine has, nor an orphan.
+    fn free_flow(&self, target: TargetId, wanted: &Flow, attempt: u8) -> Option<(Flow, u8)> {
+        let orphans = self.orphans.get(usize::from(target.0));
         identity::candidates(&self.config.identity, self.secret, wanted, attempt)
-            .find(|(flow, _)| self.id_at_target(flow).is_none())
+            .find(|(flow, _)| self.id_at_target(flow).is_none() && orphans.is_none_or(|orphans| !orphans.knows(flow)))
     }
 
     /// What the sessions to be opened send in place of what their live clients have sent.
@@ -74,7 +75,7 @@ impl Engine {
         let (target, wanted) = self.destination(&connection.live.flow(), connection.rule)?;
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
-        let (flow, attempt) = self.free_flow(&wanted, attempt).ok_or(Reason::Collision)?;
+        let (flow, attempt) = self.free_flow(target, &wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
         let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite());
         self.by_target.insert(&flow, id);
@@ -161,8 +162,8 @@ impl Engine {
         let (live, rule) = (connection.live.flow(), connection.rule);
         let Replay::Active(session) = &connection.replay else { return false };
         let (old, next) = (*session.flow(), session.ports_tried().saturating_add(1));
-        let Ok((_, wanted)) = self.destination(&live, rule) else { return false };
-        let Some((flow, attempt)) = self.free_flow(&wanted, next) else { return false };
+        let Ok((target, wanted)) = self.destination(&live, rule) else { return false };
+        let Some((flow, attempt)) = self.free_flow(target, &wanted, next) else { return false };
         self.by_target.remove(&old, id);
         self.by_target.insert(&flow, id);
         let opening = isn::opening(self.secret, now, &flow, None);

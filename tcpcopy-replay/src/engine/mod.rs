@@ -246,8 +246,8 @@ impl Engine {
                 continue;
             };
             if session.instance().is_some_and(|known| known != credentials.instance) {
-                let flow = *session.flow();
-                self.leave_orphan(now, target, flow);
+                let (flow, last) = (*session.flow(), session.reset_seq());
+                self.leave_orphan(now, target, flow, last);
                 self.conclude(now, id, Outcome::Aborted(Reason::ChannelLost, Final::Nothing));
             } else {
                 session.handle_channel_up(now);
@@ -263,7 +263,7 @@ impl Engine {
         }
         for segment in std::mem::take(&mut self.final_segments) {
             if segment.target == target {
-                self.leave_orphan(now, segment.target, segment.flow);
+                self.leave_orphan(now, segment.target, segment.flow, segment.seq);
             } else {
                 self.final_segments.push_back(segment);
             }
@@ -326,7 +326,7 @@ impl Engine {
                     self.stats.resets_sent += u64::from(segment.flags.contains(RST));
                     return Some(segment.transmit());
                 }
-                self.leave_orphan(now, segment.target, segment.flow);
+                self.leave_orphan(now, segment.target, segment.flow, segment.seq);
                 continue;
             }
             if let Some(syn) = self.poll_orphans(now) {

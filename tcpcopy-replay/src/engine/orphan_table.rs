@@ -52,14 +52,23 @@ impl Orphans {
         self.known.len()
     }
 
+    /// Returns whether there is one on this four-tuple.
+    pub(super) fn knows(&self, flow: &Flow) -> bool {
+        self.known.contains_key(flow)
+    }
+
     /// Adds a connection; returns whether it was not known yet.
     pub(super) fn add(&mut self, flow: Flow, opening: Opening) -> bool {
-        let is_new = !self.known.contains_key(&flow);
-        if is_new {
-            self.known.insert(flow, Orphan { opening, syns: 0, stage: Stage::Waiting });
-            self.waiting.push_back(flow);
+        if let Some(known) = self.known.get_mut(&flow) {
+            // Another connection was there since, and has sent more.
+            if opening.isn.is_after(known.opening.isn) {
+                known.opening = opening;
+            }
+            return false;
         }
-        is_new
+        self.known.insert(flow, Orphan { opening, syns: 0, stage: Stage::Waiting });
+        self.waiting.push_back(flow);
+        true
     }
 
     /// Lets all of them wait again: no SYN that was sent counts any more.

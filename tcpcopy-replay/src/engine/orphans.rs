@@ -2,11 +2,14 @@
 //!
 //! An `intercept` that was killed takes its session map with it. The target's sockets stay, and what they send later (a
 //! keep-alive's FIN, a retransmission) would go to the real clients. So when its successor is up, each of them is
-//! probed by a SYN on its four-tuple, with a mark of the new instance: from then on whatever it sends is swallowed and
-//! reported. A socket that is there answers with a challenge ACK (RFC 5961, section 4.2) that names the one sequence
-//! number of a RST that it accepts; a RST at our own idea of that number would hit it only if nothing had been lost on
-//! the way. Where there is no socket, the listener answers with a SYN-ACK. Either is a response of no session, and is
-//! reset as such.
+//! probed by a SYN on its four-tuple, with a mark of the new instance that says so
+//! ([`Stamp::meets`](tcpcopy_common::mark::Stamp::meets)), because the SYN of any other session keeps away from open
+//! connections. Its ISN lies just above what was sent before, by which the programs tell the orphan from a connection
+//! that somebody else has opened meanwhile ([`MEETS_WITHIN`](tcpcopy_common::mark::MEETS_WITHIN)). From then on
+//! whatever it sends is swallowed and reported. A socket that is there answers with a challenge ACK (RFC 5961,
+//! section 4.2) that names the one sequence number of a RST that it accepts; a RST at our own idea of that number
+//! would hit it only if nothing had been lost on the way. Where there is no socket, the listener answers with a
+//! SYN-ACK. Either is a response of no session, and is reset as such.
 
 use tcpcopy_common::{flow::Flow, tcp_flags::SYN};
 
@@ -15,14 +18,15 @@ use crate::{
     engine::{Connection, Engine, Replay, orphan_table::Orphans},
     report::Report,
     segment::Transmit,
-    tcp::{isn, receiver::WINDOW},
+    tcp::{isn, receiver::WINDOW, seq::ReplaySeq},
     time::Nanos,
 };
 
 impl Engine {
-    /// Notes a connection that may be open at a target, and that belongs to no session.
-    pub(crate) fn leave_orphan(&mut self, now: Nanos, target: TargetId, flow: Flow) {
-        let opening = isn::opening(self.secret, now, &flow, None);
+    /// Notes a connection that may be open at a target, and that belongs to no session; `last` is the sequence number
+    /// after everything that was sent on it.
+    pub(crate) fn leave_orphan(&mut self, now: Nanos, target: TargetId, flow: Flow, last: ReplaySeq) {
+        let opening = isn::above(self.secret, now, &flow, last);
         if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
             self.stats.orphans += u64::from(orphans.add(flow, opening));
         }
@@ -62,9 +66,9 @@ impl Engine {
             let Some(credentials) = self.channels[index] else { continue };
             while let Some(flow) = self.orphans[index].next() {
                 match self.id_at_target(&flow).and_then(|id| self.connections.get(id)) {
-                    // Its own SYN probes what is left there.
+                    // Its own SYN has probed what was left there.
                     Some(Connection { replay: Replay::Active(session), .. })
-                        if session.instance() == Some(credentials.instance) =>
+                        if session.is_open() && session.instance() == Some(credentials.instance) =>
                     {
                         self.stats.orphans_settled += u64::from(self.orphans[index].settle(&flow));
                     }
@@ -77,7 +81,7 @@ impl Engine {
                             ack: 0,
                             window: WINDOW,
                             flags: SYN,
-                            options: isn::syn_options(&self.config, &credentials, &flow, opening),
+                            options: isn::syn_options(&self.config, &credentials, &flow, opening, true),
                             segment_size: 1,
                             payload: &[],
                         });

@@ -1,6 +1,9 @@
 //! The initial sequence number, the timestamp and the options of a SYN.
 
-use tcpcopy_common::{flow::Flow, mark::Mark};
+use tcpcopy_common::{
+    flow::Flow,
+    mark::{Mark, Stamp},
+};
 
 use crate::{
     config::{Config, Credentials},
@@ -18,6 +21,9 @@ pub(crate) struct Opening {
     pub tsval: u32,
 }
 
+/// How far above an earlier connection one begins that the clock does not put there.
+const STEP: u32 = 1 << 16;
+
 /// Chooses sequence number and timestamp for a new connection on `flow`: a clock plus a keyed hash of the four-tuple
 /// (RFC 6528), so that they grow from one connection of a four-tuple to the next and a target in TIME-WAIT takes the
 /// SYN (RFC 6191).
@@ -32,21 +38,30 @@ pub(crate) fn opening(secret: Secret, now: Nanos, flow: &Flow, used: Option<Open
     match used {
         None => Opening { isn, tsval },
         Some(used) => Opening {
-            isn: if isn.is_after(used.isn.plus(1)) { isn } else { used.isn.plus(1 << 16) },
+            isn: if isn.is_after(used.isn.plus(1)) { isn } else { used.isn.plus(STEP) },
             tsval: if (tsval.wrapping_sub(used.tsval) as i32) > 0 { tsval } else { used.tsval.wrapping_add(1) },
         },
     }
 }
 
-/// Returns the options of a SYN.
+/// Chooses them for a connection that may meet one of ours, whose next sequence number is `last`: just above that,
+/// because the number shows the target's programs whose the one that is met is
+/// ([`MEETS_WITHIN`](tcpcopy_common::mark::MEETS_WITHIN)).
+pub(crate) fn above(secret: Secret, now: Nanos, flow: &Flow, last: ReplaySeq) -> Opening {
+    Opening { isn: last.plus(STEP), ..opening(secret, now, flow, None) }
+}
+
+/// Returns the options of a SYN that goes now. `meets`: see [`Stamp::meets`].
 pub(crate) fn syn_options(
     config: &Config,
     credentials: &Credentials,
     flow: &Flow,
     opening: Opening,
+    meets: bool,
 ) -> TransmitOptions {
     let mss = if flow.server.is_v4() { config.mss_v4 } else { config.mss_v6 };
-    let mark = Mark::new(&credentials.key, credentials.instance, flow, opening.isn.to_be());
+    let stamp = Stamp { meets };
+    let mark = Mark::new(&credentials.key, credentials.instance, stamp, flow, opening.isn.to_be());
     TransmitOptions {
         syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),
         timestamps: Some((opening.tsval, 0)),

@@ -5,11 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use tcpcopy_common::{
-    flow::Flow,
-    mark::{Mark, MarkKey},
-    tcp_flags::SYN,
-};
+use tcpcopy_common::{flow::Flow, mark::MarkKey, tcp_flags::SYN};
 use tcpcopy_replay::{Config, Credentials, Engine, LiveRecord, Nanos, Report, RuleTarget, TargetId};
 
 use crate::{
@@ -200,7 +196,7 @@ impl World<'_> {
             self.oracle.sends(&transmit)?;
             if transmit.flags.contains(SYN) {
                 let mark = transmit.options.syn.ok_or("a SYN without options")?.mark;
-                if mark != Mark::new(&KEY, INSTANCE, &transmit.flow, transmit.seq.to_be_bytes()) {
+                if !wire::is_valid(&mark, INSTANCE, &transmit) {
                     return Err("a SYN whose mark the target would refuse".to_owned());
                 }
                 self.sessions.insert(transmit.flow, transmit.seq);

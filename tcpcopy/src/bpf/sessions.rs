@@ -72,6 +72,16 @@ impl Sessions {
         }
     }
 
+    /// Whether the session on `flow` is the one that was `seen`, perhaps with news of it: no connection of the
+    /// target's own has taken the four-tuple since, nor another session.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn lasts(&self, flow: &Flow, seen: &Session) -> Result<bool, BpfError> {
+        let same = |now: Session| (now.opened_ns, now.instance, now.isn) == (seen.opened_ns, seen.instance, seen.isn);
+        Ok(self.get(flow)?.is_some_and(same))
+    }
+
     /// Removes the session on `flow`: responses on its four-tuple leave again. One that is not there is no error.
     ///
     /// # Errors
@@ -111,6 +121,11 @@ impl Walk<'_> {
         };
         self.at = next.map_or(At::End, At::Bucket);
         Ok(Some(self.of.flows[..count].iter().zip(&self.of.sessions[..count])))
+    }
+
+    /// Returns the map that is walked through.
+    pub const fn sessions(&self) -> &Sessions {
+        self.of
     }
 
     /// Removes a session that is as it was `seen`; returns whether it was. Its owner may have taken the four-tuple for

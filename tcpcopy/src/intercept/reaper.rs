@@ -4,6 +4,11 @@
 //! (S3): the target has no socket for the four-tuple, and the replayed client has been silent for [`LINGER`], so that
 //! not even a late retransmission can provoke a RST. By then TIME-WAIT is over (60 s), so such sockets are not looked at.
 //!
+//! A socket is destroyed only if a session has opened it (S2). No session begins on the four-tuple of a connection of
+//! the target's own, and the SYN of such a connection ends the session that is there before there is a socket. So a
+//! listed socket is a session's if that was in the map before the list was made, and still is afterwards; what the
+//! socket is by the time it is destroyed, its cookie tells.
+//!
 //! Most sessions have an owner and are not silent. So the map is read now and then, and the kernel is asked for sockets only
 //! when that has found suspects.
 
@@ -15,7 +20,11 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::{counters::TargetCounter, flow::Flow, response::Session};
+use tcpcopy_common::{
+    counters::TargetCounter,
+    flow::Flow,
+    response::{Session, state},
+};
 use tcpcopy_replay::Nanos;
 
 use super::{checks, refused::RefusedSyns, registry::Instances};
@@ -209,10 +218,10 @@ impl Reaper {
 
     /// Replayed connections with a socket in whatever state; `None` when there are no sessions.
     fn left(&mut self) -> Result<Option<(SockDiag, Vec<TcpSocket>)>, ReapError> {
-        let mut sessions = HashSet::new();
+        let mut sessions = Suspects::new();
         let mut walk = self.sessions.walk();
         while let Some(batch) = walk.batch()? {
-            sessions.extend(batch.map(|(flow, _)| *flow));
+            sessions.extend(batch.map(|(flow, session)| (*flow, *session)));
         }
         if sessions.is_empty() {
             return Ok(None);
@@ -220,11 +229,11 @@ impl Reaper {
         let mut sock_diag = SockDiag::open()?;
         let mut left = Vec::new();
         sock_diag.connections(Connections::All, |socket| {
-            if sessions.contains(&socket.flow()) {
-                left.push(socket.clone());
+            if let Some(session) = sessions.get(&socket.flow()) {
+                left.push((socket.clone(), *session));
             }
         })?;
-        Ok(Some((sock_diag, left)))
+        Ok(Some((sock_diag, opened_by_sessions(&self.sessions, left)?)))
     }
 
     fn swallowed(&self) -> u64 {
@@ -232,22 +241,37 @@ impl Reaper {
     }
 }
 
+/// The sockets that were opened by the session that was on their four-tuple when they were listed.
+fn opened_by_sessions(sessions: &Sessions, listed: Vec<(TcpSocket, Session)>) -> Result<Vec<TcpSocket>, BpfError> {
+    let mut opened = Vec::new();
+    for (socket, session) in listed {
+        // One that looks for an orphan, and has not found it, may have met anything.
+        if session.state != state::MEETING && sessions.lasts(&socket.flow(), &session)? {
+            opened.push(socket);
+        }
+    }
+    Ok(opened)
+}
+
 fn is_silent(session: &Session, now: Nanos) -> bool {
     now.since(Nanos(session.last_seen_ns)) >= LINGER
 }
 
 /// Destroys the sockets of suspects without an owner, and forgets the silent ones that have none; returns how many were destroyed.
-fn judge(walk: &mut Walk<'_>, instances: &Instances, now: Nanos, mut suspects: Suspects) -> Result<usize, NetError> {
+fn judge(walk: &mut Walk<'_>, instances: &Instances, now: Nanos, mut suspects: Suspects) -> Result<usize, ReapError> {
     if suspects.is_empty() {
         return Ok(0);
     }
     let mut sock_diag = SockDiag::open()?;
     let mut orphans = Vec::new();
     sock_diag.connections(Connections::NotInTimeWait, |socket| {
-        if suspects.remove(&socket.flow()).is_some_and(|session| !instances.is_known(session.instance)) {
-            orphans.push(socket.clone());
+        if let Some(session) = suspects.remove(&socket.flow())
+            && !instances.is_known(session.instance)
+        {
+            orphans.push((socket.clone(), session));
         }
     })?;
+    let orphans = opened_by_sessions(walk.sessions(), orphans)?;
     orphans.iter().for_each(|socket| destroy(&mut sock_diag, socket));
     for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
         if let Err(e) = walk.forget(flow, session) {
@@ -277,7 +301,7 @@ mod tests {
         bpf::{Intercept, InterceptSetup, Interceptor, TcAttach},
         control::{Hello, Registry as _},
         mailbox::mailbox,
-        net::testing::{flow, isolated},
+        net::testing::{flow, ip, isolated},
     };
 
     const NOW: Nanos = Nanos(1_000_000_000_000);
@@ -372,6 +396,53 @@ mod tests {
             assert_eq!(read(&mut owned), Some(libc::EAGAIN));
             assert!(reaper.has(&of_nobody) && reaper.has(&of_owner));
             assert_eq!(reaper.walk(NOW, &[]).unwrap(), 0, "there is none any more");
+        });
+    }
+
+    /// S2: a socket that no session has opened is somebody's.
+    #[test]
+    fn a_connection_of_the_target_s_own_is_not_destroyed() {
+        isolated(|_| {
+            let (mut reaper, owner) = reaper();
+            let listener = TcpListener::bind("[::]:0").unwrap();
+            let (_client, mut own, flow) = connection(&listener);
+            let gone = owner.wrapping_add(1);
+            let seen = Session { opened_ns: 5, instance: gone, isn: [1; 4], state: state::OPEN, ..Session::zeroed() };
+            let later = Session { opened_ns: 6, ..seen };
+            let judged = |reaper: &mut Reaper, seen: Session| {
+                judge(&mut reaper.sessions.walk(), &reaper.instances, NOW, Suspects::from([(flow, seen)])).unwrap()
+            };
+            // The session has gone, because a client of the target's own has come, or there is another, or it looks
+            // for an orphan.
+            assert_eq!(judged(&mut reaper, seen), 0);
+            reaper.sessions.add(&flow, &later).unwrap();
+            assert_eq!(judged(&mut reaper, seen), 0);
+            let looking = Session { state: state::MEETING, ..seen };
+            reaper.sessions.add(&flow, &looking).unwrap();
+            assert_eq!(judged(&mut reaper, looking), 0);
+            assert!(reaper.left().unwrap().unwrap().1.is_empty());
+            // What has come since the walk is no reason.
+            reaper.sessions.add(&flow, &Session { last_seen_ns: NOW.0, answered: 9, ..seen }).unwrap();
+            assert_eq!(judged(&mut reaper, seen), 1);
+            assert_eq!(own.read(&mut [0]).unwrap_err().raw_os_error(), Some(libc::ECONNABORTED));
+        });
+    }
+
+    #[test]
+    fn a_connection_that_the_target_asks_for_is_not_destroyed() {
+        isolated(|_| {
+            ip("route add 198.51.100.9/32 dev lo");
+            let (mut reaper, owner) = reaper();
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let away = SocketAddr::from(([198, 51, 100, 9], 80));
+            assert_eq!(socket.connect(&away.into()).unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            let flow = flow(away, socket.local_addr().unwrap().as_socket().unwrap());
+            reaper.add(&flow, owner.wrapping_add(1), Duration::ZERO);
+            assert_eq!(reaper.walk(NOW, &[]).unwrap(), 0);
+            assert!(reaper.left().unwrap().unwrap().1.is_empty());
+            assert_eq!(socket.take_error().unwrap().map(|e| e.raw_os_error()), None);
         });
     }
 }

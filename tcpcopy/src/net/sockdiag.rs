@@ -145,16 +145,16 @@ impl SockDiag {
     }
 
     /// Hands over every TCP connection of either family that `which` asks for, however many there are; a few may come
-    /// twice.
+    /// twice. One that this host has asked for, and that nobody has granted yet, is none.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn connections(&mut self, which: Connections, mut each: impl FnMut(&TcpSocket)) -> Result<(), NetError> {
         let others = match which {
-            Connections::All => StateFlags::LISTEN,
+            Connections::All => StateFlags::LISTEN | StateFlags::SYN_SENT,
             // What is in FIN-WAIT-2 stays in the list when the kernel keeps it in the same short form as what is in
             // TIME-WAIT.
-            Connections::NotInTimeWait => StateFlags::LISTEN | StateFlags::TIME_WAIT,
+            Connections::NotInTimeWait => StateFlags::LISTEN | StateFlags::SYN_SENT | StateFlags::TIME_WAIT,
         };
         for family in [Family::V4, Family::V6] {
             self.dump(family, StateFlags::all() & !others.clone(), |socket| each(&socket))?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tcpcopy_common::{
     flow::Flow,
-    mark::{Mark, MarkKey},
+    mark::{self, MarkKey},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
@@ -187,8 +187,18 @@ impl Target {
 
     fn handle_syn(&mut self, p: &Packet, out: &mut Vec<ResponseHeader>) {
         let syn = p.options.syn.expect("a SYN has options");
-        assert_eq!(syn.mark, Mark::new(&KEY, self.instance, &p.flow, p.seq.to_be_bytes()), "the mark proves the owner");
+        assert_eq!(syn.mark.instance, self.instance.to_be_bytes());
+        assert!(syn.mark.is_valid(&KEY, &p.flow, p.seq.to_be_bytes()), "the mark proves the owner");
         self.syns.push((p.flow, p.seq));
+        // In TIME-WAIT there is nothing that a SYN could disturb.
+        let open = |conn: &Conn| !(conn.closed && conn.fin_received);
+        let is_taken = self.conns.get(&p.flow).is_some_and(open) && !self.sessions.contains(&p.flow);
+        if is_taken && syn.mark.stamp & mark::MEETS == 0 {
+            let mut collision = self.header(p.flow, None, p.seq, 0, TcpFlags::NONE);
+            collision.kind = kind::COLLISION;
+            out.push(collision);
+            return;
+        }
         self.sessions.insert(p.flow);
         if self.refuse_syns.0 > 0 {
             self.refuse_syns.0 -= 1;

@@ -99,7 +99,7 @@ impl Connecting {
             ack: 0,
             window: WINDOW,
             flags: SYN,
-            options: isn::syn_options(cx.config, credentials, &shared.flow, shared.opening),
+            options: isn::syn_options(cx.config, credentials, &shared.flow, shared.opening, false),
             segment_size: 1,
             offset: SentOffset::START,
             len: 0,

@@ -199,7 +199,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
     for attach in [TcAttach::Tcx, TcAttach::Clsact] {
         in_namespace(move || {
             let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: false, debug: true };
-            let Intercept { programs: mut interceptor, mut instances, counters, reports: mut reader, .. } =
+            let Intercept { programs: mut interceptor, mut instances, counters, reports: mut reader, mut sessions } =
                 Interceptor::load(&setup).unwrap();
             interceptor.attach_swallow("lo").unwrap();
             interceptor.attach_swallow("lo").unwrap();
@@ -210,6 +210,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
             instances.add(1, &learn::KEY).unwrap();
             let syn = learn::marked_syn_to("127.0.0.1:40000", "127.0.0.1:80", 1, 7);
             super::run_tc(interceptor.object(), "learn", &syn.bytes());
+            learn::answered(&mut sessions, &syn.flow());
 
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
             socket.bind(&client.into()).unwrap();

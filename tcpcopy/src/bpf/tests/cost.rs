@@ -196,7 +196,7 @@ fn answering(baseline: impl Fn(&[u8]) -> u128) {
         let mut fixture = learn::Fixture::new(1024, RING);
         let prefix = Prefix::new(octets).unwrap();
         fixture.instances.set_prefixes(1, &[("10.0.0.3:80".parse().unwrap(), prefix)]).unwrap();
-        fixture.run("learn", &marked_syn(CLIENT4, 1, 7));
+        fixture.open("learn", &marked_syn(CLIENT4, 1, 7));
         let cost = least(|| {
             let cost = cost(fixture.interceptor.object(), program, &packet);
             fixture.reports();

@@ -3,8 +3,8 @@ use bytemuck::bytes_of;
 use tcpcopy_common::{
     counters::TargetCounter::{self, *},
     flow::Flow,
-    mark::{Mark, MarkKey},
-    response::{Response, ResponseHeader, Session, WireStats, kind},
+    mark::{MEETS, Mark, MarkKey, Stamp},
+    response::{Response, ResponseHeader, Session, WireStats, kind, state},
     tcp_flags::{ACK, FIN, PSH, SYN},
 };
 
@@ -76,13 +76,19 @@ impl Fixture {
     }
 
     /// Runs `learn`, and checks its verdict and that it counts `reason` alone.
-    fn expect(&mut self, what: &str, packet: &Packet, verdict: u32, reason: Option<TargetCounter>) {
+    pub(super) fn expect(&mut self, what: &str, packet: &Packet, verdict: u32, reason: Option<TargetCounter>) {
         let before = self.counters.read().unwrap();
         assert_eq!(self.run("learn", packet), verdict, "{what}");
         for (counter, value) in self.counters.read().unwrap().iter() {
             let more = u64::from(Some(counter) == reason);
             assert_eq!(value, before.get(counter) + more, "{what}: {}", counter.family().name);
         }
+    }
+
+    /// Opens a session by a SYN, as if the target had answered it.
+    pub(super) fn open(&mut self, program: &'static str, syn: &Packet) {
+        assert_eq!(self.run(program, syn), TCX_NEXT);
+        answered(&mut self.sessions, &syn.flow());
     }
 
     fn entries(&mut self) -> Vec<(Flow, Session)> {
@@ -101,6 +107,12 @@ impl Fixture {
         sessions.sort_unstable();
         sessions
     }
+}
+
+/// Notes that the target has answered the SYN of a session.
+pub(super) fn answered(sessions: &mut Sessions, flow: &Flow) {
+    let session = sessions.get(flow).unwrap().expect("the session is there");
+    sessions.add(flow, &Session { state: state::OPEN, ..session }).unwrap();
 }
 
 #[test]
@@ -138,7 +150,11 @@ pub(super) fn marked_syn(client: &str, instance: u32, isn: u32) -> Packet {
 
 pub(super) fn marked_syn_to(client: &str, server: &str, instance: u32, isn: u32) -> Packet {
     let packet = packet(client, server);
-    let mark = Mark::new(&KEY, instance, &packet.flow(), isn.to_be_bytes());
+    stamped_syn(packet, instance, Stamp::default(), isn)
+}
+
+pub(super) fn stamped_syn(packet: Packet, instance: u32, stamp: Stamp, isn: u32) -> Packet {
+    let mark = Mark::new(&KEY, instance, stamp, &packet.flow(), isn.to_be_bytes());
     let options = [&[2, 4, 5, 0xb4, 1, 1][..], bytes_of(&mark), &[3, 3, 7, 0, 0, 0]].concat();
     Packet { flags: SYN, seq: isn, ack: 0, options, payload: vec![], ..packet }
 }
@@ -184,7 +200,8 @@ fn a_mark_that_is_not_valid_is_dropped() {
         packet
     };
     let table = [
-        ("tag", BadTag, with(&|p| p.options[MARK + 8] ^= 1)),
+        ("tag", BadTag, with(&|p| p.options[MARK + 9] ^= 1)),
+        ("stamp", BadTag, with(&|p| p.options[MARK + 8] ^= MEETS)),
         ("another ISN", BadTag, with(&|p| p.seq += 1)),
         ("another port", BadTag, with(&|p| p.source.set_port(40_001))),
         ("another address", BadTag, with(&|p| p.destination = "10.0.0.4:80".parse().unwrap())),

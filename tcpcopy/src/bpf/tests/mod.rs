@@ -12,6 +12,7 @@ mod loading;
 mod packets;
 mod prefix;
 mod reflect;
+mod sockets;
 mod swallow;
 
 /// Verdicts of TC programs.

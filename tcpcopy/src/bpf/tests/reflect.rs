@@ -35,7 +35,7 @@ fn fixture(attach: TcAttach, program: &'static str) -> Fixture {
     let setup = InterceptSetup { attach, max_sessions: 16, ring_bytes: 1 << 16, reflect: true, debug: false };
     let mut fixture = Fixture::with_setup(&setup);
     for client in [CLIENT4, CLIENT6] {
-        assert_eq!(fixture.run("learn", &marked_syn(client, 1, 7)), TCX_NEXT);
+        fixture.open("learn", &marked_syn(client, 1, 7));
         let syn_ack = Packet { seq: ISS, flags: SYN | ACK, payload: vec![], ..packet(server(client), client) };
         let (verdict, after) = run(&mut fixture, program, &syn_ack.bytes());
         assert_ne!(verdict, TCX_NEXT);

@@ -1,12 +1,13 @@
 use tcpcopy_common::{
     counters::TargetCounter::*,
-    response::{NO_WINDOW_SCALE, ResponseHeader, WireStats, kind, option},
-    tcp_flags::{ACK, FIN, PSH, RST, SYN},
+    mark::Stamp,
+    response::{NO_WINDOW_SCALE, ResponseHeader, WireStats, kind, option, state},
+    tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
 use super::{
     TC_ACT_REDIRECT, TC_ACT_STOLEN, TCX_NEXT,
-    learn::{Fixture, marked_syn},
+    learn::{Fixture, marked_syn, stamped_syn},
     packets::{Packet, packet},
     privileged, run_tc,
 };
@@ -19,7 +20,7 @@ const CLIENT6: &str = "[2001:db8::7]:40000";
 fn fixture(ring_bytes: u32, attach: TcAttach) -> Fixture {
     let mut fixture = Fixture::with_attach(16, ring_bytes, attach);
     for client in [CLIENT4, CLIENT6] {
-        assert_eq!(fixture.run("learn", &marked_syn(client, 1, 7)), TCX_NEXT);
+        fixture.open("learn", &marked_syn(client, 1, 7));
     }
     fixture
 }
@@ -229,9 +230,92 @@ fn devices_without_a_link_header_are_understood() {
     let mut fixture = Fixture::new(16, 1 << 16);
     for client in [CLIENT4, CLIENT6] {
         let syn = Packet { ethernet: false, ..marked_syn(client, 1, 7) };
-        assert_eq!(fixture.run("learn_l3", &syn), TCX_NEXT);
+        fixture.open("learn_l3", &syn);
         let answer = Packet { ethernet: false, ..response(client) };
         assert_eq!(fixture.run("swallow_tcx_l3", &answer), TC_ACT_REDIRECT);
     }
     assert_eq!((fixture.count(Learned), fixture.count(Swallowed), fixture.reports().len()), (2, 2, 2));
+}
+
+/// The numbers of the sessions below.
+const ISN: u32 = 5;
+
+/// An answer of the target, by the control bits and the acknowledgement number.
+fn answer(client: &str, flags: TcpFlags, ack: u32, payload: &[u8]) -> Packet {
+    Packet { flags, ack, payload: payload.to_vec(), ..response(client) }
+}
+
+/// A socket in another network namespace cannot be looked up. It answers the SYN as none does that has accepted it.
+#[test]
+fn a_connection_that_could_not_be_seen_is_let_go_of() {
+    if !privileged() {
+        return;
+    }
+    let below = |n: u32| ISN.wrapping_add(1).wrapping_sub(n);
+    let ours = [
+        ("SYN+ACK", SYN | ACK, below(0), false),
+        ("refusal", RST | ACK, below(0), false),
+        ("challenge of an orphan", ACK, below(1 << 24), true),
+        ("FIN of an orphan", FIN | ACK, below(1), true),
+        ("SYN+ACK to the SYN that looks for an orphan", SYN | ACK, below(0), true),
+    ];
+    let foreign = [
+        ("acknowledgement", ACK, below(0), false),
+        ("challenge", ACK, below(1), false),
+        ("SYN+ACK to another", SYN | ACK, below(1), false),
+        ("reset by its server", RST, below(0), false),
+        ("FIN", FIN | ACK, below(0), false),
+        ("challenge of no orphan", ACK, below((1 << 24) + 1), true),
+        ("numbers above", ACK, ISN + 2, true),
+    ];
+    for client in [CLIENT4, CLIENT6] {
+        let mut fixture = Fixture::new(16, 1 << 16);
+        let syn = |meets| stamped_syn(marked_syn(client, 1, ISN), 1, Stamp { meets }, ISN);
+        for (what, flags, ack, meets) in ours {
+            assert_eq!(fixture.run("learn", &syn(meets)), TCX_NEXT);
+            assert_eq!(fixture.run("swallow_tcx", &answer(client, flags, ack, &[])), TC_ACT_REDIRECT, "{what}");
+            let [report] = fixture.reports()[..] else { panic!("{what}: one report") };
+            assert_eq!((report.kind, report.flags), (kind::SEGMENT, flags), "{what}");
+            let answered = flags.contains(SYN) || meets;
+            let state = fixture.sessions.get(&syn(meets).flow()).unwrap().map(|session| session.state);
+            assert_eq!(state == Some(state::OPEN), answered, "{what}: {state:?}");
+            if answered {
+                let data = answer(client, ACK | PSH, ISN + 100, b"answer");
+                assert_eq!(fixture.run("swallow_tcx", &data), TC_ACT_REDIRECT, "{what}");
+                fixture.reports();
+            }
+            fixture.sessions.remove(&syn(meets).flow()).unwrap();
+        }
+        for (what, flags, ack, meets) in foreign {
+            for payload in [&[][..], b"data"] {
+                assert_eq!(fixture.run("learn", &syn(meets)), TCX_NEXT);
+                // An acknowledgement may be what our SYN has provoked; nobody misses it.
+                let challenge = flags == ACK && payload.is_empty();
+                let verdict = if challenge { TC_ACT_REDIRECT } else { TCX_NEXT };
+                let segment = answer(client, flags, ack, payload);
+                assert_eq!(fixture.run("swallow_tcx", &segment), verdict, "{what}");
+                assert_eq!(fixture.sessions.get(&syn(meets).flow()).unwrap(), None, "{what}");
+                let [report] = fixture.reports()[..] else { panic!("{what}: one report") };
+                assert_eq!((report.kind, report.seq), (kind::COLLISION, ISN.to_be_bytes()), "{what}");
+                assert_eq!(fixture.run("swallow_tcx", &answer(client, ACK, ack, b"more")), TCX_NEXT, "{what}");
+            }
+        }
+    }
+}
+
+/// The target has a connection of its own to a client on the four-tuple of a session that is over.
+#[test]
+fn a_connection_that_the_target_opens_ends_the_session() {
+    if !privileged() {
+        return;
+    }
+    for client in [CLIENT4, CLIENT6] {
+        let mut fixture = fixture(1 << 16, TcAttach::Auto);
+        let syn = Packet { options: vec![2, 4, 5, 0xb4], ..answer(client, SYN, 0, &[]) };
+        assert_eq!(fixture.run("swallow_tcx", &syn), TCX_NEXT);
+        let [report] = fixture.reports()[..] else { panic!("one report") };
+        assert_eq!((report.kind, report.instance), (kind::RECLAIMED, 1));
+        assert_eq!(fixture.run("swallow_tcx", &answer(client, ACK, 1, b"request")), TCX_NEXT);
+        assert_eq!((fixture.count(Reclaimed), fixture.count(Swallowed)), (1, 0));
+    }
 }

@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::NeighbourState;
 use socket2::{Domain, Protocol, Socket, Type};
 use tcpcopy_common::{
     flow::Flow,
-    mark::{Mark, MarkKey},
+    mark::{Mark, MarkKey, Stamp},
     tcp_flags,
 };
 use tcpcopy_replay::{SynOptions, TransmitOptions};
@@ -98,7 +98,7 @@ fn data<'a>(target: &str, payload: &'a [u8]) -> Transmit<'a> {
 
 fn syn(target: &str) -> Transmit<'static> {
     let flow = flow(target);
-    let mark = Mark::new(&MarkKey { k0: 1, k1: 2 }, 3, &flow, 1000u32.to_be_bytes());
+    let mark = Mark::new(&MarkKey { k0: 1, k1: 2 }, 3, Stamp::default(), &flow, 1000u32.to_be_bytes());
     let options =
         TransmitOptions { syn: Some(SynOptions { mss: 1400, window_scale: Some(7), mark }), timestamps: Some((1, 0)) };
     Transmit { flags: tcp_flags::SYN, options, ..data(target, b"") }

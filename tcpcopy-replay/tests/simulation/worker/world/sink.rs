@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use tcpcopy_common::{flow::Flow, mark::Mark, tcp_flags::SYN};
+use tcpcopy_common::{flow::Flow, tcp_flags::SYN};
 use tcpcopy_replay::Transmit;
 
 use super::{Event, PACKET_COST, SINK_ROOM, World};
-use crate::{live::START, target::HOST, wire, worker::site::Site, world::KEY};
+use crate::{live::START, target::HOST, wire, worker::site::Site};
 
 impl World<'_> {
     fn is_full(&self) -> bool {
@@ -75,7 +75,7 @@ impl World<'_> {
 fn learn(sessions: &mut HashSet<Flow>, instance: u32, believed: u32, transmit: &Transmit<'_>) -> Result<(), String> {
     if transmit.flags.contains(SYN) {
         let mark = transmit.options.syn.ok_or("a SYN without options")?.mark;
-        if mark != Mark::new(&KEY, believed, &transmit.flow, transmit.seq.to_be_bytes()) {
+        if !wire::is_valid(&mark, believed, transmit) {
             return Err("a SYN whose mark the target would refuse".to_owned());
         }
         // The worker cannot know yet that another instance is there, which refuses the mark.
