@@ -11,16 +11,16 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tcpcopy_common::{
-    flow::Flow,
-    tcp_flags::{ACK, PSH, RST, SYN, TcpFlags},
-};
+use tcpcopy_common::tcp_flags::{ACK, PSH, RST, SYN};
 
-use super::half_open::{Answer, HalfOpen, Syn};
+use super::{
+    half_open::{Answer, HalfOpen, Syn},
+    visibility::{Visibility, Withheld},
+};
 use crate::{
     engine::Engine,
     input::offset::LiveOffset,
-    segment::{LiveAnswer, LiveOptions, LiveSegment},
+    segment::{LiveAnswer, LiveSegment},
     stats::{Reason, Refusal},
     store::id::Id,
     tcp::{
@@ -46,28 +46,6 @@ const MOST_TICKS: u32 = 60_000_000;
 const WINDOW: i32 = 65_535;
 /// So much can follow the first segment within [`GRACE`].
 const FIRST_FLIGHT: i32 = 1 << 20;
-
-/// Whether the live server's SYN-ACKs of a rule are seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Visibility {
-    #[default]
-    Unknown,
-    Seen,
-    Unseen,
-}
-
-/// A segment that waits until the visibility of its rule is known.
-#[derive(Debug)]
-pub(super) struct Withheld {
-    time: Nanos,
-    flow: Flow,
-    rule: u16,
-    seq: u32,
-    ack: u32,
-    flags: TcpFlags,
-    options: LiveOptions,
-    pub(super) payload: Box<[u8]>,
-}
 
 /// What a segment is to a handshake under way.
 pub(super) enum Verdict {

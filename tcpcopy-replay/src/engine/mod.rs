@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | [`live`] | handles segments captured from live clients |
-//! | [`handshake`], [`half_open`] | handshakes of live clients, until the live server has accepted them |
+//! | [`handshake`], [`half_open`], [`visibility`] | handshakes of live clients, until the live server has accepted them |
 //! | [`response`] | handles responses reported by targets |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
 //! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
@@ -19,6 +19,7 @@ mod orphans;
 mod response;
 #[cfg(test)]
 pub(crate) mod tests;
+mod visibility;
 
 use std::collections::VecDeque;
 
@@ -29,8 +30,8 @@ use tcpcopy_common::{
 
 use self::{
     half_open::HalfOpens,
-    handshake::{Visibility, Withheld},
     orphan_table::Orphans,
+    visibility::{Visibility, Withheld},
 };
 use crate::{
     config::{Config, Credentials, TargetId},
