@@ -124,8 +124,8 @@ fn receive(octets: &[u8], chunk: usize, of_tcpcopy: bool) -> Received {
 }
 
 const KEY: [u8; 32] = [7; 32];
-/// Octets that are read before it is known who speaks: preamble, a message of the key exchange, the largest Hello with its length
-/// and its tag.
+/// Octets that are read before it is known who speaks: preamble, a message of the key exchange, the largest Hello with
+/// its length and its tag.
 const READ_OF_A_STRANGER: usize = 8 + 2 + 48 + 2 + 25 + 64 + MAX_TARGETS * 20 + 16;
 
 /// `intercept` and a stranger.

@@ -108,8 +108,8 @@ counters! {
         SwallowedFragments = counter(Section::Swallowed).named("swallowed_fragments"),
         /// Reports lost because the ring was full, of whichever instance. (The response is swallowed all the same.)
         ReportLost = counter(Section::Reports).named("reports_lost"),
-        /// Reports without the first octets of their response, though they were asked for: the ring had no room for them, or they
-        /// could not be read.
+        /// Reports without the first octets of their response, though they were asked for: the ring had no room for
+        /// them, or they could not be read.
         PrefixLost = counter(Section::Reports).named("prefixes_lost"),
         /// Marked SYNs whose headers could not be read: dropped.
         Malformed = counter(Section::RefusedSyns).named("malformed"),

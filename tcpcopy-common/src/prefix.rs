@@ -4,8 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::flow::IpAddress;
 
-/// How many octets of a response segment's payload its report carries, from the first on: none, or a power of two from 16 to 2,048.
-/// A shorter payload is carried whole.
+/// How many octets of a response segment's payload its report carries, from the first on: none, or a power of two from
+/// 16 to 2,048. A shorter payload is carried whole.
 ///
 /// Few values, because all that is gained by others is some octets of a ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +38,8 @@ impl Prefix {
     }
 }
 
-/// Key of the map that has each target's [`Prefix`] in octets, host order. A target without an entry is reported by its headers.
+/// Key of the map that has each target's [`Prefix`] in octets, host order. A target without an entry is reported by its
+/// headers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PrefixKey {

@@ -1,7 +1,7 @@
 //! What the target's programs report to `intercept`, and the sessions they know.
 //!
-//! A report is a [`ResponseHeader`], and behind it the first octets of the response's payload, as many as the header says. Both
-//! in the ring and on the control channel; [`Response`] is what either is read into.
+//! A report is a [`ResponseHeader`], and behind it the first octets of the response's payload, as many as the header
+//! says. Both in the ring and on the control channel; [`Response`] is what either is read into.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -41,8 +41,8 @@ pub struct ResponseHeader {
     pub kind: u8,
     /// Bits of [`option`].
     pub options: u8,
-    /// Octets of the payload, from its first on, that follow this header; host order (little-endian on the wire). At most
-    /// [`payload_len`](Self::payload_len), and what the session's [`Prefix`] asks for.
+    /// Octets of the payload, from its first on, that follow this header; host order (little-endian on the wire). At
+    /// most [`payload_len`](Self::payload_len), and what the session's [`Prefix`] asks for.
     pub prefix_len: u16,
     /// Zero.
     pub _reserved: [u8; 2],
@@ -60,7 +60,8 @@ pub struct Response<'a> {
 
 impl<'a> Response<'a> {
     /// A header (in host order), and the first octets of the payload that it is of. `None` when its
-    /// [`prefix_len`](ResponseHeader::prefix_len) contradicts these, or the payload's length, or what a [`Prefix`] can be.
+    /// [`prefix_len`](ResponseHeader::prefix_len) contradicts these, or the payload's length, or what a [`Prefix`] can
+    /// be.
     #[must_use]
     pub fn new(header: ResponseHeader, prefix: &'a [u8]) -> Option<Self> {
         let possible = header.prefix_len <= Prefix::MOST.octets() && u32::from(header.prefix_len) <= header.payload_len;

@@ -79,8 +79,9 @@ impl Options {
 
     /// Writes down the options that the replay engine asks about.
     ///
-    /// `report` must be in a ring or a map, and is written to at once (hence volatile): what is on the stack or in a register is
-    /// part of the state for which the verifier follows every path apart, and there are too many combinations of options.
+    /// `report` must be in a ring or a map, and is written to at once (hence volatile): what is on the stack or in a
+    /// register is part of the state for which the verifier follows every path apart, and there are too many
+    /// combinations of options.
     #[inline(always)]
     pub fn describe(&self, report: &mut ResponseHeader) {
         // What nearly all segments of an open connection look like (RFC 7323, appendix A), and those without options.
@@ -91,8 +92,8 @@ impl Options {
         }
     }
 
-    /// Looks at one option after the other. Not inlined: where a function returns, the verifier is left with nothing of the paths
-    /// that it has followed within.
+    /// Looks at one option after the other. Not inlined: where a function returns, the verifier is left with nothing of
+    /// the paths that it has followed within.
     #[inline(never)]
     fn describe_each(&self, report: &mut ResponseHeader) {
         self.for_each(|option| {

@@ -42,8 +42,8 @@ pub struct SegmentReport<'a> {
     pub tsval: Option<u32>,
     /// Octets of payload: up to 64 KiB where the stack coalesced segments.
     pub payload_len: u32,
-    /// The first of these octets, as many as the rule's [`Prefix`](tcpcopy_common::prefix::Prefix) asks for. None of them where
-    /// the target's ring had no room for more than the headers.
+    /// The first of these octets, as many as the rule's [`Prefix`](tcpcopy_common::prefix::Prefix) asks for. None of
+    /// them where the target's ring had no room for more than the headers.
     pub payload: &'a [u8],
     /// The target was given the client's acknowledgement of this payload and of everything before it.
     pub reflected: bool,

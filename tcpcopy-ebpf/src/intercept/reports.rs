@@ -14,9 +14,9 @@ pub struct Range {
     pub len: u32,
 }
 
-/// Reports a response or an event of a session to `intercept`: what `make` makes, and what `complete` adds to it. Neither is
-/// called without room in the ring; both work in the ring, to spare the stack. A lost report is counted with its `instance`.
-/// Whether there was room.
+/// Reports a response or an event of a session to `intercept`: what `make` makes, and what `complete` adds to it.
+/// Neither is called without room in the ring; both work in the ring, to spare the stack. A lost report is counted with
+/// its `instance`. Whether there was room.
 #[inline(always)]
 pub fn report(
     instance: u32,
@@ -35,11 +35,11 @@ pub fn report(
     conclude(room, instance)
 }
 
-/// Reports a response, and with it the first octets of its payload, which are `prefix` of `packet`. Otherwise as [`report`];
-/// returns the [`options`](ResponseHeader::options) that were reported, if there was room.
+/// Reports a response, and with it the first octets of its payload, which are `prefix` of `packet`. Otherwise as
+/// [`report`]; returns the [`options`](ResponseHeader::options) that were reported, if there was room.
 ///
-/// Where the octets find no room in the ring, or cannot be read, the headers are reported without them: on the headers the
-/// replay depends.
+/// Where the octets find no room in the ring, or cannot be read, the headers are reported without them: on the headers
+/// the replay depends.
 #[inline(always)]
 pub fn report_with_prefix(
     packet: &impl Packet,
@@ -53,8 +53,8 @@ pub fn report_with_prefix(
         conclude(false, instance);
         return None;
     };
-    // Not in the ring, as its size is not known: with each of the sizes the verifier would follow every path of `complete` anew.
-    // Nor on the stack, whose content it follows.
+    // Not in the ring, as its size is not known: with each of the sizes the verifier would follow every path of
+    // `complete` anew. Nor on the stack, whose content it follows.
     // SAFETY: the entry belongs to this CPU, on which programs of this type do not interrupt each other.
     unsafe {
         draft.write(make());

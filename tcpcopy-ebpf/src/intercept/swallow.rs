@@ -245,8 +245,8 @@ fn at_most(value: u32, most: u32) -> u32 {
     if value < most { value } else { most }
 }
 
-/// Remembers a response of which this is the first fragment, so that the others are known when they come; their reports carry
-/// `prefix` octets.
+/// Remembers a response of which this is the first fragment, so that the others are known when they come; their reports
+/// carry `prefix` octets.
 #[inline(never)]
 fn remember(flow: &Flow, session: &Session, ip: &Ip, tcp: &TcpHeader, prefix: u16) -> bool {
     let start = u32::from_be_bytes(tcp.seq).wrapping_sub(tcp.length());

@@ -1,4 +1,5 @@
-//! The kernel's side of the instances: whose marks it accepts, what it has seen of each, and what each wants of responses.
+//! The kernel's side of the instances: whose marks it accepts, what it has seen of each, and what each wants of
+//! responses.
 
 use std::{collections::HashMap as Table, net::SocketAddr};
 
@@ -51,8 +52,8 @@ impl InstanceMaps {
         self.keys.insert(instance, key, 0).map_err(BpfError::write(map::INSTANCES))
     }
 
-    /// Reports, of sessions that `instance` opens from now on, the responses of these targets with their first octets, and those of
-    /// all others without. Sessions that are open stay as they are. Each target is there once at most.
+    /// Reports, of sessions that `instance` opens from now on, the responses of these targets with their first octets,
+    /// and those of all others without. Sessions that are open stay as they are. Each target is there once at most.
     ///
     /// # Errors
     /// [`BpfError::Map`], in particular when there are too many targets; some of them may be in the map then.

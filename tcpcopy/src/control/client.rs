@@ -84,7 +84,8 @@ impl ConnectError {
                 | HandshakeError::Noise(_) => true,
                 HandshakeError::Tampered | HandshakeError::Closed | HandshakeError::Io(_) => false,
             },
-            // Each may pass: with another hello, with a worker that ends, with a restarted intercept. But what is asked for stays.
+            // Each may pass: with another hello, with a worker that ends, with a restarted intercept. But what is asked
+            // for stays.
             Self::Refused { refusal, .. } => matches!(refusal.code, RefusalCode::BadPrefix),
         }
     }

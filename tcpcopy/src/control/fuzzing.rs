@@ -113,7 +113,8 @@ pub fn security(key: Option<[u8; 32]>) -> Security {
     key.map_or(Security::Insecure, |key| Security::Psk(Arc::new(Psk::from_octets(key))))
 }
 
-/// `intercept` hears a peer that wants to register, and may have to refuse it. `None` if it waits for a peer that has said all.
+/// `intercept` hears a peer that wants to register, and may have to refuse it. `None` if it waits for a peer that has
+/// said all.
 pub fn accept(peer: &mut Peer, security: &Security) -> Option<Result<Result<Hello, Refusal>, HandshakeError>> {
     at_once(hear_hello(peer, security)).map(|heard| heard.map(|(_, hello)| hello))
 }

@@ -52,8 +52,8 @@ pub(super) fn read(prefixes: &[TargetPrefix]) -> Result<Vec<(SocketAddr, Prefix)
         let refused = |why: String| Refusal::new(RefusalCode::BadPrefix, &why);
         let prefix = Prefix::new(octets).ok_or_else(|| {
             refused(format!(
-                "the first {octets} octets of each response of {target} are asked for; possible are 0 and the powers of two \
-                 from {} to {}",
+                "the first {octets} octets of each response of {target} are asked for; possible are 0 and the powers of \
+                 two from {} to {}",
                 Prefix::LEAST.octets(),
                 Prefix::MOST.octets()
             ))

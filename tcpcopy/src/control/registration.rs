@@ -17,15 +17,15 @@ pub struct Hello {
     /// The instance that the worker held before its channel broke and wants back.
     pub resume: Option<Resume>,
     /// Of which targets' responses it wants the first octets, and how many: each target at most once, at most
-    /// [`MAX_TARGETS`](super::MAX_TARGETS) of them. Of all others it wants the headers only. It holds for sessions that begin on
-    /// this channel; a session that is resumed keeps what it has.
+    /// [`MAX_TARGETS`](super::MAX_TARGETS) of them. Of all others it wants the headers only. It holds for sessions that
+    /// begin on this channel; a session that is resumed keeps what it has.
     pub prefixes: Vec<(SocketAddr, Prefix)>,
     name: String,
 }
 
 impl Hello {
-    /// Introduces `worker` of the source called `name` (a host name, for logs), who wants the headers of responses only. Control
-    /// characters are taken out of the name, and it is cut to 64 octets.
+    /// Introduces `worker` of the source called `name` (a host name, for logs), who wants the headers of responses
+    /// only. Control characters are taken out of the name, and it is cut to 64 octets.
     #[must_use]
     pub fn new(worker: u16, resume: Option<Resume>, name: &str) -> Self {
         Self { worker, resume, prefixes: Vec::new(), name: printable(name, MAX_NAME) }

@@ -1,4 +1,5 @@
-//! Batches of reports, as they travel: each a header, and behind it the first octets of the payload that the header says.
+//! Batches of reports, as they travel: each a header, and behind it the first octets of the payload that the header
+//! says.
 
 use std::fmt;
 
@@ -6,7 +7,8 @@ use tcpcopy_common::response::{Response, ResponseHeader};
 
 /// Octets of a report without payload.
 const HEADER: usize = size_of::<ResponseHeader>();
-/// Octets of all reports in a frame: a Noise message (65,535) less its authentication tag (16) and the kind of the frame (1).
+/// Octets of all reports in a frame: a Noise message (65,535) less its authentication tag (16) and the kind of the
+/// frame (1).
 pub(super) const ROOM: usize = 65_535 - 16 - 1;
 /// The most reports in one frame, all of them without payload.
 pub const MAX_RESPONSES: usize = ROOM / HEADER;
@@ -25,8 +27,8 @@ impl Batch {
         Self { octets: Vec::with_capacity(ROOM), len: 0 }
     }
 
-    /// Adds a report. False when the frame has no room for it: then the batch is as it was, and must be sent first. An empty
-    /// batch has room for any report. Does not allocate.
+    /// Adds a report. False when the frame has no room for it: then the batch is as it was, and must be sent first. An
+    /// empty batch has room for any report. Does not allocate.
     #[must_use = "a report that did not fit is to be added to the next batch"]
     pub fn push(&mut self, response: &Response<'_>) -> bool {
         let fits = self.octets.len() + HEADER + response.prefix().len() <= ROOM;
@@ -83,7 +85,8 @@ pub struct Responses<'a> {
 }
 
 impl<'a> Responses<'a> {
-    /// Reads the body of a frame. `None` where a length in it contradicts another, or the body does not end with a report.
+    /// Reads the body of a frame. `None` where a length in it contradicts another, or the body does not end with a
+    /// report.
     pub(super) fn read(octets: &'a [u8]) -> Option<Self> {
         let (mut rest, mut len) = (octets, 0);
         while !rest.is_empty() {

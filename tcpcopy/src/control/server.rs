@@ -131,7 +131,8 @@ figures! {
         pub wrong_version: AtomicU64 = counter(Section::ControlConnections),
         /// Refused: one side with a key, the other with `--insecure`.
         pub insecure_mismatch: AtomicU64 = counter(Section::ControlConnections),
-        /// Refused although authenticated: no instance is free, the one to resume is not known any more, or what is asked for cannot be.
+        /// Refused although authenticated: no instance is free, the one to resume is not known any more, or what is
+        /// asked for cannot be.
         pub refused: AtomicU64 = counter(Section::ControlConnections),
         /// Closed by the peer during the handshake, or broken: port scanners and health checks look like this.
         pub closed: AtomicU64 = counter(Section::ControlConnections),

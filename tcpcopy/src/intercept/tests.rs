@@ -1,5 +1,5 @@
-//! `intercept` without its main thread: the programs on a real interface, the registry, the report thread and a control channel.
-//! At the other end an engine replays connections through raw sockets.
+//! `intercept` without its main thread: the programs on a real interface, the registry, the report thread and a control
+//! channel. At the other end an engine replays connections through raw sockets.
 
 use std::{
     collections::BTreeMap,
@@ -134,8 +134,8 @@ fn check(pieces: &BTreeMap<usize, Piece>, asked: Prefix, what: &str) {
         assert_eq!(octets[..], answer[at..at + (*len).min(asked.octets().into())], "{what}: {len} octets at {at}");
     }
     assert_eq!(covered, ANSWER, "{what}");
-    // Where the payload is not in one piece of memory. The stack cuts nothing up for a veth, and puts together at least two
-    // segments of what is written at once.
+    // Where the payload is not in one piece of memory. The stack cuts nothing up for a veth, and puts together at least
+    // two segments of what is written at once.
     let longest = pieces.values().map(|(len, _)| *len).max();
     assert!(longest > Some(2000), "{what}: the longest segment had {longest:?} octets");
 }

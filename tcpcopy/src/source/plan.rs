@@ -77,8 +77,8 @@ impl Plan {
         }
         if let Some(channel) = plan.channels.iter().find(|channel| channel.prefixes.len() > MAX_TARGETS) {
             anyhow::bail!(
-                "the first octets of the responses of {} targets are wanted of the intercept at {}, which reports those of at \
-                 most {MAX_TARGETS}: want them of fewer targets, or run a second tcpcopy for some of the rules",
+                "the first octets of the responses of {} targets are wanted of the intercept at {}, which reports those \
+                 of at most {MAX_TARGETS}: want them of fewer targets, or run a second tcpcopy for some of the rules",
                 channel.prefixes.len(),
                 settings.intercepts[channel.intercept]
             );

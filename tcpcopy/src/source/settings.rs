@@ -70,8 +70,8 @@ pub struct Rule {
     pub port: u16,
     /// The service under test.
     pub target: SocketAddr,
-    /// How many of the first octets of its responses are reported. Where several rules have this target, as many as any of them asks
-    /// for.
+    /// How many of the first octets of its responses are reported. Where several rules have this target, as many as any
+    /// of them asks for.
     pub prefix: Prefix,
 }
 
