@@ -9,7 +9,7 @@ impl Checksum {
     /// Adds `bytes`. An odd number of them counts as if a zero followed, so only the last piece may be odd.
     #[inline]
     #[must_use]
-    pub fn add(mut self, bytes: &[u8]) -> Self {
+    pub fn with(mut self, bytes: &[u8]) -> Self {
         // The 32-bit halves of eight octets at a time, in two 64-bit sums: those cannot overflow before 2^32 steps, so
         // there is no carry to handle, and the loop becomes vector instructions.
         let (mut low, mut high) = (0u64, 0u64);

@@ -91,7 +91,7 @@ impl<'a> LiveRecord<'a> {
 fn is_intact(flow: &Flow, tcp: &[u8], packet: &[u8], checksums: Checksums) -> bool {
     let pseudo = pseudo_header(flow, packet.len());
     // With its own checksum the sum of all is the ones' complement of zero.
-    if pseudo.add(packet).finish() == [0; 2] {
+    if pseudo.with(packet).finish() == [0; 2] {
         return true;
     }
     let field = tcp.get(CHECKSUM..CHECKSUM + 2);
@@ -103,12 +103,12 @@ fn pseudo_header(flow: &Flow, len: usize) -> Checksum {
     let [client, server] = [&flow.client, &flow.server].map(|address| &address.0);
     // In the mapped form, as much as the last four octets.
     let sum = if flow.client.is_v4() {
-        Checksum::default().add(&client[12..]).add(&server[12..])
+        Checksum::default().with(&client[12..]).with(&server[12..])
     } else {
-        Checksum::default().add(client).add(server)
+        Checksum::default().with(client).with(server)
     };
     let length = u32::try_from(len).unwrap_or(u32::MAX);
-    sum.add(&length.to_be_bytes()).add(&[0, protocol::TCP])
+    sum.with(&length.to_be_bytes()).with(&[0, protocol::TCP])
 }
 
 impl LiveOptions {
@@ -183,7 +183,7 @@ mod tests {
         tcp[DATA_OFFSET] = ((TCP_HEADER + options.len()) as u8 / 4) << 4;
         tcp.extend_from_slice(options);
         tcp.extend_from_slice(payload);
-        let sum = pseudo_header(&header.flow, tcp.len()).add(&tcp).finish();
+        let sum = pseudo_header(&header.flow, tcp.len()).with(&tcp).finish();
         tcp[CHECKSUM..CHECKSUM + 2].copy_from_slice(&sum);
         [bytemuck::bytes_of(&header), tcp.as_slice()].concat()
     }

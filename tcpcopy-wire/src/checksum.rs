@@ -22,14 +22,14 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071() {
         // Section 3: the sum is ddf2.
-        let sum = Checksum::default().add(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish();
+        let sum = Checksum::default().with(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).finish();
         assert_eq!(u16::from_be_bytes(sum), !0xddf2);
     }
 
     #[test]
     fn the_largest_sum_does_not_overflow() {
         let ones = vec![0xff; 65_536];
-        assert_eq!(Checksum::default().add(&ones).add(&ones).finish(), [0, 0]);
+        assert_eq!(Checksum::default().with(&ones).with(&ones).finish(), [0, 0]);
     }
 
     proptest! {
@@ -39,7 +39,7 @@ mod tests {
             second in proptest::collection::vec(any::<u8>(), 0..3000),
         ) {
             let first = first.concat();
-            let sum = Checksum::default().add(&first).add(&second).finish();
+            let sum = Checksum::default().with(&first).with(&second).finish();
             prop_assert_eq!(u16::from_be_bytes(sum), naive(&[first, second].concat()));
         }
     }

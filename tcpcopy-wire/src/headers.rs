@@ -77,7 +77,7 @@ impl Headers {
             IPV6_HEADER
         };
         let addresses = if ip == IPV4_HEADER { 12..20 } else { 8..40 };
-        let pseudo = Checksum::default().add(&bytes[addresses]).add(&[0, IPPROTO_TCP]);
+        let pseudo = Checksum::default().with(&bytes[addresses]).with(&[0, IPPROTO_TCP]);
 
         let tcp = &mut bytes[ip..];
         let options = write_options(&transmit.options, &mut tcp[TCP_HEADER..]);
@@ -113,7 +113,7 @@ impl Headers {
         } else {
             ip[2..4].copy_from_slice(&length.to_be_bytes());
             ip[4..6].copy_from_slice(&id.to_be_bytes());
-            let sum = Checksum::default().add(ip).finish();
+            let sum = Checksum::default().with(ip).finish();
             ip[10..12].copy_from_slice(&sum);
         }
     }

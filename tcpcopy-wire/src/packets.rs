@@ -96,7 +96,7 @@ impl<'a> Packets<'a> {
                 let written = self.write_headers(id, buffer);
                 buffer.extend_from_slice(payload);
                 let tcp = &mut buffer[start + self.headers.ip..];
-                let sum = self.headers.pseudo.add(&length16(tcp.len()).to_be_bytes()).add(tcp).finish();
+                let sum = self.headers.pseudo.with(&length16(tcp.len()).to_be_bytes()).with(tcp).finish();
                 tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
                 written
             }
@@ -121,7 +121,7 @@ impl<'a> Packets<'a> {
         let written = self.write_headers(id, buffer);
         let tcp = &mut buffer[start + self.headers.ip..];
         let length = length16(tcp.len() + payload);
-        let sum = self.headers.pseudo.add(&length.to_be_bytes()).partial();
+        let sum = self.headers.pseudo.with(&length.to_be_bytes()).partial();
         tcp[TCP_CHECKSUM..][..2].copy_from_slice(&sum);
         written
     }
