@@ -83,6 +83,8 @@ counters! {
         SynRepeated = counter(Section::Sessions).named("syn_repeated"),
         /// SYN dropped: its tag is wrong.
         BadTag = counter(Section::RefusedSyns).named("syn_bad_tag"),
+        /// SYN dropped: its mark is right, but was made more than some four seconds ago.
+        Stale = counter(Section::RefusedSyns).named("syn_stale"),
         /// SYN dropped: its instance is unknown.
         UnknownInstance = counter(Section::RefusedSyns).named("syn_unknown_instance"),
         /// SYN dropped: the session map is full.

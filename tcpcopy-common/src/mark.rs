@@ -61,14 +61,55 @@ impl Mark {
         }
     }
 
-    /// Whether this is the mark that the owner of `key` makes for a SYN of `flow` with `isn` (network order).
+    /// Judges the mark of a SYN of `flow` with `isn` (network order) that comes in at `now`.
     #[inline(always)]
-    pub fn is_valid(&self, key: &MarkKey, flow: &Flow, isn: [u8; 4]) -> bool {
-        let stamp = Stamp { meets: self.stamp & MEETS != 0 };
+    pub fn judge(&self, key: &MarkKey, flow: &Flow, isn: [u8; 4], now: Epoch) -> Judgement {
+        let age = now.0.wrapping_sub(self.stamp as u32) & LOW_EPOCH as u32;
+        let stamp = Stamp { meets: self.stamp & MEETS != 0, epoch: Epoch(now.0.wrapping_sub(age)) };
         let instance = u32::from_be_bytes(self.instance);
-        stamp.octet() == self.stamp && number(&sealed(key, instance, stamp, flow, isn)) == number(&self.tag)
+        if stamp.octet() != self.stamp || number(&sealed(key, instance, stamp, flow, isn)) != number(&self.tag) {
+            Judgement::Forged
+        } else if age > EPOCHS_GOOD {
+            Judgement::Stale
+        } else {
+            Judgement::Valid
+        }
     }
 }
+
+/// What is to be thought of a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// The owner of the key has made it for this SYN, just now.
+    Valid,
+    /// The owner has made it for this SYN, but a while ago: it is late, or somebody repeats what was recorded.
+    Stale,
+    /// The owner has not made it for this SYN, or more than a minute ago.
+    Forged,
+}
+
+/// A stretch of time of the target's clock, some 1.07 s, by which marks are told from those that were recorded.
+///
+/// The programs at the target have their own clock, and `intercept` tells each `tcpcopy` what it shows, so that no
+/// clocks of two hosts are compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(pub u32);
+
+impl Epoch {
+    /// The epoch at a time of `CLOCK_MONOTONIC`, in ns.
+    #[inline(always)]
+    pub const fn at(ns: u64) -> Self {
+        // The lower half: it comes round after 146 years.
+        Self((ns >> 30) as u32)
+    }
+}
+
+/// How many epochs after its own a mark is good. `tcpcopy` hears of each within a second, so that there are two
+/// seconds left for the control channel and the way of the SYN; and what was recorded is worth nothing after 4.3 s.
+const EPOCHS_GOOD: u32 = 3;
+
+/// The bits of [`Mark::stamp`] for the lowest ones of [`Stamp::epoch`].
+const LOW_EPOCH: u8 = 0x3f;
 
 /// What a mark says beside whose it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +118,8 @@ pub struct Stamp {
     /// left one there, of which the target's programs know nothing any more. Without it such a connection is somebody
     /// else's, and is left alone.
     pub meets: bool,
+    /// When it was made.
+    pub epoch: Epoch,
 }
 
 /// The bit of [`Mark::stamp`] for [`Stamp::meets`].
@@ -91,13 +134,20 @@ impl Stamp {
     /// The octet in the mark.
     #[inline(always)]
     pub const fn octet(self) -> u8 {
-        if self.meets { MEETS } else { 0 }
+        let [low, ..] = self.epoch.0.to_le_bytes();
+        low & LOW_EPOCH | if self.meets { MEETS } else { 0 }
+    }
+
+    /// The octets that the tag covers, as a little-endian number: that in the mark, three zeros, and the whole epoch.
+    #[inline(always)]
+    const fn covered(self) -> u64 {
+        self.octet() as u64 | (self.epoch.0 as u64) << 32
     }
 }
 
 #[inline(always)]
 fn sealed(key: &MarkKey, instance: u32, stamp: Stamp, flow: &Flow, isn: [u8; 4]) -> [u8; TAG] {
-    let [a, b, c, d, e, f, g, _] = hash(key, instance, flow, isn, u64::from(stamp.octet())).to_le_bytes();
+    let [a, b, c, d, e, f, g, _] = hash(key, instance, flow, isn, stamp.covered()).to_le_bytes();
     [a, b, c, d, e, f, g]
 }
 
@@ -198,28 +248,48 @@ mod tests {
         reference.write(bytemuck::bytes_of(&flow));
         reference.write(&isn);
         reference.write(&77u32.to_be_bytes());
-        reference.write(&[0x80, 0, 0, 0, 0, 0, 0, 0]);
-        let mark = Mark::new(&key, 77, Stamp { meets: true }, &flow, isn);
-        assert_eq!((mark.stamp, &mark.tag[..]), (0x80, &reference.finish().to_le_bytes()[..7]));
+        reference.write(&[0xb4, 0, 0, 0, 0x74, 3, 2, 1]);
+        let mark = Mark::new(&key, 77, Stamp { meets: true, epoch: Epoch(0x0102_0374) }, &flow, isn);
+        assert_eq!((mark.stamp, &mark.tag[..]), (0xb4, &reference.finish().to_le_bytes()[..7]));
     }
 
     #[test]
     fn a_mark_is_valid_for_nothing_else_than_it_was_made_for() {
         let flow = |port| Flow::tcp((IpAddress::from_v4([192, 0, 2, 7]), [0, port]), (IpAddress([3; 16]), [0, 80]));
         let key = MarkKey { k0: 1, k1: 2 };
+        let now = Epoch(1000);
         for meets in [false, true] {
-            let mark = Mark::new(&key, 77, Stamp { meets }, &flow(1), [0; 4]);
-            assert!(mark.is_valid(&key, &flow(1), [0; 4]));
-            assert!(!mark.is_valid(&key, &flow(2), [0; 4]) && !mark.is_valid(&key, &flow(1), [1; 4]));
-            assert!(!mark.is_valid(&MarkKey { k0: 1, k1: 3 }, &flow(1), [0; 4]));
+            let mark = Mark::new(&key, 77, Stamp { meets, epoch: now }, &flow(1), [0; 4]);
+            assert_eq!(mark.judge(&key, &flow(1), [0; 4], now), Judgement::Valid);
+            assert_eq!(mark.judge(&key, &flow(2), [0; 4], now), Judgement::Forged);
+            assert_eq!(mark.judge(&key, &flow(1), [1; 4], now), Judgement::Forged);
+            assert_eq!(mark.judge(&MarkKey { k0: 1, k1: 3 }, &flow(1), [0; 4], now), Judgement::Forged);
             let octets: [u8; LENGTH] = bytemuck::cast(mark);
             for at in 4..LENGTH {
                 for bit in 0..8 {
                     let mut other = octets;
                     other[at] ^= 1 << bit;
-                    assert!(!bytemuck::cast::<_, Mark>(other).is_valid(&key, &flow(1), [0; 4]), "octet {at} bit {bit}");
+                    let judgement = bytemuck::cast::<_, Mark>(other).judge(&key, &flow(1), [0; 4], now);
+                    assert_eq!(judgement, Judgement::Forged, "octet {at} bit {bit}");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_mark_is_good_for_a_few_epochs_and_never_again() {
+        let (key, flow) =
+            (MarkKey { k0: 1, k1: 2 }, Flow::tcp((IpAddress([1; 16]), [0, 1]), (IpAddress([2; 16]), [0, 2])));
+        // The second: while the number comes round.
+        for made in [1000, u32::MAX - 1] {
+            let mark = Mark::new(&key, 5, Stamp { meets: false, epoch: Epoch(made) }, &flow, [9; 4]);
+            let judged = |age: u32| mark.judge(&key, &flow, [9; 4], Epoch(made.wrapping_add(age)));
+            assert!((0..=3).all(|age| judged(age) == Judgement::Valid));
+            assert!((4..64).all(|age| judged(age) == Judgement::Stale));
+            // Also one that claims to come from the future.
+            assert!((64..100_000).chain([1 << 31, u32::MAX]).all(|age| judged(age) == Judgement::Forged));
+        }
+        assert_eq!(Epoch::at(0), Epoch(0));
+        assert_eq!((Epoch::at((7 << 30) - 1), Epoch::at(7 << 30)), (Epoch(6), Epoch(7)));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::mark::MarkKey;
+use tcpcopy_common::mark::{Epoch, MarkKey};
 
 use crate::{identity::Identity, tcp::distance::RoundTrip};
 
@@ -29,6 +29,8 @@ pub struct Credentials {
     pub instance: u32,
     /// The key of the mark.
     pub key: MarkKey,
+    /// The time at the target, which the mark has to show; `intercept` says when another has begun.
+    pub epoch: Epoch,
 }
 
 /// The engine's settings.

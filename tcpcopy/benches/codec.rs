@@ -11,7 +11,11 @@ use tcpcopy::control::{
     Accepted, Batch, Frame, Hello, Link, Listener, Psk, Refusal, Registry, Security, ServerCounters, Token, Welcome,
     connect, frame::MAX_FRAME,
 };
-use tcpcopy_common::{capture::CaptureHeader, mark::MarkKey, response::ResponseHeader};
+use tcpcopy_common::{
+    capture::CaptureHeader,
+    mark::{Epoch, MarkKey},
+    response::ResponseHeader,
+};
 use tcpcopy_replay::{Checksums, LiveRecord};
 use tokio::sync::mpsc;
 
@@ -120,7 +124,7 @@ struct Door(mpsc::UnboundedSender<Accepted>);
 
 impl Registry for Door {
     fn register(&self, _: &Hello, _: std::net::SocketAddr) -> Result<Welcome, Refusal> {
-        Ok(Welcome { instance: 1, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]) })
+        Ok(Welcome { instance: 1, key: MarkKey { k0: 1, k1: 2 }, epoch: Epoch(0), token: Token([3; 16]) })
     }
 
     fn established(&self, accepted: Accepted) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
-    mark::MarkKey,
+    mark::{Epoch, Judgement, MarkKey},
     response::ResponseHeader,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
@@ -16,6 +16,7 @@ use super::{
     target::Conn,
 };
 
+const EPOCH: Epoch = Epoch(3);
 /// Transmissions at a time, of which a session's window allows few.
 const MOST_TRANSMISSIONS: usize = 20_000;
 /// Rounds of engine and targets without time to speak of. A burst takes tens, a client's ports at a target that takes
@@ -159,7 +160,7 @@ impl<'a> World<'a> {
                 self.conns.retain(|conn| (conn.copy, conn.target) != (index, target.into()));
             }
             copy.channels[usize::from(target)] = Some(*instance);
-            let credentials = Credentials { instance: *instance, key: key(*instance) };
+            let credentials = Credentials { instance: *instance, key: key(*instance), epoch: EPOCH };
             copy.engine.handle_channel_up(self.now, TargetId(target.into()), credentials);
         }
     }
@@ -416,8 +417,11 @@ fn judge(
     assert!(payload.is_empty() && flags == SYN);
     judge_address(settings, copy, &flow);
     let mark = transmit.options.syn.expect("a SYN has options").mark;
-    let valid = mark.is_valid(&key(instance), &flow, transmit.seq.to_be_bytes());
-    assert!(valid && mark.instance == instance.to_be_bytes(), "a mark that the target would refuse");
+    let judgement = mark.judge(&key(instance), &flow, transmit.seq.to_be_bytes(), EPOCH);
+    assert!(
+        judgement == Judgement::Valid && mark.instance == instance.to_be_bytes(),
+        "a mark that the target would refuse"
+    );
     // Once more, perhaps.
     if known.is_some_and(|index| conns[index].isn == transmit.seq && conns[index].instance == instance) {
         return;

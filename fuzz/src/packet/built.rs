@@ -5,7 +5,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
-    mark::{Mark, MarkKey, Stamp},
+    mark::{Epoch, Judgement, Mark, MarkKey, Stamp},
     response::{NO_WINDOW_SCALE, option},
     tcp_flags::{ACK, FIN, PSH, SYN, TcpFlags},
 };
@@ -163,7 +163,7 @@ fn as_at_the_target(packet: &[u8], tcp: &TcpSlice<'_>, transmit: &Transmit<'_>, 
             assert_eq!(report.mss, syn.mss.to_be_bytes());
             assert_eq!(report.window_scale, syn.window_scale.unwrap_or(NO_WINDOW_SCALE));
             // Of the first packet only: the numbers of those behind it are others.
-            let valid = mark.is_valid(key, &transmit.flow, header.seq);
+            let valid = mark.judge(key, &transmit.flow, header.seq, Epoch(0)) == Judgement::Valid;
             assert!(valid || !tcp.syn(), "the target refuses the mark");
         }
         (Some(_), _) => panic!("the mark is not found"),

@@ -5,7 +5,7 @@ use bytemuck::Zeroable as _;
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    mark::{MEETS, Mark},
+    mark::{Epoch, Judgement, MEETS, Mark},
     response::{REFLECTION, ResponseHeader, Session, kind, state},
     tcp_flags::{ACK, FIN, SYN},
 };
@@ -138,11 +138,13 @@ fn find_mark(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, mark: &mut Mark) -> u
 #[inline(always)]
 fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session, Refusal> {
     let key = maps::instance_key(instance).ok_or(Refusal::Counted(TargetCounter::UnknownInstance))?;
-    if !mark.is_valid(key, flow, isn) {
-        return Err(Refusal::Counted(TargetCounter::BadTag));
-    }
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
+    match mark.judge(key, flow, isn, Epoch::at(now)) {
+        Judgement::Valid => {}
+        Judgement::Stale => return Err(Refusal::Counted(TargetCounter::Stale)),
+        Judgement::Forged => return Err(Refusal::Counted(TargetCounter::BadTag)),
+    }
     let state = if mark.stamp & MEETS == 0 { state::OPENING } else { state::MEETING };
     let prefix = maps::prefix(instance, flow);
     let session =
@@ -157,6 +159,9 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
             entered => entered,
         },
         Some(old) if old.instance == instance && old.isn != isn => {
+            if is_repeated(&old, isn, now) {
+                return Err(Refusal::Counted(TargetCounter::Stale));
+            }
             // A socket that is still there is the old one's.
             maps::replace_session(flow, &Session { state: state::OPEN, ..session })
         }
@@ -169,6 +174,17 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
         }
         Err(_) => Err(full),
     }
+}
+
+/// Longer than a mark is good.
+const RECENT_NS: u64 = 5_000_000_000;
+
+/// Whether a SYN with a mark that is still good is of a session before the one that is there, and was recorded: the
+/// numbers of the sessions on a four-tuple grow (RFC 6528).
+#[inline(always)]
+fn is_repeated(present: &Session, isn: [u8; 4], now: u64) -> bool {
+    let ahead = u32::from_be_bytes(isn).wrapping_sub(u32::from_be_bytes(present.isn)) as i32;
+    ahead < 0 && now.wrapping_sub(present.opened_ns) < RECENT_NS
 }
 
 /// The session is there already: fine if it is the same one.

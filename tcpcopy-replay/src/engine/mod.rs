@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
+    mark::Epoch,
     tcp_flags::{RST, SYN},
 };
 
@@ -254,6 +255,13 @@ impl Engine {
                 session.handle_channel_up(now);
                 self.enqueue(id);
             }
+        }
+    }
+
+    /// Handles that another epoch has begun at a target whose channel is up: marks show it from now on.
+    pub fn handle_epoch(&mut self, target: TargetId, epoch: Epoch) {
+        if let Some(Some(credentials)) = self.channels.get_mut(usize::from(target.0)) {
+            credentials.epoch = epoch;
         }
     }
 

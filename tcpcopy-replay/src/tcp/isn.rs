@@ -60,7 +60,7 @@ pub(crate) fn syn_options(
     meets: bool,
 ) -> TransmitOptions {
     let mss = if flow.server.is_v4() { config.mss_v4 } else { config.mss_v6 };
-    let stamp = Stamp { meets };
+    let stamp = Stamp { meets, epoch: credentials.epoch };
     let mark = Mark::new(&credentials.key, credentials.instance, stamp, flow, opening.isn.to_be());
     TransmitOptions {
         syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
-    mark::MarkKey,
+    mark::{Epoch, MarkKey},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind},
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
@@ -50,7 +50,8 @@ impl Steady {
         };
         let mut engine = Engine::new(config, 42);
         let now = Nanos(1_000_000_000);
-        engine.handle_channel_up(now, TARGET, Credentials { instance: INSTANCE, key: MarkKey { k0: 1, k1: 2 } });
+        let (key, epoch) = (MarkKey { k0: 1, k1: 2 }, Epoch(0));
+        engine.handle_channel_up(now, TARGET, Credentials { instance: INSTANCE, key, epoch });
         let mut steady = Self { engine, now, ends: Vec::with_capacity(sessions as usize), order: 1 };
         for session in 0..sessions {
             steady.open(session);

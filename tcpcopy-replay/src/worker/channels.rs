@@ -2,7 +2,7 @@
 
 use std::{mem, ops::AddAssign};
 
-use tcpcopy_common::response::Response;
+use tcpcopy_common::{mark::Epoch, response::Response};
 
 use super::{
     ports::{HandleReports, Notice},
@@ -83,6 +83,11 @@ impl<Figures, Error> HandleReports<Figures, Error> for Reception<'_, Figures, Er
 
     fn handle_figures(&mut self, target: TargetId, figures: Figures) {
         self.channels[usize::from(target.0)].current = figures;
+    }
+
+    fn handle_epoch(&mut self, target: TargetId, epoch: Epoch) {
+        let channel = &self.channels[usize::from(target.0)];
+        self.replicas[channel.replica].engine.handle_epoch(target, epoch);
     }
 
     fn handle_channel_down(&mut self, target: TargetId, error: Error) {

@@ -4,7 +4,7 @@
 
 use std::{ops::AddAssign, time::Duration};
 
-use tcpcopy_common::{flow::Flow, response::Response};
+use tcpcopy_common::{flow::Flow, mark::Epoch, response::Response};
 
 use super::snapshot::Snapshot;
 use crate::{
@@ -109,6 +109,9 @@ pub trait HandleReports<Figures, Error> {
 
     /// Handles the figures of the instance at the other end.
     fn handle_figures(&mut self, target: TargetId, figures: Figures);
+
+    /// Handles that another epoch has begun at the target.
+    fn handle_epoch(&mut self, target: TargetId, epoch: Epoch);
 
     /// Handles the end of a channel.
     fn handle_channel_down(&mut self, target: TargetId, error: Error);

@@ -11,17 +11,18 @@ use smoltcp::{
 };
 use tcpcopy_common::{
     flow::Flow,
-    mark::Mark,
+    mark::{Judgement, Mark},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 use tcpcopy_replay::Transmit;
 
-use crate::world::KEY;
+use crate::world::{EPOCH, KEY};
 
 /// Whether the programs at the target accept the mark of a SYN as one of `instance`.
 pub fn is_valid(mark: &Mark, instance: u32, syn: &Transmit<'_>) -> bool {
-    mark.instance == instance.to_be_bytes() && mark.is_valid(&KEY, &syn.flow, syn.seq.to_be_bytes())
+    let judgement = mark.judge(&KEY, &syn.flow, syn.seq.to_be_bytes(), EPOCH);
+    mark.instance == instance.to_be_bytes() && judgement == Judgement::Valid
 }
 
 /// The packets of a transmission, cut to its segment size; PSH and FIN on the last only.

@@ -5,7 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use tcpcopy_common::{flow::Flow, mark::MarkKey, tcp_flags::SYN};
+use tcpcopy_common::{
+    flow::Flow,
+    mark::{Epoch, MarkKey},
+    tcp_flags::SYN,
+};
 use tcpcopy_replay::{Config, Credentials, Engine, LiveRecord, Nanos, Report, RuleTarget, TargetId};
 
 use crate::{
@@ -21,6 +25,7 @@ use crate::{
 
 const TARGET: TargetId = TargetId(0);
 pub const KEY: MarkKey = MarkKey { k0: 0x0123_4567_89ab_cdef, k1: 0xfedc_ba98_7654_3210 };
+pub const EPOCH: Epoch = Epoch(5);
 /// Virtual time after the last captured segment by which all must be over, in ns.
 pub const AFTERMATH: u64 = 3_600_000_000_000;
 
@@ -90,7 +95,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
         reflector: scenario.reflects.then(Reflector::default),
         trace,
     };
-    world.engine.handle_channel_up(START, TARGET, Credentials { instance: INSTANCE, key: KEY });
+    world.engine.handle_channel_up(START, TARGET, Credentials { instance: INSTANCE, key: KEY, epoch: EPOCH });
     for segment in captured {
         world.put(segment.time, Event::Captured(segment));
     }

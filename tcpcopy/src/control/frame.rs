@@ -8,7 +8,7 @@ use std::time::Duration;
 use tcpcopy_common::{
     figures,
     figures::{Figures as _, Group, Section, counter},
-    mark::MarkKey,
+    mark::{Epoch, MarkKey},
     response::WireStats,
 };
 
@@ -55,6 +55,8 @@ pub enum Frame<'a> {
     Responses(Responses<'a>),
     /// Server to client, once a second and at the end.
     Stats(Stats),
+    /// Server to client, once a second: the time at the target, which marks have to show from now on.
+    Epoch(Epoch),
     /// Either way, last: the sender ends in good order.
     Bye,
     /// Client to server: requests are late because they wait for answers. For [`HURRY`] from now on each should be reported at
@@ -117,6 +119,7 @@ mod kind {
     pub(super) const STATS: u8 = 5;
     pub(super) const BYE: u8 = 6;
     pub(super) const HURRY: u8 = 7;
+    pub(super) const EPOCH: u8 = 8;
 }
 
 impl<'a> Frame<'a> {
@@ -128,6 +131,7 @@ impl<'a> Frame<'a> {
             Self::Refused { .. } => kind::REFUSED,
             Self::Responses(_) => kind::RESPONSES,
             Self::Stats(_) => kind::STATS,
+            Self::Epoch(_) => kind::EPOCH,
             Self::Bye => kind::BYE,
             Self::Hurry => kind::HURRY,
         }
@@ -138,10 +142,11 @@ impl<'a> Frame<'a> {
     pub const fn encoded_len(&self) -> usize {
         match self {
             Self::Hello { name, prefixes, .. } => HELLO + name.len() + size_of_val(*prefixes),
-            Self::Welcome(_) => 1 + 4 + 16 + 16,
+            Self::Welcome(_) => 1 + 4 + 16 + 4 + 16,
             Self::Refused { text, .. } => 1 + 1 + text.len(),
             Self::Responses(responses) => 1 + responses.octets().len(),
             Self::Stats(_) => 1 + 8 * 8,
+            Self::Epoch(_) => 1 + 4,
             Self::Bye | Self::Hurry => 1,
         }
     }
@@ -181,6 +186,7 @@ impl<'a> Frame<'a> {
                 out.extend_from_slice(&welcome.instance.to_le_bytes());
                 out.extend_from_slice(&welcome.key.k0.to_le_bytes());
                 out.extend_from_slice(&welcome.key.k1.to_le_bytes());
+                out.extend_from_slice(&welcome.epoch.0.to_le_bytes());
                 out.extend_from_slice(&welcome.token.0);
             }
             Self::Refused { code, text } => {
@@ -196,6 +202,7 @@ impl<'a> Frame<'a> {
                     out.extend_from_slice(&number.to_le_bytes());
                 }
             }
+            Self::Epoch(epoch) => out.extend_from_slice(&epoch.0.to_le_bytes()),
             Self::Bye | Self::Hurry => {}
         }
         Ok(())
@@ -217,6 +224,7 @@ impl<'a> Frame<'a> {
             kind::REFUSED => reader.refused(),
             kind::RESPONSES => reader.responses(),
             kind::STATS => reader.stats(),
+            kind::EPOCH => reader.u32().map(|number| Self::Epoch(Epoch(number))),
             kind::BYE => Some(Self::Bye),
             kind::HURRY => Some(Self::Hurry),
             kind => return Err(FrameError::UnknownKind(kind)),
@@ -272,6 +280,7 @@ impl<'a> Reader<'a> {
         Some(Frame::Welcome(Welcome {
             instance: self.u32()?,
             key: MarkKey { k0: self.u64()?, k1: self.u64()? },
+            epoch: Epoch(self.u32()?),
             token: Token(self.array()?),
         }))
     }
@@ -333,7 +342,7 @@ mod tests {
     fn any_frame(check: impl Fn(Frame<'_>) -> Result<(), TestCaseError>) {
         let numbers = (any::<u16>(), any::<u32>(), any::<[u64; 8]>(), any::<Option<(u32, [u8; 16])>>());
         let lists = ("\\PC{0,16}", vec(target_prefix(), 0..4), vec((any::<[u8; 72]>(), 0usize..100), 0..40));
-        proptest!(|(kind in 0..7, (a, b, n, resume) in numbers, (text, prefixes, records) in lists)| {
+        proptest!(|(kind in 0..8, (a, b, n, resume) in numbers, (text, prefixes, records) in lists)| {
             let mut batch = Batch::new();
             for (header, prefix) in &records {
                 prop_assert!(batch.push(&response(bytemuck::pod_read_unaligned(header), &[7; 100][..*prefix])));
@@ -348,6 +357,7 @@ mod tests {
                 1 => Frame::Welcome(Welcome {
                     instance: b,
                     key: MarkKey { k0: n[0], k1: n[1] },
+                    epoch: Epoch(b),
                     token: Token((u128::from(n[2]) << 64 | u128::from(n[3])).to_be_bytes()),
                 }),
                 2 => Frame::Refused { code: RefusalCode::from_wire(a as u8), text: &text },
@@ -365,6 +375,7 @@ mod tests {
                     responses_dropped: n[7],
                 }),
                 5 => Frame::Bye,
+                6 => Frame::Epoch(Epoch(b)),
                 _ => Frame::Hurry,
             })?;
         });
@@ -398,7 +409,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..9, body in vec(any::<u8>(), 0..200)) {
+        fn arbitrary_octets_never_panic_and_have_one_encoding(kind in 0u8..10, body in vec(any::<u8>(), 0..200)) {
             let octets: Vec<u8> = std::iter::once(kind).chain(body).collect();
             if let Ok(frame) = Frame::decode(&octets) {
                 prop_assert_eq!(encoded(&frame), octets);
@@ -419,8 +430,11 @@ mod tests {
             b"\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x03\x01\xbb\0\x08",
         ];
         assert_eq!(encoded(&hello), expected.concat());
-        let welcome = Welcome { instance: 1, key: MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 }, token };
-        assert_eq!(encoded(&Frame::Welcome(welcome)), b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\x000123456789abcdef");
+        let key = MarkKey { k0: u64::from_le_bytes(*b"ABCDEFGH"), k1: 2 };
+        let welcome = Welcome { instance: 1, key, epoch: Epoch(0x0405_0607), token };
+        let octets = b"\x02\x01\0\0\0ABCDEFGH\x02\0\0\0\0\0\0\0\x07\x06\x05\x040123456789abcdef";
+        assert_eq!(encoded(&Frame::Welcome(welcome)), octets);
+        assert_eq!(encoded(&Frame::Epoch(Epoch(0x0102_0304))), b"\x08\x04\x03\x02\x01");
         assert_eq!(encoded(&Frame::Refused { code: RefusalCode::Full, text: "no" }), b"\x03\x02no");
         assert_eq!(encoded(&Frame::Bye), b"\x06");
         assert_eq!(encoded(&Frame::Hurry), b"\x07");

@@ -36,7 +36,7 @@ impl Role {
     const fn receives(self, frame: &Frame<'_>) -> bool {
         match frame {
             Frame::Bye => true,
-            Frame::Responses(_) | Frame::Stats(_) => matches!(self, Self::Client),
+            Frame::Responses(_) | Frame::Stats(_) | Frame::Epoch(_) => matches!(self, Self::Client),
             Frame::Hurry => matches!(self, Self::Server),
             Frame::Hello { .. } | Frame::Welcome(_) | Frame::Refused { .. } => false,
         }

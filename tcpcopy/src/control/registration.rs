@@ -2,7 +2,10 @@
 
 use std::{fmt, net::SocketAddr};
 
-use tcpcopy_common::{mark::MarkKey, prefix::Prefix};
+use tcpcopy_common::{
+    mark::{Epoch, MarkKey},
+    prefix::Prefix,
+};
 
 /// The longest name of a source, in octets.
 pub(super) const MAX_NAME: usize = 64;
@@ -77,6 +80,8 @@ pub struct Welcome {
     pub instance: u32,
     /// Makes the marks.
     pub key: MarkKey,
+    /// The present epoch, which marks have to show.
+    pub epoch: Epoch,
     /// Proves after a reconnection that the instance was ours.
     pub token: Token,
 }
@@ -174,7 +179,7 @@ mod tests {
 
     #[test]
     fn secrets_stay_out_of_debug_output() {
-        let welcome = Welcome { instance: 5, key: MarkKey { k0: 77, k1: 77 }, token: Token([77; 16]) };
+        let welcome = Welcome { instance: 5, key: MarkKey { k0: 77, k1: 77 }, epoch: Epoch(1), token: Token([77; 16]) };
         let resume = Resume { instance: 5, token: Token([77; 16]) };
         assert!(!format!("{welcome:?} {:?}", Hello::new(0, Some(resume), "")).contains("77"));
     }

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use tcpcopy_common::{mark::MarkKey, prefix::Prefix};
+use tcpcopy_common::{
+    mark::{Epoch, MarkKey},
+    prefix::Prefix,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -39,7 +42,7 @@ impl Registry for Clerk {
             Some(proof) if proof == RESUMABLE => proof.instance,
             Some(_) => return Err(Refusal::new(RefusalCode::CannotResume, "no proof")),
         };
-        Ok(Welcome { instance, key: MarkKey { k0: 1, k1: 2 }, token: Token([3; 16]) })
+        Ok(Welcome { instance, key: MarkKey { k0: 1, k1: 2 }, epoch: Epoch(4), token: Token([3; 16]) })
     }
 
     fn established(&self, accepted: Accepted) {
@@ -160,11 +163,11 @@ async fn a_client_written_from_the_document_is_understood() {
     octets[0] = noise.write_message(hello, &mut octets[2..]).unwrap() as u8;
     stream.write_all(&octets[..2 + hello.len() + 16]).await.unwrap();
     stream.read_exact(&mut octets[..2]).await.unwrap();
-    assert_eq!(octets[..2], [37 + 16, 0]);
-    stream.read_exact(&mut octets[2..2 + 37 + 16]).await.unwrap();
-    let mut welcome = [0; 37];
-    noise.read_message(&octets[2..2 + 37 + 16], &mut welcome).unwrap();
-    let expected = b"\x02\x01\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\
+    assert_eq!(octets[..2], [41 + 16, 0]);
+    stream.read_exact(&mut octets[2..2 + 41 + 16]).await.unwrap();
+    let mut welcome = [0; 41];
+    noise.read_message(&octets[2..2 + 41 + 16], &mut welcome).unwrap();
+    let expected = b"\x02\x01\0\0\0\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x04\0\0\0\
         \x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03\x03";
     assert_eq!(&welcome, expected);
     let prefixes = vec![("10.0.0.3:8080".parse().unwrap(), Prefix::new(1024).unwrap())];

@@ -20,11 +20,17 @@ struct Kind {
     remedy: Option<&'static str>,
 }
 
-const KINDS: [Kind; 2] = [
+const KINDS: [Kind; 3] = [
     Kind {
         counters: &[TargetCounter::BadTag, TargetCounter::UnknownInstance, TargetCounter::Malformed],
         what: "with an invalid mark were dropped",
         why: Some("somebody forges them, or a tcpcopy goes on whose channel was lost for too long"),
+        remedy: None,
+    },
+    Kind {
+        counters: &[TargetCounter::Stale],
+        what: "with a mark that was made seconds ago were dropped",
+        why: Some("somebody repeats recorded ones, or the control channel to a tcpcopy is slow"),
         remedy: None,
     },
     Kind {

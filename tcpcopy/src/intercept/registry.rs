@@ -7,11 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tcpcopy_common::{mark::MarkKey, response::WireStats};
+use tcpcopy_common::{
+    mark::{Epoch, MarkKey},
+    response::WireStats,
+};
 
 use super::orders::Order;
 use crate::{
     bpf::{BpfError, InstanceMaps},
+    clock::now,
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
     mailbox::Mailbox,
 };
@@ -180,7 +184,7 @@ impl Registry for Instances {
             hello.name(),
             if hello.resume.is_some() { "resumes" } else { "is" }
         );
-        Ok(Welcome { instance: id, key, token })
+        Ok(Welcome { instance: id, key, epoch: Epoch::at(now().0), token })
     }
 
     fn established(&self, accepted: Accepted) {

@@ -10,6 +10,7 @@ use std::{
 use tcpcopy_common::{
     figures,
     figures::{Section, counter},
+    mark::Epoch,
     response::Response,
     wakeup::MAX_SLEEP_MS,
 };
@@ -242,7 +243,8 @@ impl Reporter {
         let Some(owner) = self.owners.get(&id) else { return };
         let stats = Stats { wire, responses_dropped: owner.dropped };
         self.with_link(id, |link| {
-            // A slow peer gets the next ones: the figures are totals.
+            // A slow peer gets the next ones: the figures are totals, and the time is the present one.
+            let _ = link.send(&Frame::Epoch(Epoch::at(now().0)))?;
             let _ = link.send(&Frame::Stats(stats))?;
             link.flush().map(drop)
         });

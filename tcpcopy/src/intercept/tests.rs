@@ -65,7 +65,11 @@ fn replay(peer: &Peer, channel: &mut Established, client: SocketAddr, target: So
     let rules = vec![RuleTarget { target: TARGET, address: target }];
     let mut engine = Engine::new(Config { rules, ..Config::default() }, 7);
     let welcome = channel.welcome;
-    engine.handle_channel_up(now(), TARGET, Credentials { instance: welcome.instance, key: welcome.key });
+    engine.handle_channel_up(
+        now(),
+        TARGET,
+        Credentials { instance: welcome.instance, key: welcome.key, epoch: welcome.epoch },
+    );
     // A live service of the same IP version.
     let live = flow(client, SocketAddr::new(client.ip(), 80));
     let options = LiveOptions::default();

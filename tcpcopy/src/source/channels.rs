@@ -122,7 +122,7 @@ impl Channels {
     fn hand_over(&mut self, dialled: Dialled) {
         let Dialled { worker, target, link, welcome } = dialled;
         self.resume.insert((worker, target), Resume { instance: welcome.instance, token: welcome.token });
-        let credentials = Credentials { instance: welcome.instance, key: welcome.key };
+        let credentials = Credentials { instance: welcome.instance, key: welcome.key, epoch: welcome.epoch };
         self.workers[worker as usize].send(Order::LinkUp(target, link, credentials));
     }
 

@@ -53,6 +53,7 @@ impl Reports for Links {
             let outcome = link.receive(|frame| match frame {
                 Frame::Responses(responses) => handler.handle_responses(target, responses.iter()),
                 Frame::Stats(stats) => handler.handle_figures(target, stats),
+                Frame::Epoch(epoch) => handler.handle_epoch(target, epoch),
                 // The link reports the end.
                 Frame::Bye => {}
                 other => log::debug!("unexpected frame from intercept: {other:?}"),

@@ -8,7 +8,7 @@ use tcpcopy_common::{
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
 
-use super::target::{Act, Conn, INSTANCE, KEY, Later, Packet, Target};
+use super::target::{Act, Conn, EPOCH, INSTANCE, KEY, Later, Packet, Target};
 use crate::{
     causality::greeting::FirstSpeaker,
     config::{Config, Credentials, RuleTarget, TargetId},
@@ -63,7 +63,7 @@ pub(crate) fn config() -> Config {
     Config { rules: vec![RuleTarget { target: TARGET, address }], ..Config::default() }
 }
 
-pub(crate) const CREDENTIALS: Credentials = Credentials { instance: INSTANCE, key: KEY };
+pub(crate) const CREDENTIALS: Credentials = Credentials { instance: INSTANCE, key: KEY, epoch: EPOCH };
 
 impl Lab {
     pub(super) fn new() -> Self {

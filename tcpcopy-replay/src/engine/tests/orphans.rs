@@ -1,12 +1,13 @@
 //! What a killed `intercept` has left at the target, and how its successor's instance gets rid of it.
 
 use tcpcopy_common::{
+    mark::Epoch,
     response::kind,
     tcp_flags::{RST, SYN, TcpFlags},
 };
 
 use super::{
-    harness::{Client, Lab},
+    harness::{Client, Lab, TARGET},
     target::{lines_then_close, silent},
 };
 use crate::stats::Reason;
@@ -195,4 +196,23 @@ fn a_reset_that_could_not_be_sent_is_made_up_for() {
     lab.run_ms(5);
     assert_clean(&lab, 1);
     assert_eq!(lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout), 1);
+}
+
+/// A mark is good for a few seconds only.
+#[test]
+fn a_syn_shows_the_newest_epoch_also_when_it_is_sent_again() {
+    let mut lab = Lab::new();
+    idle(&mut lab, 40_000);
+    lab.weather.lose = 1000;
+    Client::new(40_001).syn(&mut lab);
+    lab.restart_intercept(0);
+    lab.run_ms(1);
+    lab.weather.lose = 0;
+    let epoch = Epoch(lab.target.epoch.0 + 7);
+    lab.target.epoch = epoch;
+    lab.engine.handle_epoch(TARGET, epoch);
+    // The target judges the mark of each SYN: of the session, and of the one that looks for an orphan.
+    let before = lab.target.syns.len();
+    lab.run_ms(3000);
+    assert_eq!(lab.target.syns.len(), before + 2);
 }

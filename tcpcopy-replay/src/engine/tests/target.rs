@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tcpcopy_common::{
     flow::Flow,
-    mark::{self, MarkKey},
+    mark::{self, Epoch, Judgement, MarkKey},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
@@ -14,6 +14,7 @@ use crate::{segment::TransmitOptions, time::Nanos};
 
 pub(crate) const KEY: MarkKey = MarkKey { k0: 1, k1: 2 };
 pub(crate) const INSTANCE: u32 = 7;
+pub(crate) const EPOCH: Epoch = Epoch(100);
 const MS: u64 = 1_000_000;
 const RTO: u64 = 200 * MS;
 
@@ -93,6 +94,8 @@ pub(crate) struct Target {
     pub beyond_window: usize,
     /// The instance that the target's programs know.
     pub instance: u32,
+    /// The time by which they judge marks.
+    pub epoch: Epoch,
     /// Four-tuples whose responses the programs swallow.
     pub sessions: HashSet<Flow>,
     iss: u32,
@@ -116,6 +119,7 @@ impl Target {
             late: 0,
             beyond_window: 0,
             instance: INSTANCE,
+            epoch: EPOCH,
             sessions: HashSet::new(),
             iss: u32::MAX - 50,
         }
@@ -188,7 +192,8 @@ impl Target {
     fn handle_syn(&mut self, p: &Packet, out: &mut Vec<ResponseHeader>) {
         let syn = p.options.syn.expect("a SYN has options");
         assert_eq!(syn.mark.instance, self.instance.to_be_bytes());
-        assert!(syn.mark.is_valid(&KEY, &p.flow, p.seq.to_be_bytes()), "the mark proves the owner");
+        let judgement = syn.mark.judge(&KEY, &p.flow, p.seq.to_be_bytes(), self.epoch);
+        assert_eq!(judgement, Judgement::Valid, "the mark proves the owner");
         self.syns.push((p.flow, p.seq));
         // In TIME-WAIT there is nothing that a SYN could disturb.
         let open = |conn: &Conn| !(conn.closed && conn.fin_received);

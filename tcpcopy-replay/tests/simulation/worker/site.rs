@@ -17,7 +17,7 @@ use crate::{
     scenario::Scenario,
     surroundings::Return,
     target::{HOST, INSTANCE, Response, Target},
-    world::KEY,
+    world::{EPOCH, KEY},
 };
 
 /// What a target counts of an instance.
@@ -111,7 +111,7 @@ impl<'a> Site<'a> {
         self.links_made += 1;
         self.link = Some(self.links_made);
         self.links.insert(self.links_made, VecDeque::new());
-        (Link(self.links_made), Credentials { instance: self.instance, key: KEY })
+        (Link(self.links_made), Credentials { instance: self.instance, key: KEY, epoch: EPOCH })
     }
 
     /// The worker takes an established channel over.

@@ -3,7 +3,7 @@ use bytemuck::bytes_of;
 use tcpcopy_common::{
     counters::TargetCounter::{self, *},
     flow::Flow,
-    mark::{MEETS, Mark, MarkKey, Stamp},
+    mark::{Epoch, MEETS, Mark, MarkKey, Stamp},
     response::{Response, ResponseHeader, Session, WireStats, kind, state},
     tcp_flags::{ACK, FIN, PSH, SYN},
 };
@@ -150,7 +150,12 @@ pub(super) fn marked_syn(client: &str, instance: u32, isn: u32) -> Packet {
 
 pub(super) fn marked_syn_to(client: &str, server: &str, instance: u32, isn: u32) -> Packet {
     let packet = packet(client, server);
-    stamped_syn(packet, instance, Stamp::default(), isn)
+    stamped_syn(packet, instance, fresh(), isn)
+}
+
+/// The stamp of a mark that is made now.
+pub(super) fn fresh() -> Stamp {
+    Stamp { meets: false, epoch: Epoch::at(crate::clock::now().0) }
 }
 
 pub(super) fn stamped_syn(packet: Packet, instance: u32, stamp: Stamp, isn: u32) -> Packet {
@@ -216,6 +221,35 @@ fn a_mark_that_is_not_valid_is_dropped() {
     fixture.instances.remove(1).unwrap();
     fixture.expect("removed instance", &syn, TC_ACT_SHOT, Some(UnknownInstance));
     assert_eq!(fixture.sessions(), []);
+    assert_eq!(fixture.reports(), []);
+}
+
+/// What was recorded on the wire is worth nothing seconds later.
+#[test]
+fn a_mark_that_was_made_seconds_ago_is_dropped() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    for client in ["192.0.2.7:40000", "[2001:db8::7]:40000"] {
+        let of_age = |epochs: u32, isn| {
+            let Epoch(now) = Epoch::at(crate::clock::now().0);
+            let stamp = Stamp { meets: false, epoch: Epoch(now.wrapping_sub(epochs)) };
+            stamped_syn(marked_syn(client, 1, isn), 1, stamp, isn)
+        };
+        // Another epoch may begin at any moment: what was too old is so all the more, until the number comes round.
+        for age in [4, 5, 30, 60] {
+            fixture.expect("old", &of_age(age, ISN), TC_ACT_SHOT, Some(Stale));
+        }
+        fixture.expect("very old", &of_age(1000, ISN), TC_ACT_SHOT, Some(BadTag));
+        fixture.expect("new", &of_age(0, ISN), TCX_NEXT, Some(Learned));
+        fixture.expect("a little old", &of_age(2, ISN), TCX_NEXT, Some(SynRepeated));
+        fixture.expect("of a session that is known, but old", &of_age(4, ISN), TC_ACT_SHOT, Some(Stale));
+        // A newer session has the four-tuple, and the SYN of the one before it comes again.
+        fixture.expect("the next session", &of_age(0, ISN + 1), TCX_NEXT, Some(Learned));
+        fixture.expect("of the session before", &of_age(1, ISN), TC_ACT_SHOT, Some(Stale));
+    }
+    assert_eq!(fixture.sessions(), [(1, ISN + 1); 2]);
     assert_eq!(fixture.reports(), []);
 }
 

@@ -11,7 +11,7 @@ use tcpcopy_common::{counters::TargetCounter::*, mark::Stamp, response::kind};
 
 use super::{
     TC_ACT_SHOT, TCX_NEXT,
-    learn::{Fixture, stamped_syn},
+    learn::{Fixture, fresh, stamped_syn},
     packets::{Packet, packet},
     privileged,
 };
@@ -105,7 +105,7 @@ fn connections(listen: &str, to: &str) -> Vec<Connection> {
 
 fn syn(connection: &Connection, meets: bool) -> Packet {
     let packet = packet(&connection.client.to_string(), &connection.server.to_string());
-    stamped_syn(packet, 1, Stamp { meets }, ISN)
+    stamped_syn(packet, 1, Stamp { meets, ..fresh() }, ISN)
 }
 
 /// On one four-tuple with one of the target's own connections a replayed one would take that over, and then reset it.
@@ -153,7 +153,7 @@ fn a_socket_of_the_replay_s_own_is_met() {
         for (listen, to) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1")] {
             let (_listener, client, _server) = connect(listen, to.parse().unwrap());
             let packet = packet(&client.local_addr().unwrap().to_string(), &client.peer_addr().unwrap().to_string());
-            let syn = |meets, isn| stamped_syn(packet.clone(), 1, Stamp { meets }, isn);
+            let syn = |meets, isn| stamped_syn(packet.clone(), 1, Stamp { meets, ..fresh() }, isn);
             fixture.expect("it may be met", &syn(true, ISN), TCX_NEXT, Some(Learned));
             fixture.expect("sent again", &syn(true, ISN), TCX_NEXT, Some(SynRepeated));
             fixture.expect("another session of its owner", &syn(false, ISN + 1), TCX_NEXT, Some(Learned));

@@ -7,7 +7,7 @@ use tcpcopy_common::{
 
 use super::{
     TC_ACT_REDIRECT, TC_ACT_STOLEN, TCX_NEXT,
-    learn::{Fixture, marked_syn, stamped_syn},
+    learn::{Fixture, fresh, marked_syn, stamped_syn},
     packets::{Packet, packet},
     privileged, run_tc,
 };
@@ -270,7 +270,7 @@ fn a_connection_that_could_not_be_seen_is_let_go_of() {
     ];
     for client in [CLIENT4, CLIENT6] {
         let mut fixture = Fixture::new(16, 1 << 16);
-        let syn = |meets| stamped_syn(marked_syn(client, 1, ISN), 1, Stamp { meets }, ISN);
+        let syn = |meets| stamped_syn(marked_syn(client, 1, ISN), 1, Stamp { meets, ..fresh() }, ISN);
         for (what, flags, ack, meets) in ours {
             assert_eq!(fixture.run("learn", &syn(meets)), TCX_NEXT);
             assert_eq!(fixture.run("swallow_tcx", &answer(client, flags, ack, &[])), TC_ACT_REDIRECT, "{what}");
