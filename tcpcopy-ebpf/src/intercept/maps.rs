@@ -192,7 +192,7 @@ pub fn wire_stats(instance: u32) -> Option<*mut WireStats> {
 pub fn prefix(instance: u32, flow: &Flow) -> u32 {
     let key = PrefixKey { address: flow.server, instance, port: flow.server_port, _reserved: [0; 2] };
     // SAFETY: as above. An entry is an aligned word, and either of the values that it had will do.
-    unsafe { PREFIXES.get(&key) }.copied().unwrap_or(0)
+    unsafe { PREFIXES.get(key) }.copied().unwrap_or(0)
 }
 
 /// This CPU's place for a report whose size is not known yet.
