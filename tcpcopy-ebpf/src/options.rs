@@ -84,17 +84,38 @@ impl Options {
     /// combinations of options.
     #[inline(always)]
     pub fn describe(&self, report: &mut ResponseHeader) {
-        // What nearly all segments of an open connection look like (RFC 7323, appendix A), and those without options.
-        if self.len >= 12 && self.array(0) == [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10] {
-            self.timestamps(2, report);
-        } else if self.len > 0 {
+        if !self.describe_usual(report) {
             self.describe_each(report);
         }
     }
 
-    /// Looks at one option after the other. Not inlined: where a function returns, the verifier is left with nothing of
-    /// the paths that it has followed within.
+    /// The same, with a function of its own for what is not as usual: where it returns, the verifier is left with nothing of
+    /// the paths that it has followed within. Verifiers before Linux 6.5 know less of what a function returns, and are
+    /// better off without.
+    #[inline(always)]
+    pub fn describe_apart(&self, report: &mut ResponseHeader) {
+        if !self.describe_usual(report) {
+            self.describe_each_apart(report);
+        }
+    }
+
+    /// Writes down what nearly all segments of an open connection look like (RFC 7323, appendix A), or those without
+    /// options. Whether it is one of these.
+    #[inline(always)]
+    fn describe_usual(&self, report: &mut ResponseHeader) -> bool {
+        if self.len >= 12 && self.array(0) == [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10] {
+            self.timestamps(2, report);
+            return true;
+        }
+        self.len == 0
+    }
+
     #[inline(never)]
+    fn describe_each_apart(&self, report: &mut ResponseHeader) {
+        self.describe_each(report);
+    }
+
+    #[inline(always)]
     fn describe_each(&self, report: &mut ResponseHeader) {
         self.for_each(|option| {
             match (option.kind, option.len) {

@@ -37,6 +37,10 @@ pub type HostCounter = TargetCounter;
 #[unsafe(no_mangle)]
 static REFLECT: Global<u32> = Global::new(0);
 
+/// Whether reports may have prefixes. A constant to the verifier, which follows too many paths before Linux 6.6.
+#[unsafe(no_mangle)]
+static WITH_PREFIXES: Global<u32> = Global::new(0);
+
 #[btf_map]
 static INSTANCES: HashMap<u32, MarkKey, MAX_INSTANCES, NO_PREALLOC> = HashMap::new();
 
@@ -98,6 +102,12 @@ pub fn session(flow: &Flow) -> Option<Session> {
 #[inline(always)]
 pub fn reflects() -> bool {
     REFLECT.load() != 0
+}
+
+/// Whether reports may have prefixes.
+#[inline(always)]
+pub fn with_prefixes() -> bool {
+    WITH_PREFIXES.load() != 0
 }
 
 /// A session in its map.

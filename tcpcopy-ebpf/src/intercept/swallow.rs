@@ -113,15 +113,16 @@ fn swallow_segment(packet: &impl Packet, ip: &Ip, ethernet: bool) -> Fate {
         },
         ..segment(&flow, &session, &tcp)
     };
-    let complete = |report: &mut ResponseHeader| options.describe(report);
-    let prefix = Range { start: ip.payload() + header_len, len: at_most(payload_len, session.prefix) };
-    if prefix.len == 0 {
-        return match reports::report(session.instance, make, complete) {
+    if !maps::with_prefixes() || session.prefix == 0 || payload_len == 0 {
+        return match reports::report(session.instance, make, |report| {
+            if maps::with_prefixes() { options.describe_apart(report) } else { options.describe(report) }
+        }) {
             true => acknowledge(&entry, &tcp, payload_len, place, reflect),
             false => Fate::Swallow,
         };
     }
-    match reports::report_with_prefix(packet, prefix, session.instance, make, complete) {
+    let prefix = Range { start: ip.payload() + header_len, len: at_most(payload_len, session.prefix) };
+    match reports::report_with_prefix(packet, prefix, session.instance, make, |report| options.describe_apart(report)) {
         // Found out anew: else the verifier would follow the report once for each place.
         Some(reported) => {
             let place = if maps::reflects() { self::place(&entry, &tcp, payload_len) } else { Place::Elsewhere };
@@ -270,10 +271,10 @@ fn swallow_later_fragment(packet: &impl Packet, ip: &Ip) -> Option<()> {
         prefix_len: 0,
         ..*first
     };
-    let prefix = Range { start: ip.payload(), len: at_most(ip.payload_len, first.prefix_len as u32) };
-    if prefix.len == 0 {
+    if !maps::with_prefixes() || first.prefix_len == 0 || ip.payload_len == 0 {
         reports::report(first.instance, make, |_| {});
     } else {
+        let prefix = Range { start: ip.payload(), len: at_most(ip.payload_len, first.prefix_len as u32) };
         reports::report_with_prefix(packet, prefix, first.instance, make, |_| {});
     }
     Some(())

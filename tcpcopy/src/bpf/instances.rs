@@ -17,6 +17,7 @@ use super::{
     error::{BpfError, absent_is_fine},
     names::map,
     object::Object,
+    sys,
 };
 
 /// The maps of the instances. Dropping this leaves them to the programs as they are.
@@ -29,6 +30,18 @@ pub struct InstanceMaps {
 }
 
 impl InstanceMaps {
+    /// Whether reports can have prefixes, as the programs read it. The verifiers before Linux 6.6 forget what they know where
+    /// functions return, and would follow too many paths.
+    pub(super) fn with_prefixes() -> &'static u32 {
+        if sys::kernel_at_least(6, 6) { &1 } else { &0 }
+    }
+
+    /// Returns whether this kernel's reports can have prefixes.
+    #[must_use]
+    pub fn can_report_prefixes(&self) -> bool {
+        *Self::with_prefixes() != 0
+    }
+
     /// Takes the maps out of an object whose programs are loaded.
     pub(super) fn take(object: &mut Object) -> Result<Self, BpfError> {
         Ok(Self {

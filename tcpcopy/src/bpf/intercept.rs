@@ -99,6 +99,7 @@ impl Interceptor {
         let mut object = Object::load(Side::Intercept, setup.debug, |loader| {
             loader
                 .override_global(global::REFLECT, reflect, true)
+                .override_global(global::WITH_PREFIXES, InstanceMaps::with_prefixes(), true)
                 .map_max_entries(map::SESSIONS, setup.max_sessions.max(1))
                 .map_max_entries(map::REPORTS, ring_bytes);
         })?;

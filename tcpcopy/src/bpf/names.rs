@@ -23,6 +23,7 @@ pub(super) mod global {
     pub(in crate::bpf) const CAPTURE_HANDSHAKES: &str = "CAPTURE_HANDSHAKES";
     pub(in crate::bpf) const CAPTURE_PROMISCUOUS: &str = "CAPTURE_PROMISCUOUS";
     pub(in crate::bpf) const REFLECT: &str = "REFLECT";
+    pub(in crate::bpf) const WITH_PREFIXES: &str = "WITH_PREFIXES";
 }
 
 /// Maps.

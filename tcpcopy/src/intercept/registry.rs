@@ -9,6 +9,7 @@ use std::{
 
 use tcpcopy_common::{
     mark::{Epoch, MarkKey},
+    prefix::Prefix,
     response::WireStats,
 };
 
@@ -142,6 +143,11 @@ impl Known {
 impl Registry for Instances {
     fn register(&self, hello: &Hello, peer: SocketAddr) -> Result<Welcome, Refusal> {
         let mut known = lock(&self.known);
+        if hello.prefixes.iter().any(|(_, prefix)| *prefix != Prefix::NONE) && !known.maps.can_report_prefixes() {
+            let why =
+                "the first octets of responses are reported from Linux 6.6 on, and the test host's kernel is older";
+            return Err(Refusal::new(RefusalCode::BadPrefix, why));
+        }
         let internal = |what: &str, e: &dyn std::fmt::Display| {
             log::error!("{what} for {peer}: {e}");
             Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")

@@ -10,7 +10,7 @@ use tcpcopy_common::capture::criterion;
 
 use super::privileged;
 use crate::bpf::{
-    BpfError,
+    BpfError, InstanceMaps,
     names::{global, map, program},
     object::{Object, Side},
     refusal::refusal,
@@ -47,7 +47,10 @@ impl Setting {
 
     fn object(self, side: Side) -> Object {
         match (self, side) {
-            (Self::Plain, _) => Object::load(side, false, |_| {}),
+            (Self::Plain, Side::Capture) => Object::load(side, false, |_| {}),
+            (Self::Plain, Side::Intercept) => Object::load(side, false, |loader| {
+                loader.override_global(global::WITH_PREFIXES, InstanceMaps::with_prefixes(), true);
+            }),
             (Self::Full, Side::Capture) => Object::load(side, true, |loader| {
                 loader
                     .override_global(global::CAPTURE_WORKERS, &4u32, true)
@@ -55,7 +58,11 @@ impl Setting {
                     .override_global(global::CAPTURE_HANDSHAKES, &1u32, true);
             }),
             (Self::Full, Side::Intercept) => Object::load(side, true, |loader| {
-                loader.override_global(global::REFLECT, &1u32, true);
+                loader.override_global(global::REFLECT, &1u32, true).override_global(
+                    global::WITH_PREFIXES,
+                    InstanceMaps::with_prefixes(),
+                    true,
+                );
             }),
         }
         .unwrap()
