@@ -7,9 +7,9 @@ use crate::{
     tcp_flags::TcpFlags,
 };
 
-/// A captured segment of a live client, or a SYN-ACK of the live server: this header, then the TCP header with its options,
-/// then [`payload_len`](Self::payload_len) octets of payload. The ring record is as long as the size bucket it was reserved
-/// in; what follows the payload is undefined.
+/// A captured segment of a live client, or a SYN-ACK of the live server: this header, then the TCP header with its
+/// options, then [`payload_len`](Self::payload_len) octets of payload. The ring record is as long as the size bucket it
+/// was reserved in; what follows the payload is undefined.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct CaptureHeader {
@@ -80,7 +80,8 @@ impl Rule {
     pub const BY_ADDRESS: u16 = 2;
 }
 
-/// By what connections are chosen among those that the rules match: bits, so that a program tests only what is asked for.
+/// By what connections are chosen among those that the rules match: bits, so that a program tests only what is asked
+/// for.
 pub mod criterion {
     /// The client's address.
     pub const CLIENT: u32 = 1;
@@ -91,9 +92,9 @@ pub mod criterion {
 /// The threshold below which every number is that a connection can draw: all are sampled.
 pub const WHOLE_SAMPLE: u64 = 1 << 32;
 
-/// Handshakes that can be remembered at a time, to tell the acknowledgement that ends each from all others: a power of two. One
-/// that takes another's place in a table of that many costs the other its measurement, no more; of a thousand that are under way
-/// at a time, 0.4 % meet.
+/// Handshakes that can be remembered at a time, to tell the acknowledgement that ends each from all others: a power of
+/// two. One that takes another's place in a table of that many costs the other its measurement, no more; of a thousand
+/// that are under way at a time, 0.4 % meet.
 pub const HANDSHAKE_SLOTS: u32 = 1 << 18;
 
 /// The most workers one process can have.

@@ -67,8 +67,8 @@ impl Packet for XdpContext {
         1
     }
 
-    /// Only a group's address is told from that of the interface, which may change. A network card hands over no other unicast
-    /// address, unless it is in promiscuous mode.
+    /// Only a group's address is told from that of the interface, which may change. A network card hands over no other
+    /// unicast address, unless it is in promiscuous mode.
     #[inline(always)]
     fn is_for_others(&self) -> bool {
         let destination: Result<[u8; 6], Unreadable> = self.read(0);

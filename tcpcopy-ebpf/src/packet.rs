@@ -28,8 +28,8 @@ pub trait Packet {
     /// Whether TCP will drop it because its link header names another host, or a group.
     fn is_for_others(&self) -> bool;
 
-    /// Whether its checksum is known to be right, or to be none: an interface has verified it, or it was coalesced of segments
-    /// that had been verified. What an interface has not verified the stack will.
+    /// Whether its checksum is known to be right, or to be none: an interface has verified it, or it was coalesced of
+    /// segments that had been verified. What an interface has not verified the stack will.
     fn is_verified(&self) -> bool;
 
     /// Addresses of the linear part's start and end.

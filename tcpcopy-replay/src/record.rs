@@ -41,8 +41,8 @@ pub enum LiveRecord<'a> {
 pub enum Checksums {
     /// All are complete: what a network card receives.
     Complete,
-    /// Some are only the sum of the pseudo-header: packets that were sent on this host, or come from a virtual machine's
-    /// host.
+    /// Some are only the sum of the pseudo-header: packets that were sent on this host, or come from a virtual
+    /// machine's host.
     Partial,
 }
 

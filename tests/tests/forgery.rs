@@ -1,4 +1,5 @@
-//! Forged packets: what the live server refuses, the target never sees, and nobody takes it for something that was lost.
+//! Forged packets: what the live server refuses, the target never sees, and nobody takes it for something that was
+//! lost.
 
 use std::{
     io::{Read as _, Write as _},
@@ -244,8 +245,8 @@ fn resident_kib(host: &Host, mirror: &Mirror) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// As fast as the machine forges, at most 50,000 SYNs a second. The ring holds all of them, so that it does not matter how
-/// long the worker may have to wait for a processor.
+/// As fast as the machine forges, at most 50,000 SYNs a second. The ring holds all of them, so that it does not matter
+/// how long the worker may have to wait for a processor.
 #[test]
 fn a_flood_of_syns_costs_no_honest_request_and_opens_nothing() {
     const SECONDS: u64 = 10;

@@ -35,8 +35,8 @@ sections! {
     NotSelected = "not_selected",
     /// Live traffic that should have been copied and was not.
     NotCopied = "not_copied",
-    /// Segments that claim to be a live client's, and that the live server's TCP refuses: they are not replayed, and in no
-    /// other count of what was captured.
+    /// Segments that claim to be a live client's, and that the live server's TCP refuses: they are not replayed, and in
+    /// no other count of what was captured.
     Refused = "refused_by_live_server",
     /// Replayed connections. At the source: `seen = finished + active + aborted`.
     Sessions = "sessions",

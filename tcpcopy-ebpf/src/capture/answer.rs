@@ -1,6 +1,7 @@
 //! Tells the workers of the live servers' SYN-ACKs, which prove the handshakes of live clients.
 //!
-//! It sees whatever leaves by the interfaces that are captured on, so everything but a SYN-ACK must cost next to nothing.
+//! It sees whatever leaves by the interfaces that are captured on, so everything but a SYN-ACK must cost next to
+//! nothing.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use tcpcopy_common::{

@@ -180,8 +180,8 @@ fn copy_matched(packet: &impl Packet, ip: &parse::Ip, flow: Flow, rule: u16) -> 
     Ok(payload_len)
 }
 
-/// Whether a segment without payload is the first to acknowledge the server's SYN: when it comes tells how far away the client
-/// is.
+/// Whether a segment without payload is the first to acknowledge the server's SYN: when it comes tells how far away the
+/// client is.
 #[inline(always)]
 fn ends_handshake(flow: &Flow, tcp: &TcpHeader) -> bool {
     maps::handshakes_wanted() && maps::take_ack(flow, u32::from_be_bytes(tcp.seq))

@@ -1,4 +1,5 @@
-//! What the programs say with `RUST_LOG=debug`. Otherwise user space sets the level so low that the verifier removes it all.
+//! What the programs say with `RUST_LOG=debug`. Otherwise user space sets the level so low that the verifier removes it
+//! all.
 //!
 //! A function of its own, because writing a line takes much of a stack. It returns zero for the reason that
 //! [`link_into`](tcpcopy_ebpf::parse::link_into) gives.

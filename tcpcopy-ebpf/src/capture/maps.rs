@@ -26,8 +26,8 @@ pub type HostCounter = CaptureCounter;
 #[unsafe(no_mangle)]
 static CAPTURE_WORKERS: Global<u32> = Global::new(1);
 
-/// By what connections are chosen, see [`criterion`](tcpcopy_common::capture::criterion). A constant to the verifier, which
-/// removes what is not asked for.
+/// By what connections are chosen, see [`criterion`](tcpcopy_common::capture::criterion). A constant to the verifier,
+/// which removes what is not asked for.
 #[unsafe(no_mangle)]
 static CAPTURE_CRITERIA: Global<u32> = Global::new(0);
 
@@ -47,8 +47,8 @@ static CAPTURE_PROMISCUOUS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static CAPTURE_HANDSHAKES: Global<u32> = Global::new(0);
 
-/// By the hash of a flow: what [`expect_ack`] was told last. Not a hash map: a SYN then costs a store, however many come, and an
-/// acknowledgement a comparison. User space makes it as large as the hash needs where it is used.
+/// By the hash of a flow: what [`expect_ack`] was told last. Not a hash map: a SYN then costs a store, however many
+/// come, and an acknowledgement a comparison. User space makes it as large as the hash needs where it is used.
 #[btf_map]
 static HANDSHAKES: Array<u32, PLACEHOLDER> = Array::new();
 
@@ -118,8 +118,8 @@ pub fn handshakes_wanted() -> bool {
 #[inline(always)]
 pub fn expect_ack(flow: &Flow, seq: u32) {
     if let Some(slot) = HANDSHAKES.get_ptr_mut(flow.hash() & (HANDSHAKE_SLOTS - 1)) {
-        // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: the handshake of the
-        // one that comes first is not measured then.
+        // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: the
+        // handshake of the one that comes first is not measured then.
         unsafe { slot.write_volatile(seq) };
     }
 }

@@ -1,7 +1,7 @@
 //! IP fragments of responses.
 //!
-//! Only the first fragment has the ports, by which it is recognised; the others, which follow at once, are recognised by
-//! what they share with it.
+//! Only the first fragment has the ports, by which it is recognised; the others, which follow at once, are recognised
+//! by what they share with it.
 
 use bytemuck::NoUninit;
 use tcpcopy_common::flow::IpAddress;

@@ -217,8 +217,8 @@ pub fn reports() -> &'static Ring<ResponseHeader> {
     &REPORTS
 }
 
-/// The report of the response whose first fragment was swallowed. Its sequence number is that of octet 0 of the datagram:
-/// of the TCP header, if that had one.
+/// The report of the response whose first fragment was swallowed. Its sequence number is that of octet 0 of the
+/// datagram: of the TCP header, if that had one.
 #[inline(always)]
 pub fn fragmented(key: &FragmentKey) -> Option<&'static ResponseHeader> {
     // SAFETY: an entry may be evicted and reused while it is read. Then the report of a fragment is wrong, and the
@@ -226,8 +226,8 @@ pub fn fragmented(key: &FragmentKey) -> Option<&'static ResponseHeader> {
     unsafe { FRAGMENTS.get(key) }
 }
 
-/// Remembers a response whose first fragment was swallowed, in the form that [`fragmented`] gives back. It fails only when
-/// the kernel is out of memory.
+/// Remembers a response whose first fragment was swallowed, in the form that [`fragmented`] gives back. It fails only
+/// when the kernel is out of memory.
 #[inline(always)]
 pub fn remember_fragmented(key: &FragmentKey, response: &ResponseHeader) -> bool {
     FRAGMENTS.insert(key, response, BPF_ANY as u64).is_ok()

@@ -1,4 +1,5 @@
-//! The target's egress with `--ack reflect`: a response becomes the acknowledgement that its client would send, in place.
+//! The target's egress with `--ack reflect`: a response becomes the acknowledgement that its client would send, in
+//! place.
 //!
 //! Addresses and ports change places, the numbers follow from the segment's own, and what the source sends later cannot
 //! contradict it: the window is as large as the source's, and a connection's TSval is constant.
@@ -69,8 +70,8 @@ struct Acknowledgement {
     timestamps: Timestamps,
 }
 
-/// Turns a segment for which [`Fate::Reflect`](crate::swallow::Fate::Reflect) was found into its acknowledgement. If that
-/// fails, the packet may have been cut, and must be swallowed.
+/// Turns a segment for which [`Fate::Reflect`](crate::swallow::Fate::Reflect) was found into its acknowledgement. If
+/// that fails, the packet may have been cut, and must be swallowed.
 #[inline(never)]
 pub fn reflect(packet: &TcContext) -> bool {
     let done = turn(packet).is_some();
@@ -112,7 +113,8 @@ fn turn(packet: &TcContext) -> Option<()> {
         urgent: REFLECTION,
         timestamps,
     };
-    // A checksum that the interface was to complete covers only the pseudo-header as yet, and nobody will look at the rest.
+    // A checksum that the interface was to complete covers only the pseudo-header as yet, and nobody will look at the
+    // rest.
     let addresses =
         sum(&bytemuck::cast::<_, [u16; 8]>(flow.client.0)) + sum(&bytemuck::cast::<_, [u16; 8]>(flow.server.0));
     let pseudo = |length: u32| addresses + word(protocol::TCP as u32) + word(length);

@@ -6,8 +6,8 @@
 //! | are seen | the acknowledgement number of its first segment is what the SYN-ACK demands |
 //! | are never seen: a mirror port, answers that leave another way | its sequence number is the one behind the SYN's |
 //!
-//! Which of both holds is found out for each rule: a segment that proves itself by its sequence number alone is withheld
-//! for [`GRACE`], and a SYN-ACK that is seen decides for ever.
+//! Which of both holds is found out for each rule: a segment that proves itself by its sequence number alone is
+//! withheld for [`GRACE`], and a SYN-ACK that is seen decides for ever.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -37,8 +37,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// Segments, and their octets, that are withheld at a time.
 const MOST_WITHHELD: usize = 256;
 const MOST_WITHHELD_OCTETS: usize = 1 << 20;
-/// How far ahead of a SYN-ACK's number a first segment may acknowledge if its timestamp echoes that of a SYN-ACK: the server
-/// spoke first, and the acknowledgement that ended the handshake was not captured.
+/// How far ahead of a SYN-ACK's number a first segment may acknowledge if its timestamp echoes that of a SYN-ACK: the
+/// server spoke first, and the acknowledgement that ended the handshake was not captured.
 const MOST_READ: i32 = 1 << 30;
 /// The longest that such a handshake takes, in TSval ticks, of which the fastest clocks have one each µs.
 const MOST_TICKS: u32 = 60_000_000;
@@ -189,8 +189,8 @@ impl Engine {
         if proven && (0..=window).contains(&ahead) { Ok(Proof::Complete(answer.first)) } else { Err(Refusal::Unproven) }
     }
 
-    /// Begins the connection of a client that has completed its handshake, with the segment that proves it; `first` is the
-    /// number of the live server's first octet.
+    /// Begins the connection of a client that has completed its handshake, with the segment that proves it; `first` is
+    /// the number of the live server's first octet.
     fn establish(&mut self, now: Nanos, id: Id, first: LiveAck, segment: &LiveSegment<'_>, known: Option<Id>) {
         let payload = self.take_syn_payload(id);
         let Some(HalfOpen { isn, syn, answer, .. }) = self.half_open.remove(id) else { return };
@@ -295,8 +295,8 @@ impl Engine {
         }
     }
 
-    /// Returns the target of a rule whose live server's SYN-ACKs are not seen, so that what proves a client is weaker; each
-    /// once.
+    /// Returns the target of a rule whose live server's SYN-ACKs are not seen, so that what proves a client is weaker;
+    /// each once.
     pub fn poll_unseen_rule(&mut self) -> Option<SocketAddr> {
         let rule = self.unseen_rules.pop()?;
         self.config.rules.get(usize::from(rule)).map(|rule| rule.address)

@@ -156,8 +156,8 @@ impl Stream {
         }
     }
 
-    /// Takes back a FIN that is not in order if these octets reach beyond it, as the live server does that receives them;
-    /// returns whether there was one.
+    /// Takes back a FIN that is not in order if these octets reach beyond it, as the live server does that receives
+    /// them; returns whether there was one.
     pub(crate) fn withdraw_fin(&mut self, seq: LiveSeq, len: usize) -> bool {
         let begin = self.offset_of(seq);
         let finish = begin + len as i64;

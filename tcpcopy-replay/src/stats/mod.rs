@@ -73,8 +73,8 @@ figures! {
         pub port_reuses: u64 = counter(Section::Replay),
         /// Target connections established.
         pub connected: u64 = counter(Section::Replay),
-        /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where each
-        /// has a round trip of its own.
+        /// Live clients whose handshake took a millisecond or more, and which therefore acknowledge late; only where
+        /// each has a round trip of its own.
         pub distant_clients: u64 = counter(Section::Replay),
         /// Sessions whose live client's handshake was not seen to end.
         pub handshakes_unseen: u64 = counter(Section::Replay),
@@ -82,11 +82,12 @@ figures! {
         pub joined: u64 = counter(Section::Replay),
         /// Sessions continued on another target connection after an early close by the target.
         pub reconnects: u64 = counter(Section::Replay),
-        /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere, because
-        /// they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted apart.
+        /// Requests sent to a target connection that ended without an answer to them, and not sent again elsewhere,
+        /// because they were too long to be kept or cannot be told from what was answered. Aborted sessions are counted
+        /// apart.
         pub requests_unanswered: u64 = counter(Section::Replay),
-        /// Requests that may have stayed without an answer when the target closed: what it had sent since an earlier one
-        /// may be no more than the answer to the earlier one.
+        /// Requests that may have stayed without an answer when the target closed: what it had sent since an earlier
+        /// one may be no more than the answer to the earlier one.
         pub requests_unclear: u64 = counter(Section::Replay),
         /// Segments (before re-segmentation) first sent with payload.
         pub sent_segments: u64 = counter(Section::Replay),

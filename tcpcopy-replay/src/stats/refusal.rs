@@ -37,13 +37,13 @@ figures! {
         /// Segments whose sequence number is outside the receive window, and not that of a retransmission (RFC 9293,
         /// section 3.4).
         pub out_of_window: u64 = counter(Section::Refused),
-        /// Segments whose acknowledgement number the live server cannot have caused (RFC 5961, section 5.2), or that have
-        /// none.
+        /// Segments whose acknowledgement number the live server cannot have caused (RFC 5961, section 5.2), or that
+        /// have none.
         pub bad_acknowledgement: u64 = counter(Section::Refused),
         /// RSTs at another number than the one expected next (RFC 5961, section 3.2).
         pub bad_reset: u64 = counter(Section::Refused),
-        /// SYNs within a connection, whose server did not answer them with a SYN-ACK (RFC 5961, section 4.2), and SYNs with
-        /// other flags.
+        /// SYNs within a connection, whose server did not answer them with a SYN-ACK (RFC 5961, section 4.2), and SYNs
+        /// with other flags.
         pub bad_syn: u64 = counter(Section::Refused),
         /// Segments whose timestamp is older than that of a segment before them (PAWS: RFC 7323, section 5.3).
         pub stale_timestamp: u64 = counter(Section::Refused),
@@ -51,8 +51,8 @@ figures! {
         pub bad_fin: u64 = counter(Section::Refused),
         /// Segments that acknowledge no SYN-ACK of the live server, of connections that are not established.
         pub unproven_handshake: u64 = counter(Section::Refused),
-        /// SYNs whose client did not acknowledge a SYN-ACK of the live server within a minute, or before others had taken
-        /// their place: scans, floods, closed ports.
+        /// SYNs whose client did not acknowledge a SYN-ACK of the live server within a minute, or before others had
+        /// taken their place: scans, floods, closed ports.
         pub unfinished_handshake: u64 = counter(Section::Refused),
         /// Payload octets of all these.
         pub refused_bytes: u64 = counter(Section::Refused).bytes(),

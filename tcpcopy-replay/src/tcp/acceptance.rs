@@ -1,5 +1,5 @@
-//! What the live server's TCP accepts of a segment: RFC 9293, section 3.10.7.4, as RFC 5961 and RFC 7323, section 5, tighten
-//! it, and Linux does it. What it refuses is not replayed (rule S8).
+//! What the live server's TCP accepts of a segment: RFC 9293, section 3.10.7.4, as RFC 5961 and RFC 7323, section 5,
+//! tighten it, and Linux does it. What it refuses is not replayed (rule S8).
 //!
 //! The live server's variables are not seen, only what bounds them. RCV.NXT is what was captured in order, or more when
 //! something was not captured. RCV.WND is at most 65,535 octets times the scale of its SYN-ACK. SND.UNA is at least
@@ -20,8 +20,8 @@ const WINDOW: i64 = 65_535;
 const MAX_SHIFT: u8 = 14;
 /// A record's payload: a coalesced segment that repeats the end of another may begin so much earlier.
 const COALESCED: i64 = 65_536;
-/// In so short a time no server sends 2 GiB to one client (172 Gbit/s). Afterwards the acknowledgement number may be any,
-/// because a download of that size cannot be excluded: pure ACKs are not captured.
+/// In so short a time no server sends 2 GiB to one client (172 Gbit/s). Afterwards the acknowledgement number may be
+/// any, because a download of that size cannot be excluded: pure ACKs are not captured.
 const NO_LAP: Duration = Duration::from_millis(100);
 /// A timestamp older than this says nothing (RFC 7323, section 5.5).
 const TIMESTAMP_LIFETIME: Duration = Duration::from_secs(24 * 24 * 3600);
@@ -164,8 +164,8 @@ impl Acceptance {
         if refused { Err(Refusal::OutOfWindow) } else { Ok(()) }
     }
 
-    /// A RST is taken at exactly RCV.NXT (RFC 5961, section 3.2), or behind the last octet that was received out of order,
-    /// which the client may know by a SACK (Linux, `tcp_reset_check`).
+    /// A RST is taken at exactly RCV.NXT (RFC 5961, section 3.2), or behind the last octet that was received out of
+    /// order, which the client may know by a SACK (Linux, `tcp_reset_check`).
     fn check_reset(&self, position: Position, begin: Option<i64>, segment: &Arrival<'_>) -> Result<(), Refusal> {
         let taken = begin.is_some_and(|begin| {
             let after_fin = begin == 1 && position.fin;

@@ -33,7 +33,8 @@ impl<Figures: Copy + Default + AddAssign> Channel<Figures> {
         Self { replica, is_up: false, instance: None, current, earlier, reflects: false }
     }
 
-    /// Notes that the channel is up. Another instance than before counts from zero, so what the former one counted is kept.
+    /// Notes that the channel is up. Another instance than before counts from zero, so what the former one counted is
+    /// kept.
     pub(super) fn establish(&mut self, credentials: &Credentials) {
         if self.instance != Some(credentials.instance) {
             self.earlier += mem::take(&mut self.current);

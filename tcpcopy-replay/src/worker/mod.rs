@@ -12,8 +12,8 @@
 //! What surrounds it are ports, traits in `ports`: the program implements them over a ring, sockets and control
 //! channels, the simulation over virtual time. Here is what must hold whatever they are:
 //!
-//! - Each turn has a budget for what is captured and one for what is sent, so that neither starves the other, the reports,
-//!   the timers or the orders.
+//! - Each turn has a budget for what is captured and one for what is sent, so that neither starves the other, the
+//!   reports, the timers or the orders.
 //! - A loss is made known to the engines before what was captured after it.
 //! - What the sink has no room for is tried again within [`RETRY`].
 //! - Before it sleeps, the worker asks to be woken; what has come by then keeps it awake.
@@ -46,18 +46,20 @@ use crate::{Credentials, LiveRecord, Nanos, TargetId};
 
 /// Captured records handled before the channels, the timers and the sink get their turn again.
 const RECORDS_PER_TURN: usize = 256;
-/// Octets of captured records per turn, about: with 256 large ones a turn would take tens of milliseconds, and all responses
-/// would wait for its end.
+/// Octets of captured records per turn, about: with 256 large ones a turn would take tens of milliseconds, and all
+/// responses would wait for its end.
 const CAPTURED_PER_TURN: usize = 1 << 20;
 
-/// Octets sent before captured records get their turn again: an upload that arrives at the speed of the machine must not
-/// fill the ring while the worker is busy sending. A few hundred packets, less than a millisecond.
+/// Octets sent before captured records get their turn again: an upload that arrives at the speed of the machine must
+/// not fill the ring while the worker is busy sending. A few hundred packets, less than a millisecond.
 const OCTETS_PER_TURN: usize = 256 << 10;
-/// What a packet costs beside its payload, in octets of payload: measured, packets of 100 and of 1400 octets cost the same.
+/// What a packet costs beside its payload, in octets of payload: measured, packets of 100 and of 1400 octets cost the
+/// same.
 const OCTETS_PER_PACKET: usize = 1400;
 /// When a full sink is tried again.
 const RETRY: Duration = Duration::from_millis(1);
-/// The longest nap. While records flow, a segment waits for half of it on average, and lag is to stay below a millisecond.
+/// The longest nap. While records flow, a segment waits for half of it on average, and lag is to stay below a
+/// millisecond.
 const NAP: Duration = Duration::from_micros(600);
 /// How often a worker publishes what it has counted.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
@@ -127,7 +129,8 @@ fn fitting(records: impl Iterator<Item = Upcoming>, octets: usize) -> Captured {
 }
 
 impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
-    /// Makes a worker with a channel, not up yet, for each of `channels`: the index of the replica whose sessions it is for.
+    /// Makes a worker with a channel, not up yet, for each of `channels`: the index of the replica whose sessions it is
+    /// for.
     #[must_use]
     pub fn new(
         now: Nanos,

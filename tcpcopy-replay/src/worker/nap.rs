@@ -1,9 +1,9 @@
 //! How a loop that empties a ring waits for more: woken by the first record, or by naps.
 //!
-//! To wake a sleeper costs 3 to 6 µs in the softirq of a live packet (measured on 6.18), then a context switch, and what the
-//! sleeper finds is a batch of one. So while records flow the loop *naps*: it sleeps for a fixed time without asking to be
-//! woken, and handles all that has come meanwhile at once. Where naps gather too little, the loop asks to be woken again,
-//! and a quiet service is followed within microseconds.
+//! To wake a sleeper costs 3 to 6 µs in the softirq of a live packet (measured on 6.18), then a context switch, and
+//! what the sleeper finds is a batch of one. So while records flow the loop *naps*: it sleeps for a fixed time without
+//! asking to be woken, and handles all that has come meanwhile at once. Where naps gather too little, the loop asks to
+//! be woken again, and a quiet service is followed within microseconds.
 //!
 //! ```text
 //!          enough records in a window                 naps do as well as being woken
@@ -13,9 +13,9 @@
 //!     └── hold the other side up ◄───────┴────────── it is time for another look ◄───────┘
 //! ```
 //!
-//! Some traffic waits for *us*: when each request is replayed only after the answer to the one before was reported, records
-//! come as slowly as we nap. Therefore the rate in naps is compared with the rate just before them; when it falls, naps are
-//! given up, for longer each time. A look now and then notices traffic that becomes like that.
+//! Some traffic waits for *us*: when each request is replayed only after the answer to the one before was reported,
+//! records come as slowly as we nap. Therefore the rate in naps is compared with the rate just before them; when it
+//! falls, naps are given up, for longer each time. A look now and then notices traffic that becomes like that.
 //!
 //! Pure: the loop says what time it is and how much it found.
 
@@ -216,8 +216,8 @@ mod tests {
             }
         }
 
-        /// Rests once while `next` says when the next record comes after the given time; returns when the loop has handled what
-        /// there was. As in a ring, records that come while nobody asks to be woken wait.
+        /// Rests once while `next` says when the next record comes after the given time; returns when the loop has
+        /// handled what there was. As in a ring, records that come while nobody asks to be woken wait.
         fn turn(&mut self, arrival: &mut Nanos, next: &mut impl FnMut(Nanos) -> Nanos) {
             let end = match self.naps.rest(self.now) {
                 Rest::Sleep => {

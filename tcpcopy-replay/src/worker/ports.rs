@@ -1,6 +1,6 @@
-//! What a worker needs of its surroundings. The program implements these traits over a ring, sockets and control channels;
-//! the simulation over virtual time. They are generic parameters, so that nothing on the way of a segment is called through
-//! a pointer.
+//! What a worker needs of its surroundings. The program implements these traits over a ring, sockets and control
+//! channels; the simulation over virtual time. They are generic parameters, so that nothing on the way of a segment is
+//! called through a pointer.
 
 use std::{ops::AddAssign, time::Duration};
 
@@ -16,23 +16,24 @@ use crate::{
 
 /// A source of captured segments: a queue that others fill, and that loses segments when it is full.
 pub trait Capture {
-    /// Looks ahead: the records that [`drain`](Self::drain) would hand out next, oldest first, as far as they are complete.
+    /// Looks ahead: the records that [`drain`](Self::drain) would hand out next, oldest first, as far as they are
+    /// complete.
     fn upcoming(&self) -> impl Iterator<Item = Upcoming>;
 
-    /// Hands at most `budget` records to `f`, oldest first, frees their space, and returns how many there were. With a budget
-    /// of 0 it frees only what is not a record (a ring's wake-ups), which must not keep the worker awake.
+    /// Hands at most `budget` records to `f`, oldest first, frees their space, and returns how many there were. With a
+    /// budget of 0 it frees only what is not a record (a ring's wake-ups), which must not keep the worker awake.
     fn drain(&mut self, budget: usize, f: impl FnMut(Result<LiveRecord<'_>, BadRecord>)) -> usize;
 
-    /// Reports whether segments were lost since it was last asked. To be asked after [`upcoming`](Self::upcoming) and before
-    /// those records are drained, so that the engines know of a loss before they see what was captured after it.
+    /// Reports whether segments were lost since it was last asked. To be asked after [`upcoming`](Self::upcoming) and
+    /// before those records are drained, so that the engines know of a loss before they see what was captured after it.
     fn has_lost(&mut self) -> bool;
 
     /// Returns how full the queue is.
     fn fill(&self) -> Fill;
 
-    /// Asks to be woken by the next record. Returns false, and withdraws that, if there is something to drain already: then
-    /// the worker must not sleep. Otherwise it sleeps for at most [`MAX_SLEEP_MS`](tcpcopy_common::wakeup::MAX_SLEEP_MS), and
-    /// calls [`awake`](Self::awake) afterwards.
+    /// Asks to be woken by the next record. Returns false, and withdraws that, if there is something to drain already:
+    /// then the worker must not sleep. Otherwise it sleeps for at most
+    /// [`MAX_SLEEP_MS`](tcpcopy_common::wakeup::MAX_SLEEP_MS), and calls [`awake`](Self::awake) afterwards.
     fn prepare_sleep(&mut self) -> bool;
 
     /// Withdraws the wish to be woken.
@@ -62,8 +63,8 @@ pub trait Sink {
     /// What a sink counts.
     type Figures: Clone;
 
-    /// Takes a segment over, at once or at the next [`flush`](Self::flush). What cannot be sent is discarded and counted: as
-    /// on any network, it will be retransmitted.
+    /// Takes a segment over, at once or at the next [`flush`](Self::flush). What cannot be sent is discarded and
+    /// counted: as on any network, it will be retransmitted.
     fn push(&mut self, transmit: &Transmit<'_>);
 
     /// Sends what was taken over, as far as there is room now.
@@ -91,8 +92,8 @@ pub trait Reports {
     /// Takes over an established channel; an earlier one of the same target is closed.
     fn connect(&mut self, target: TargetId, link: Self::Link);
 
-    /// Hands what has come on all channels to `handler`: a bounded amount from each. A channel that is over is closed, and
-    /// reported after everything that came on it.
+    /// Hands what has come on all channels to `handler`: a bounded amount from each. A channel that is over is closed,
+    /// and reported after everything that came on it.
     fn receive(&mut self, handler: &mut impl HandleReports<Self::Figures, Self::Error>);
 
     /// Asks all targets to report each response at once for the next [`EXPEDITED`](Self::EXPEDITED), not in batches.
@@ -104,7 +105,8 @@ pub trait Reports {
 
 /// Receives what [`Reports`] have.
 pub trait HandleReports<Figures, Error> {
-    /// Handles responses of a target, in the order in which its programs saw them. The iterator is cloned to look ahead.
+    /// Handles responses of a target, in the order in which its programs saw them. The iterator is cloned to look
+    /// ahead.
     fn handle_responses<'a>(&mut self, target: TargetId, responses: impl Iterator<Item = Response<'a>> + Clone);
 
     /// Handles the figures of the instance at the other end.
@@ -125,8 +127,8 @@ pub trait Clock {
 
 /// The thread that runs a worker: its clock, its way of sleeping, and its connection with the main thread.
 pub trait Host<C: Capture, S: Sink, R: Reports>: Clock {
-    /// Returns the main thread's next order, if there is one; [`Order::Stop`] when the main thread is gone, because then nobody
-    /// is left who could give it.
+    /// Returns the main thread's next order, if there is one; [`Order::Stop`] when the main thread is gone, because
+    /// then nobody is left who could give it.
     fn next_order(&mut self) -> Option<Order<R::Link>>;
 
     /// Tells the main thread.
@@ -138,8 +140,8 @@ pub trait Host<C: Capture, S: Sink, R: Reports>: Clock {
     /// Sleeps for `time`, whatever comes.
     fn nap(&mut self, time: Duration);
 
-    /// Sleeps until an order or a report has come, `timeout` is over or, given a `capture`, a record has come. All of these are
-    /// levels, not edges: what has come before the call, and was not taken, ends it at once.
+    /// Sleeps until an order or a report has come, `timeout` is over or, given a `capture`, a record has come. All of
+    /// these are levels, not edges: what has come before the call, and was not taken, ends it at once.
     fn wait(&mut self, capture: Option<&C>, reports: &R, timeout: Duration);
 }
 
@@ -167,8 +169,8 @@ pub enum Notice<Error> {
         /// Which.
         target: TargetId,
     },
-    /// Clients of a service complete handshakes without a SYN-ACK of it that was captured: told once for each rule of an
-    /// engine.
+    /// Clients of a service complete handshakes without a SYN-ACK of it that was captured: told once for each rule of
+    /// an engine.
     AnswersUnseen {
         /// Where the service's connections are replayed to.
         target: std::net::SocketAddr,

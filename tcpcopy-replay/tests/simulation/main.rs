@@ -182,8 +182,8 @@ fn verify(run: Run, seed: u64, without: &BTreeSet<Part>) -> Outcome {
     let needed = shrink::attempt(run, seed, &shrunk).err().unwrap_or_else(|| why.clone());
     let list = shown(&shrunk);
     panic!(
-        "seed {seed} fails: {why}\nshrunk: {needed}\nreplay: cargo xtask fuzz --from {seed} --without '{list}' --trace\nkeep:   \
-         ({seed}, \"{list}\"),"
+        "seed {seed} fails: {why}\nshrunk: {needed}\nreplay: cargo xtask fuzz --from {seed} --without '{list}' --trace\n\
+         keep:   ({seed}, \"{list}\"),"
     );
 }
 

@@ -1,5 +1,5 @@
-//! What a worker meets beside live clients and targets: a ring that is too small, a machine that is slow, channels that break, a
-//! sink without room, and its own end.
+//! What a worker meets beside live clients and targets: a ring that is too small, a machine that is slow, channels that
+//! break, a sink without room, and its own end.
 
 use std::time::Duration;
 

@@ -73,7 +73,8 @@ fn packet(transmit: &Transmit<'_>, offset: usize, payload: &[u8], flags: TcpFlag
     bytes
 }
 
-/// The report of a segment that the target sends, whose flow is the one of the replayed client; and its TSval and TSecr.
+/// The report of a segment that the target sends, whose flow is the one of the replayed client; and its TSval and
+/// TSecr.
 pub fn report(packet: &[u8], instance: u32) -> (ResponseHeader, Option<(u32, u32)>) {
     let (source, destination, tcp) = match IpVersion::of_packet(packet).expect("the target sends IP") {
         IpVersion::Ipv4 => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Delays between attempts: each step doubles from 250 ms to 10 s, and a delay is drawn from the upper half of its step,
-/// so that the workers of many sources do not all knock on a restarted `intercept` in the same instant.
+/// Delays between attempts: each step doubles from 250 ms to 10 s, and a delay is drawn from the upper half of its
+/// step, so that the workers of many sources do not all knock on a restarted `intercept` in the same instant.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     step: Duration,

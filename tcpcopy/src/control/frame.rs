@@ -59,8 +59,8 @@ pub enum Frame<'a> {
     Epoch(Epoch),
     /// Either way, last: the sender ends in good order.
     Bye,
-    /// Client to server: requests are late because they wait for answers. For [`HURRY`] from now on each should be reported at
-    /// once, not with others.
+    /// Client to server: requests are late because they wait for answers. For [`HURRY`] from now on each should be
+    /// reported at once, not with others.
     Hurry,
 }
 

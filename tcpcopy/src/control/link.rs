@@ -111,8 +111,8 @@ impl Link {
         Ok(Self::over(socket, peer, cipher, role))
     }
 
-    /// Ends our direction: the peer reads the end of the connection behind what was flushed, and [`receive`](Self::receive) reports
-    /// [`LinkError::Closed`] once it has let go as well.
+    /// Ends our direction: the peer reads the end of the connection behind what was flushed, and
+    /// [`receive`](Self::receive) reports [`LinkError::Closed`] once it has let go as well.
     ///
     /// # Errors
     /// [`LinkError::Closed`] or [`LinkError::Io`].

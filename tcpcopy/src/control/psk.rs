@@ -1,7 +1,7 @@
 //! The pre-shared key and its file.
 //!
-//! The file holds one line: the 32 octets of the key as 64 hexadecimal digits. White space around them is ignored. Nobody
-//! but its owner may be able to read or write it.
+//! The file holds one line: the 32 octets of the key as 64 hexadecimal digits. White space around them is ignored.
+//! Nobody but its owner may be able to read or write it.
 
 use std::{
     fmt,

@@ -13,8 +13,8 @@ pub(super) fn reverse_path_filter(interface: &str) -> Option<Finding> {
     judge_reverse_path_filter(interface, read("all"), read(interface))
 }
 
-/// Judges a reverse-path filter by the setting for all interfaces and that of the interface, of which the kernel uses the larger
-/// (Documentation/networking/ip-sysctl.rst): 1 is strict, 2 loose.
+/// Judges a reverse-path filter by the setting for all interfaces and that of the interface, of which the kernel uses
+/// the larger (Documentation/networking/ip-sysctl.rst): 1 is strict, 2 loose.
 fn judge_reverse_path_filter(interface: &str, all: u8, own: u8) -> Option<Finding> {
     (all.max(own) == 1).then(|| {
         Finding::warning(format!("net.ipv4.conf.{interface}.rp_filter is 1 (strict)"))
@@ -23,8 +23,8 @@ fn judge_reverse_path_filter(interface: &str, all: u8, own: u8) -> Option<Findin
     })
 }
 
-/// Finds a client on the link of `interface` that does not answer ARP or neighbour discovery: answers to it wait for its link-layer
-/// address, and never come to the programs that swallow them.
+/// Finds a client on the link of `interface` that does not answer ARP or neighbour discovery: answers to it wait for
+/// its link-layer address, and never come to the programs that swallow them.
 pub(super) fn absent_client(client: IpAddr, interface: &str) -> Finding {
     Finding::warning(format!("client {client} is on the link of {interface} but nobody answers for it"))
         .because("the answers to it wait for a neighbour, and its connections fail")
@@ -46,8 +46,8 @@ mod tests {
         }
         assert_eq!(
             judge_reverse_path_filter("eth0", 1, 0).unwrap().to_string(),
-            "net.ipv4.conf.eth0.rp_filter is 1 (strict): the kernel drops replayed packets whose client it would answer by \
-             another interface; set it to 2 if the target receives nothing"
+            "net.ipv4.conf.eth0.rp_filter is 1 (strict): the kernel drops replayed packets whose client it would answer \
+             by another interface; set it to 2 if the target receives nothing"
         );
     }
 

@@ -2,7 +2,8 @@
 //!
 //! An entry of the session map may go only when nothing can answer for it any more, or a response would leave the host
 //! (S3): the target has no socket for the four-tuple, and the replayed client has been silent for [`LINGER`], so that
-//! not even a late retransmission can provoke a RST. By then TIME-WAIT is over (60 s), so such sockets are not looked at.
+//! not even a late retransmission can provoke a RST. By then TIME-WAIT is over (60 s), so such sockets are not looked
+//! at.
 //!
 //! A socket is destroyed only if a session has opened it (S2). No session begins on the four-tuple of a connection of
 //! the target's own, and the SYN of such a connection ends the session that is there before there is a socket. So a
@@ -43,12 +44,12 @@ use crate::{
 
 /// How often the reaper looks whether something has happened: an owner has ended, a neighbour is missing.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often it goes through the session map when nothing has. Sessions stay so much longer than they must, which is little beside
-/// [`LINGER`]; and a map of a hundred thousand takes some milliseconds.
+/// How often it goes through the session map when nothing has. Sessions stay so much longer than they must, which is
+/// little beside [`LINGER`]; and a map of a hundred thousand takes some milliseconds.
 const WALK_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the replayed client of a session without a socket must have been silent. More than twice the longest back-off
-/// of the replay engine's retransmissions (60 s), and than the usual keep-alive time-outs of servers whose sockets are in
-/// another network namespace, where they cannot be seen.
+/// How long the replayed client of a session without a socket must have been silent. More than twice the longest
+/// back-off of the replay engine's retransmissions (60 s), and than the usual keep-alive time-outs of servers whose
+/// sockets are in another network namespace, where they cannot be seen.
 const LINGER: Duration = Duration::from_secs(130);
 /// Suspects that are looked into together: what bounds the reaper's memory, to about 7 MB.
 const SUSPECTS: usize = 1 << 16;
@@ -194,7 +195,8 @@ impl Reaper {
     /// Destroys the sockets of all replayed sessions, so that none answers after our programs are detached.
     ///
     /// The channels are closed, so the sources send no more; but what they have sent may still be under way, become a
-    /// socket, or be answered with a RST. So this goes on until there are no sockets and nothing was swallowed for a while.
+    /// socket, or be answered with a RST. So this goes on until there are no sockets and nothing was swallowed for a
+    /// while.
     fn destroy_all(&mut self) {
         let mut swallowed = self.swallowed();
         let mut quiet = 0;

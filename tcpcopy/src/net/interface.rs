@@ -56,8 +56,8 @@ impl Interface {
         matches!(self.link_type, ETHERNET | libc::ARPHRD_LOOPBACK)
     }
 
-    /// Whether it is a network card, whose packets have all been on a wire. The paravirtual ones of virtual machines are none:
-    /// they hand over packets of the machine's host, and of its neighbours, as those have left them.
+    /// Whether it is a network card, whose packets have all been on a wire. The paravirtual ones of virtual machines
+    /// are none: they hand over packets of the machine's host, and of its neighbours, as those have left them.
     #[must_use]
     pub fn is_network_card(&self) -> bool {
         let bus = std::fs::read_link(format!("/sys/class/net/{}/device/subsystem", self.name));

@@ -198,7 +198,8 @@ fn early_acknowledgements(intercept: SocketAddr) -> Finding {
         .remedy("start it with --ack relay")
 }
 
-/// The live server's SYN-ACKs to clients whose connections go to `target` do not leave by an interface that is captured on.
+/// The live server's SYN-ACKs to clients whose connections go to `target` do not leave by an interface that is captured
+/// on.
 fn answers_unseen(target: SocketAddr) -> Finding {
     Finding::warning(format!(
         "no SYN-ACK of the live service that is copied to {target} leaves by an interface that is captured on"
@@ -217,13 +218,15 @@ mod tests {
         assert_eq!(
             broken_channel(2, address, &LinkError::Closed).to_string(),
             format!(
-                "worker 2: the channel to intercept 10.0.0.3:36524 broke: {}; nothing is replayed there until it is up again",
+                "worker 2: the channel to intercept 10.0.0.3:36524 broke: {}; nothing is replayed there \
+                 until it is up again",
                 LinkError::Closed
             )
         );
         assert_eq!(
             early_acknowledgements(address).to_string(),
-            "intercept 10.0.0.3:36524 acknowledges large answers itself, at once: -R has no effect on them; start it with --ack relay"
+            "intercept 10.0.0.3:36524 acknowledges large answers itself, at once: -R has no effect on them; \
+             start it with --ack relay"
         );
     }
 }

@@ -131,7 +131,10 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                 }
                 _ = progress.tick() => {
                     match capture.counters() {
-                        Ok(counters) => log::info!("{}", Summary::new(&workers.snapshots(), counters, began.elapsed()).one_line()),
+                        Ok(counters) => {
+                            let summary = Summary::new(&workers.snapshots(), counters, began.elapsed());
+                            log::info!("{}", summary.one_line());
+                        }
                         Err(e) => log::warn!("{e}"),
                     }
                 }

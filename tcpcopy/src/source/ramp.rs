@@ -1,8 +1,8 @@
 //! The gradual start (`-g`): the share of connections that is copied grows until it is that of `-r`.
 //!
-//! The kernel admits a connection when the share has passed what the connection has drawn, so one that is admitted stays so.
-//! One that was not admitted at its SYN is copied from some segment on; the engine refuses it, because it joins no connection
-//! whose SYN it has not seen ([`Config::join_open`](tcpcopy_replay::Config::join_open)).
+//! The kernel admits a connection when the share has passed what the connection has drawn, so one that is admitted
+//! stays so. One that was not admitted at its SYN is copied from some segment on; the engine refuses it, because it
+//! joins no connection whose SYN it has not seen ([`Config::join_open`](tcpcopy_replay::Config::join_open)).
 
 use std::{future::pending, time::Duration};
 

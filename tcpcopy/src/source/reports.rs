@@ -22,8 +22,8 @@ impl Links {
         self.0.iter().flatten().map(|link| link.interest())
     }
 
-    /// Sends a frame on all channels. An error is met again when the channel is read, and so is a channel whose peer reads too
-    /// slowly to be sent more.
+    /// Sends a frame on all channels. An error is met again when the channel is read, and so is a channel whose peer
+    /// reads too slowly to be sent more.
     fn broadcast(&mut self, frame: &Frame<'_>) {
         for link in self.0.iter_mut().flatten() {
             let _ = link.send(frame).and_then(|_| link.flush());

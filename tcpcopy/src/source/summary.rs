@@ -59,7 +59,8 @@ impl Summary {
     pub(super) fn one_line(&self) -> String {
         let e = &self.all.engine;
         format!(
-            "sessions: {} seen, {} active, {} aborted; octets: {} captured, {} sent, {} accepted, {} discarded, {} lost to full rings; lag p99 {:?}",
+            "sessions: {} seen, {} active, {} aborted; octets: {} captured, {} sent, {} accepted, {} discarded, \
+             {} lost to full rings; lag p99 {:?}",
             e.sessions.seen,
             e.sessions.active,
             e.sessions.aborted.total(),
@@ -85,7 +86,8 @@ impl Summary {
                 // The octets of a record that contradicts itself are not known.
                 if kernel != user && self.workers.bad_records == 0 {
                     log::error!(
-                        "the kernel captured {kernel} {what}, but {user} were handled: this is a bug in tcpcopy, please report it"
+                        "the kernel captured {kernel} {what}, but {user} were handled: this is a bug in tcpcopy, \
+                         please report it"
                     );
                 }
             }

@@ -1,4 +1,5 @@
-//! Segments that nobody sent who has a connection: what the live server refuses is not replayed, and not counted as lost.
+//! Segments that nobody sent who has a connection: what the live server refuses is not replayed, and not counted as
+//! lost.
 
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags};
 
@@ -248,8 +249,8 @@ fn where_no_syn_ack_is_seen_the_first_segment_stands_in_and_it_is_said() {
     }
 }
 
-/// The acknowledgement that ends a handshake is not always captured. Where the server speaks first, the first octets then
-/// acknowledge more; their timestamp proves that the SYN-ACK was read.
+/// The acknowledgement that ends a handshake is not always captured. Where the server speaks first, the first octets
+/// then acknowledge more; their timestamp proves that the SYN-ACK was read.
 #[test]
 fn a_client_that_was_greeted_first_is_proven_by_its_timestamp() {
     for (echo, proven) in [(Some(700), true), (Some(900), true), (Some(699), false), (None, false)] {

@@ -413,8 +413,8 @@ impl Client {
         lab.answer(&answer);
     }
 
-    /// Sends a SYN where the live server's SYN-ACKs are never seen, and the acknowledgement that ends the handshake is not
-    /// captured either: what the client has read before its first octets is not known.
+    /// Sends a SYN where the live server's SYN-ACKs are never seen, and the acknowledgement that ends the handshake is
+    /// not captured either: what the client has read before its first octets is not known.
     pub(super) fn syn_alone(&mut self, lab: &mut Lab) {
         lab.engine.visibility.fill(Visibility::Unseen);
         let segment = self.segment(lab, SYN, &[]);

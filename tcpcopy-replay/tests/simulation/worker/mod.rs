@@ -6,9 +6,9 @@
 //!            orders │ └── channel ◄── path ◄───┘ reports and figures
 //! ```
 //!
-//! The worker runs as it does in the program, until it returns. Time passes while it works (each record and each packet costs some)
-//! and while it rests; whatever is due meanwhile happens meanwhile. What a port may expect of the worker is checked where it is
-//! asked; a broken promise ends the run by a panic.
+//! The worker runs as it does in the program, until it returns. Time passes while it works (each record and each packet
+//! costs some) and while it rests; whatever is due meanwhile happens meanwhile. What a port may expect of the worker is
+//! checked where it is asked; a broken promise ends the run by a panic.
 
 mod ports;
 mod site;

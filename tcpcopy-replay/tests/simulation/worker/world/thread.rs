@@ -18,8 +18,8 @@ const RETRY: Duration = Duration::from_millis(1);
 const IDLE_TURNS: u32 = 200;
 /// What a turn costs on a good machine, in ns.
 const TURN_COST: u64 = 3_000;
-/// How late a sleeper is woken when nothing else happens: while something is still to be captured, and afterwards. It saves turns in
-/// which nothing happens.
+/// How late a sleeper is woken when nothing else happens: while something is still to be captured, and afterwards. It
+/// saves turns in which nothing happens.
 const LATE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 
 impl World<'_> {
