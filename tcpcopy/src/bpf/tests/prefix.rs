@@ -10,7 +10,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    TC_ACT_REDIRECT, TC_ACT_STOLEN, TCX_NEXT,
+    TC_ACT_REDIRECT, TC_ACT_STOLEN,
     learn::{Fixture, marked_syn, marked_syn_to},
     packets::{Packet, packet},
     privileged,
@@ -49,7 +49,7 @@ fn open(fixture: &mut Fixture, octets: u16) {
     let targets = [SERVER4, SERVER6].map(|server| (target(server), prefix(octets)));
     fixture.instances.set_prefixes(1, &targets).unwrap();
     for client in [CLIENT4, CLIENT6] {
-        assert_eq!(fixture.run("learn", &marked_syn(client, 1, octets.into())), TCX_NEXT);
+        fixture.open("learn", &marked_syn(client, 1, octets.into()));
     }
 }
 
@@ -193,7 +193,7 @@ fn a_session_keeps_the_prefix_of_its_target_at_its_syn() {
     }
     let mut fixture = fixture(16, 1 << 16, TcAttach::Tcx, false);
     let opened = |fixture: &mut Fixture, client: &str, server: &str, instance| {
-        assert_eq!(fixture.run("learn", &marked_syn_to(client, server, instance, 7)), TCX_NEXT);
+        fixture.open("learn", &marked_syn_to(client, server, instance, 7));
     };
     let octets = |fixture: &mut Fixture, client: &str, server: &str| {
         let packet = Packet { payload: vec![b'x'; 100], ..packet(server, client) };
@@ -210,7 +210,7 @@ fn a_session_keeps_the_prefix_of_its_target_at_its_syn() {
 
     // What is wanted from now on changes nothing for sessions that are open, also when their SYN is sent again.
     fixture.instances.set_prefixes(1, &[(target(SERVER4), prefix(64)), (target("10.0.0.4:80"), prefix(32))]).unwrap();
-    assert_eq!(fixture.run("learn", &marked_syn(CLIENT4, 1, 16)), TCX_NEXT);
+    fixture.open("learn", &marked_syn(CLIENT4, 1, 16));
     assert_eq!((fixture.count(SynRepeated), octets(&mut fixture, CLIENT4, SERVER4)), (1, 16));
     assert_eq!(octets(&mut fixture, CLIENT6, SERVER6), 16);
     for (client, server, instance, expected) in [
@@ -223,7 +223,7 @@ fn a_session_keeps_the_prefix_of_its_target_at_its_syn() {
         assert_eq!(octets(&mut fixture, client, server), expected, "{server} of instance {instance}");
     }
     // The port is used again.
-    assert_eq!(fixture.run("learn", &marked_syn(CLIENT4, 1, 8)), TCX_NEXT);
+    fixture.open("learn", &marked_syn(CLIENT4, 1, 8));
     assert_eq!(octets(&mut fixture, CLIENT4, SERVER4), 64);
 
     // An instance that is gone wants nothing, also when its number is given out again.
