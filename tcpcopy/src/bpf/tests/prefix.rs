@@ -82,7 +82,8 @@ fn the_first_octets_of_a_response_are_reported_as_far_as_they_are_asked_for() {
         (TcAttach::Clsact, ["swallow_clsact", "swallow_clsact_l3"]),
     ] {
         let [mut without, mut with] = [0, 16].map(|octets| fixture(octets, 1 << 16, attach, false));
-        for asked in [16, 32, 64, 128, 256, 512, 1024, 2048, 0] {
+        // Sequence numbers grow with them, as those of a port do that is used again.
+        for asked in [16, 32, 64, 128, 256, 512, 1024, 2048] {
             open(&mut with, asked);
             for (client, len) in [CLIENT4, CLIENT6].into_iter().flat_map(|client| LENGTHS.map(|len| (client, len))) {
                 let plain = response(client, len);
@@ -223,7 +224,7 @@ fn a_session_keeps_the_prefix_of_its_target_at_its_syn() {
         assert_eq!(octets(&mut fixture, client, server), expected, "{server} of instance {instance}");
     }
     // The port is used again.
-    fixture.open("learn", &marked_syn(CLIENT4, 1, 8));
+    fixture.open("learn", &marked_syn(CLIENT4, 1, 17));
     assert_eq!(octets(&mut fixture, CLIENT4, SERVER4), 64);
 
     // An instance that is gone wants nothing, also when its number is given out again.
