@@ -57,7 +57,7 @@ pub fn learn(packet: &TcContext, link: Link) -> Verdict {
             return Verdict::Pass;
         }
         if let Some(session) = maps::session_seen(&flow) {
-            count_segments(packet.segments(), &session, &ip, &tcp);
+            count_segments(packet.segments(), session.instance, &ip, &tcp);
         }
         return Verdict::Pass;
     }
@@ -101,8 +101,8 @@ fn learn_syn(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
     }
     let instance = u32::from_be_bytes(mark.instance);
     match open(packet, flow, &mark, instance, tcp.seq) {
-        Ok(session) => {
-            count_segments(packet.segments(), &session, ip, tcp);
+        Ok(()) => {
+            count_segments(packet.segments(), instance, ip, tcp);
             return Syn::Opens;
         }
         Err(Refusal::Counted(reason)) => reason.count(),
@@ -136,7 +136,7 @@ fn find_mark(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, mark: &mut Mark) -> u
 
 /// Opens the session that a marked SYN asks for, if the mark is valid.
 #[inline(always)]
-fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<Session, Refusal> {
+fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<(), Refusal> {
     let key = maps::instance_key(instance).ok_or(Refusal::Counted(TargetCounter::UnknownInstance))?;
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -147,7 +147,7 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
     }
     let state = if mark.stamp & MEETS == 0 { state::OPENING } else { state::MEETING };
     let prefix = maps::prefix(instance, flow);
-    let session =
+    let mut session =
         Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, prefix, state, _reserved: [0; 7] };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
@@ -155,7 +155,7 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
         None if mark.stamp & MEETS == 0 && sockets::is_taken(packet, flow) != 0 => return Err(COLLISION),
         None => match maps::insert_session(flow, &session) {
             // Another CPU was quicker: with the same SYN again, or with another that is a collision.
-            Err(NotInserted::Present) => return join(flow, session),
+            Err(NotInserted::Present) => return join(flow, &session),
             entered => entered,
         },
         Some(old) if old.instance == instance && old.isn != isn => {
@@ -163,14 +163,15 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
                 return Err(Refusal::Counted(TargetCounter::Stale));
             }
             // A socket that is still there is the old one's.
-            maps::replace_session(flow, &Session { state: state::OPEN, ..session })
+            session.state = state::OPEN;
+            maps::replace_session(flow, &session)
         }
-        Some(_) => return join(flow, session),
+        Some(_) => return join(flow, &session),
     };
     match entered {
         Ok(()) => {
             TargetCounter::Learned.count();
-            Ok(session)
+            Ok(())
         }
         Err(_) => Err(full),
     }
@@ -189,11 +190,11 @@ fn is_repeated(present: &Session, isn: [u8; 4], now: u64) -> bool {
 
 /// The session is there already: fine if it is the same one.
 #[inline(always)]
-fn join(flow: &Flow, session: Session) -> Result<Session, Refusal> {
+fn join(flow: &Flow, session: &Session) -> Result<(), Refusal> {
     match maps::session_seen(flow) {
         Some(old) if old.instance == session.instance && old.isn == session.isn => {
             TargetCounter::SynRepeated.count();
-            Ok(session)
+            Ok(())
         }
         _ => Err(COLLISION),
     }
@@ -214,8 +215,8 @@ pub fn reclaim(flow: &Flow) {
 }
 
 #[inline(always)]
-fn count_segments(segments: u32, session: &Session, ip: &Ip, tcp: &TcpHeader) {
-    let Some(stats) = maps::wire_stats(session.instance) else { return };
+fn count_segments(segments: u32, instance: u32, ip: &Ip, tcp: &TcpHeader) {
+    let Some(stats) = maps::wire_stats(instance) else { return };
     // SAFETY: the entry belongs to this CPU, on which programs of this type do not interrupt each other.
     let stats = unsafe { &mut *stats };
     stats.segments += segments as u64;
