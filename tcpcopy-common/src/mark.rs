@@ -98,8 +98,8 @@ pub struct Epoch(pub u32);
 impl Epoch {
     /// The epoch at a time of `CLOCK_MONOTONIC`, in ns.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant: it comes round after 146 years")]
     pub const fn at(ns: u64) -> Self {
-        // The lower half: it comes round after 146 years.
         Self((ns >> 30) as u32)
     }
 }
