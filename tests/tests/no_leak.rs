@@ -1,5 +1,7 @@
 //! S3: no packet of a replayed session leaves the target for a client, whatever happens to the programs and services.
 
+use std::{collections::BTreeSet, net::SocketAddr};
+
 use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
     capture::{End, Packet, Sniffer},
@@ -179,14 +181,12 @@ fn ask(client: &mut Client) {
     client.ask().unwrap();
 }
 
-/// The client ports of the connections to the service under test, TIME-WAIT apart, which says nothing of itself.
-fn ports_at(target: &Host) -> Vec<u16> {
+/// The clients of the connections to the service under test, TIME-WAIT apart, which says nothing of itself.
+fn clients_at(target: &Host) -> BTreeSet<SocketAddr> {
     let listed = target.output(&format!("ss -Htan sport = :{TARGET_PORT}")).unwrap();
     let connections = listed.lines().filter(|line| !line.starts_with("LISTEN") && !line.starts_with("TIME-WAIT"));
-    let mut ports: Vec<u16> =
-        connections.filter_map(|line| line.split_whitespace().nth(4)?.rsplit(':').next()?.parse().ok()).collect();
-    ports.sort_unstable();
-    ports
+    let clients = connections.map(|line| line.split_whitespace().nth(4).unwrap().parse::<SocketAddr>().unwrap());
+    clients.map(|client| SocketAddr::new(client.ip().to_canonical(), client.port())).collect()
 }
 
 /// How many connections to the service under test have octets in their send queues.
@@ -209,26 +209,24 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
         .collect();
     visitors.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(400, PATIENCE), 400);
-    let mut all: Vec<u16> = visitors.iter().map(Client::port).collect();
-    all.sort_unstable();
-    assert_eq!(ports_at(&lab.target), all);
+    assert_eq!(clients_at(&lab.target), visitors.iter().map(Client::address).collect());
     // What is not acknowledged would be sent again while nothing swallows it.
     assert!(eventually(PATIENCE, || unacknowledged(&lab.target) == 0), "{} answers", unacknowledged(&lab.target));
 
     mirror.intercept.take().unwrap().kill().unwrap();
     mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("broke")).unwrap();
     // When intercept is back, the target has lost one by itself, and some clients have gone on.
-    let lost = visitors[399].port();
-    lab.target.output(&format!("ss -K sport = :{TARGET_PORT} dport = :{lost}")).unwrap();
+    let lost = visitors[399].address();
+    lab.target.output(&format!("ss -K sport = :{TARGET_PORT} dst {lost}")).unwrap();
     let (active, idle) = visitors.split_at_mut(100);
     active.iter_mut().for_each(ask);
     let sniffer = Sniffer::start(&lab.client, &lab.target, End::Source).unwrap();
     mirror.start_intercept().unwrap();
     mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("is up again")).unwrap();
 
-    let idle: Vec<u16> = idle.iter().map(Client::port).collect();
-    let gone = || ports_at(&lab.target).iter().all(|port| !idle.contains(port));
-    assert!(eventually(PATIENCE, gone), "sockets are left: {:?}", ports_at(&lab.target));
+    let idle: BTreeSet<SocketAddr> = idle.iter().map(Client::address).collect();
+    let left = || clients_at(&lab.target).intersection(&idle).copied().collect::<Vec<_>>();
+    assert!(eventually(PATIENCE, || left().is_empty()), "sockets are left: {:?}", left());
     // The mirror goes on, also for connections that were idle.
     visitors.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(900, PATIENCE), 900, "{}", mirror.tcpcopy().log());
@@ -245,7 +243,7 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
     // Sockets that were left would say goodbye to the clients.
     drop(target);
     drop(visitors);
-    assert!(eventually(PATIENCE, || ports_at(&lab.target).is_empty()), "{:?}", ports_at(&lab.target));
+    assert!(eventually(PATIENCE, || clients_at(&lab.target).is_empty()), "{:?}", clients_at(&lab.target));
     mirror.stop_programs().unwrap();
     let leaked: Vec<String> = sniffer.stop().unwrap().iter().map(Packet::describe).collect();
     assert!(leaked.is_empty(), "{} packets of the target reached a client: {leaked:#?}", leaked.len());

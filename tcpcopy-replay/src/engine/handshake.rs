@@ -153,6 +153,8 @@ impl Engine {
             }
             Ok(Proof::Reset) => {
                 self.end_half_open(id);
+                // What a RST carries is an explanation (RFC 9293, section 3.5.3), not data.
+                self.stats.bytes.refuse(Reason::Nonsense, segment.payload.len() as u64);
                 return Verdict::Handled;
             }
             Ok(Proof::Wait) if self.withhold(now, segment) => return Verdict::Handled,

@@ -12,7 +12,7 @@ use crate::{Host, PATIENCE};
 /// A client that keeps its connection, and asks one thing at a time. Dropping it closes the connection.
 pub struct Client {
     stream: TcpStream,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Client {
@@ -21,18 +21,23 @@ impl Client {
         let stream = from.run(|| TcpStream::connect(server))??;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let port = stream.local_addr()?.port();
-        Ok(Self { stream, port })
+        let address = stream.local_addr()?;
+        Ok(Self { stream, address })
+    }
+
+    /// Returns its own address. Clients of both families may have one port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Returns its port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     /// Asks, with its port for the identifier, and reads the whole answer.
     pub fn ask(&mut self) -> anyhow::Result<()> {
-        self.request(self.port.into())
+        self.request(self.port().into())
     }
 
     /// Asks, in one segment, with an identifier, and reads the whole answer.

@@ -7,7 +7,7 @@ use super::harness::{Client, Lab, config};
 use crate::{
     config::Config,
     segment::{LiveOptions, LiveSegment},
-    stats::Refused,
+    stats::{Reason, Refused},
 };
 
 const NONE: Refused = Refused {
@@ -82,6 +82,19 @@ fn a_forger_who_does_not_wait_for_the_first_syn_ack_gains_nothing() {
     forger.send(&mut lab, 0, b"one\n");
     lab.run_ms(5);
     assert_eq!(lab.lines(), ["one\n"]);
+}
+
+/// It ends a handshake under way, and what it carries is accounted for.
+#[test]
+fn a_reset_may_explain_itself_before_there_is_a_connection() {
+    let mut lab = Lab::new();
+    let mut client = Client::new(40_000);
+    client.knock(&mut lab);
+    let reset = client.segment(&lab, RST | ACK, b"gone away");
+    lab.live(&reset);
+    lab.run_ms(1_000);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.half_open, stats.bytes.discarded.get(Reason::Nonsense), lab.target.accepted), (0, 9, 0));
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub(crate) struct Lab {
     pub delay: u64,
     /// The most payload that the path to the target takes in a packet: the injector cuts to what fits.
     pub path: usize,
+    /// Octets of the live clients that the engine has been given.
+    handed: u64,
     /// Whether [`audit`](Self::audit) is called after every step.
     pub audits: bool,
 }
@@ -84,6 +86,7 @@ impl Lab {
             random: 0x2545_f491_4f6c_dd1d,
             delay: 50_000,
             path: usize::MAX,
+            handed: 0,
             audits: true,
         };
         lab.engine.handle_channel_up(lab.now, TARGET, CREDENTIALS);
@@ -129,8 +132,14 @@ impl Lab {
     }
 
     pub(super) fn live(&mut self, segment: &LiveSegment<'_>) {
-        self.engine.handle_live(self.now, segment);
+        self.hand(segment);
         self.settle();
+    }
+
+    /// The same, before anything can be sent.
+    pub(super) fn hand(&mut self, segment: &LiveSegment<'_>) {
+        self.handed += segment.payload.len() as u64;
+        self.engine.handle_live(self.now, segment);
     }
 
     /// The live server answers a SYN.
@@ -252,7 +261,10 @@ impl Lab {
     /// The statistics balance, and agree with what is really held.
     pub(super) fn audit(&self) {
         let engine = &self.engine;
-        engine.stats().check().unwrap();
+        let stats = engine.stats();
+        stats.check().unwrap();
+        let elsewhere = stats.duplicate_bytes + stats.refused.refused_bytes + stats.half_open_bytes;
+        assert_eq!(stats.bytes.captured + elsewhere, self.handed, "octets handed in: {stats:?}");
         let (mut bytes, mut syns, mut fins, mut active) = (0, 0, 0, 0);
         for id in engine.connections.ids() {
             let connection: &Connection = engine.connections.get(id).unwrap();

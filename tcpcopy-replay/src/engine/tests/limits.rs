@@ -58,7 +58,7 @@ fn a_session_that_waits_for_its_turn_does_not_wait_for_a_channel() {
     let mut client = Client::new(40_000);
     client.knock(&mut lab);
     let end = client.segment(&lab, ACK, &[]);
-    lab.engine.handle_live(lab.now, &end);
+    lab.hand(&end);
     lab.now = lab.now.after(Duration::from_secs(10));
     lab.engine.handle_timeout(lab.now);
     lab.settle();

@@ -30,7 +30,7 @@ impl Rogue {
     fn say(&self, lab: &mut Lab, offset: i32, flags: TcpFlags, payload: &[u8]) {
         let segment = self.client.segment(lab, flags, payload);
         let seq = segment.seq.wrapping_add_signed(offset);
-        lab.engine.handle_live(lab.now, &LiveSegment { seq, ..segment });
+        lab.hand(&LiveSegment { seq, ..segment });
     }
 
     fn advance(&mut self, octets: u32) {

@@ -101,7 +101,7 @@ fn a_session_whose_syn_was_never_sent_is_not_reset() {
     let mut client = Client::new(40_000);
     client.knock(&mut lab);
     let end = client.segment(&lab, ACK, &[]);
-    lab.engine.handle_live(lab.now, &end);
+    lab.hand(&end);
     lab.engine.handle_shutdown(lab.now);
     assert_eq!(lab.engine.poll_transmit(lab.now), None);
     assert_eq!(lab.engine.stats().syns.discarded.total(), 1);

@@ -12,7 +12,7 @@ fn a_connection_has_one_place_in_the_queue_however_much_comes() {
     for mut client in clients {
         for _ in 0..5 {
             let segment = client.segment(&lab, ACK | PSH, b"x");
-            lab.engine.handle_live(lab.now, &segment);
+            lab.hand(&segment);
             client.seq = client.seq.wrapping_add(1);
         }
     }
@@ -28,7 +28,7 @@ fn a_connection_that_ended_in_the_queue_leaves_its_place_to_the_next() {
         let mut client = Client::new(port);
         client.knock(lab);
         let end = client.segment(lab, ACK, &[]);
-        lab.engine.handle_live(lab.now, &end);
+        lab.hand(&end);
     };
     establish(&mut lab, 40_000);
     lab.engine.handle_shutdown(lab.now);
