@@ -27,4 +27,4 @@ pub struct Signals {
 const _: () = assert!(size_of::<Signals>() == 64);
 
 /// The longest a reader sleeps without looking into its ring.
-pub const MAX_SLEEP_MS: u32 = 10;
+pub const MAX_SLEEP_MS: u32 = 100;

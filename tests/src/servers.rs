@@ -29,7 +29,7 @@ impl RealServer {
         let root = directory.path().display();
         let configuration = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {root}/pid;\nerror_log {root}/error.log;\n\
-             events {{ worker_connections 4096; }}\n\
+             events {{ worker_connections 12288; }}\n\
              http {{\n  log_format short '$request_method $request_uri $status';\n  \
              access_log {root}/access.log short;\n  \
              log_format time '$msec';\n  access_log {root}/times.log time;\n  \
