@@ -129,6 +129,7 @@ fn cost_of_the_programs() {
         for (hook, program, empty) in [(Hook::Tc, "capture_tc", &tc), (Hook::Xdp, "capture_xdp", &xdp)] {
             capturing(hook, program, |packet| baseline(empty, packet));
         }
+        watching(|packet| baseline(&tc, packet));
         answering(|packet| baseline(&tc, packet));
     });
 }
@@ -164,6 +165,33 @@ fn capturing(hook: Hook, program: &'static str, baseline: impl Fn(&[u8]) -> u128
         });
         assert_eq!(fixture.count(CaptureCounter::RingFull), 0);
         report(program, &format!("{what}{setting}"), cost, baseline(packet));
+    }
+}
+
+/// The source's program that waits for SYN-ACKs in what the host sends.
+fn watching(baseline: impl Fn(&[u8]) -> u128) {
+    let segment = |service: &str, flags, payload: usize| Packet {
+        flags,
+        payload: vec![0; payload],
+        options: TIMESTAMPS.to_vec(),
+        ..packet(service, CLIENT4)
+    };
+    let table = [
+        ("not IP", vec![0; 64]),
+        ("of no service that is copied, 1448 octets", segment("10.0.0.3:81", ACK, 1448).bytes()),
+        ("SYN-ACK of such a service", segment("10.0.0.3:81", SYN | ACK, 0).bytes()),
+        ("of a service that is copied, 1448 octets", segment("10.0.0.3:80", ACK, 1448).bytes()),
+        ("SYN-ACK of a service that is copied", segment("10.0.0.3:80", SYN | ACK, 0).bytes()),
+    ];
+    for (what, packet) in table {
+        let mut fixture = capture::Fixture::on("v0", Hook::Tc, 1, RING, (None, None), false);
+        let cost = least(|| {
+            let cost = cost(fixture.capture.object(), "answer_tc", &packet);
+            fixture.readers[0].drain(usize::MAX, |_| {});
+            cost
+        });
+        assert_eq!(fixture.count(CaptureCounter::RingFull), 0);
+        report("answer_tc", what, cost, baseline(&packet));
     }
 }
 
