@@ -38,11 +38,13 @@ pub struct Credentials {
 pub struct Config {
     /// Indexed by [`LiveSegment::rule`](crate::segment::LiveSegment::rule).
     pub rules: Vec<RuleTarget>,
-    /// How long a session may be without a captured segment and without progress at the target; then it is reset and
-    /// counted.
+    /// How long a session that still has something to send, or whose live connection is over, may be without a captured
+    /// segment and without progress at the target; then it is reset and counted.
     pub session_timeout: Duration,
     /// The same for a session that has sent everything while its live connection is open: keep-alive between requests.
-    pub keepalive_timeout: Duration,
+    /// `None`: it lasts as long as the live connection does. What a client has said once (a login, a prepared
+    /// statement) is not said again after a long silence, and a pool of connections is silent for hours.
+    pub keepalive_timeout: Option<Duration>,
     /// Replaces a live client's address in 127/8 or `::1`, which no other host can answer.
     pub loopback_client: Option<IpAddr>,
     /// Who the clients are at the targets.
@@ -92,7 +94,7 @@ impl Default for Config {
         Self {
             rules: Vec::new(),
             session_timeout: Duration::from_secs(120),
-            keepalive_timeout: Duration::from_secs(240),
+            keepalive_timeout: None,
             loopback_client: None,
             identity: Identity::default(),
             complete_only: false,

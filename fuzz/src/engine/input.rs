@@ -96,7 +96,7 @@ impl Settings {
             mss_v4: pick(mss, &[1460, 536, 88]) as u16,
             mss_v6: pick(mss / 3, &[1440, 536, 88]) as u16,
             session_timeout: seconds(times, &[120, 1, 10]),
-            keepalive_timeout: seconds(times / 3, &[240, 1, 300]),
+            keepalive_timeout: Some(seconds(times / 3, &[240, 1, 300])),
             gap_timeout: seconds(times / 9, &[3, 1]),
             ..Config::default()
         };

@@ -126,9 +126,6 @@ impl Engine {
             self.stats.duplicate_bytes += octets;
             return;
         }
-        if self.connections.len() >= self.config.max_sessions {
-            return self.refuse(segment, Reason::SessionLimit);
-        }
         if let Err(reason) = self.destination(&segment.flow, segment.rule) {
             return self.refuse(segment, reason);
         }
@@ -204,8 +201,7 @@ impl Engine {
         let carried = payload.as_deref().unwrap_or_default();
         let syns = u64::from(syn.is_some());
         let possible = self.destination(&segment.flow, segment.rule).map(|_| ());
-        let room = self.connections.len() < self.config.max_sessions;
-        if let Err(reason) = possible.and(if room { Ok(()) } else { Err(Reason::SessionLimit) }) {
+        if let Err(reason) = possible.and(if self.make_room(now) { Ok(()) } else { Err(Reason::SessionLimit) }) {
             self.stats.syns.refuse(reason, syns);
             self.stats.bytes.refuse(reason, carried.len() as u64);
             return self.refuse(segment, reason);

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use tcpcopy_common::flow::Flow;
 
 use crate::{
-    config::TargetId,
+    config::{Config, TargetId},
     engine::{Connection, Engine, Flag, Replay},
     identity,
     input::{adapter::Rewrite, offset::LiveOffset},
@@ -319,7 +319,7 @@ impl Engine {
 
     /// Returns a connection's deadlines, one for each of its timers.
     pub(super) fn deadlines(&self, connection: &Connection) -> [(Timer, Moment); 3] {
-        let mut late = Moment::at(self.idle_deadline(connection));
+        let mut late = self.idle_deadline(connection).min(self.retry_deadline(connection));
         if let Some(since) = connection.stream.gap_since() {
             late = late.min(Moment::at(self.gap_deadline(since)));
         }
@@ -349,16 +349,31 @@ impl Engine {
         since.after(if ours { RING_GAP_TIMEOUT } else { self.config.gap_timeout })
     }
 
-    fn idle_deadline(&self, connection: &Connection) -> Nanos {
+    fn idle_deadline(&self, connection: &Connection) -> Moment {
+        let Config { session_timeout, keepalive_timeout, .. } = self.config;
         let Replay::Active(session) = &connection.replay else {
-            return connection.last_activity.after(self.config.session_timeout);
+            return Moment::at(connection.last_activity.after(session_timeout));
         };
         let stream = &connection.stream;
         let open = stream.fin().is_none() && stream.reset().is_none();
-        // A session that has not sent a request yet is not one between two requests.
-        let keepalive = open && session.sent() > LiveOffset::START && session.sent() == stream.end();
-        let timeout = if keepalive { self.config.keepalive_timeout } else { self.config.session_timeout };
-        connection.last_activity.max(session.last_progress()).after(timeout)
+        let timeout = match keepalive_timeout {
+            _ if !open || session.sent() < stream.end() => Some(session_timeout),
+            // A session that has not sent a request yet is not one between two requests.
+            Some(_) if session.sent() == LiveOffset::START => Some(session_timeout),
+            timeout => timeout,
+        };
+        timeout.map(|timeout| last_use(connection, session).after(timeout)).into()
+    }
+
+    /// Returns when the octets of a request that the target never answered are kept no longer to be sent again: idle
+    /// sessions, of which there may be many, hold no buffers.
+    fn retry_deadline(&self, connection: &Connection) -> Moment {
+        match &connection.replay {
+            Replay::Active(session) if session.keeps_for_retry(&self.config) => {
+                Moment::at(last_use(connection, session).after(self.config.session_timeout))
+            }
+            _ => Moment::NEVER,
+        }
     }
 
     /// Handles an expired timer of a connection, whose deadline may have moved since it was armed.
@@ -377,7 +392,8 @@ impl Engine {
             self.give_up_gap(now, id);
             return;
         }
-        let idle = self.idle_deadline(connection) <= now;
+        let idle = self.idle_deadline(connection).is_due(now);
+        let forgets = self.retry_deadline(connection).is_due(now);
         if let (true, &Replay::Parked(reason, _)) = (idle, &connection.replay) {
             self.forget(id, reason);
             return;
@@ -392,6 +408,12 @@ impl Engine {
             }
             self.abandon_and_skip(now, id, Reason::IdleTimeout, Final::Reset);
             return;
+        }
+        if forgets {
+            if let Some(session) = self.session_mut(id) {
+                session.give_up_retry();
+            }
+            self.release(id);
         }
         match self.with_session(now, id, Session::handle_timeout) {
             Some(outcome) => self.conclude(now, id, outcome),
@@ -411,4 +433,9 @@ impl Engine {
         }
         self.seek(now, id);
     }
+}
+
+/// When live client or target last used a session.
+fn last_use(connection: &Connection, session: &Session) -> Nanos {
+    connection.last_activity.max(session.last_progress())
 }

@@ -6,9 +6,11 @@
 //! | [`handshake`], [`half_open`], [`visibility`] | handshakes of live clients, until the live server has accepted them |
 //! | [`response`] | handles responses reported by targets |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
+//! | [`eviction`] | which connection ends when there are as many as allowed |
 //! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
 //! | [`lookup`] | from a four-tuple to a connection |
 
+mod eviction;
 mod half_open;
 mod handshake;
 mod lifecycle;
@@ -30,6 +32,7 @@ use tcpcopy_common::{
 };
 
 use self::{
+    eviction::Candidates,
     half_open::HalfOpens,
     orphan_table::Orphans,
     visibility::{Visibility, Withheld},
@@ -97,6 +100,7 @@ pub struct Engine {
     /// The last time that the ring was full.
     ring_full: Option<Nanos>,
     half_open: HalfOpens,
+    candidates: Candidates,
     /// Indexed by rule.
     visibility: Box<[Visibility]>,
     withheld: Vec<Withheld>,
@@ -218,6 +222,7 @@ impl Engine {
             due: Vec::new(),
             ring_full: None,
             half_open,
+            candidates: Candidates::default(),
             visibility: vec![Visibility::default(); config.rules.len()].into(),
             withheld: Vec::new(),
             withheld_until: None,

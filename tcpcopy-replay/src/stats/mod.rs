@@ -101,6 +101,8 @@ figures! {
         pub fast_retransmits: u64 = counter(Section::Replay),
         /// Probes of a closed window.
         pub window_probes: u64 = counter(Section::Replay),
+        /// Probes of idle target connections.
+        pub keepalive_probes: u64 = counter(Section::Replay),
         /// Segments sent that only acknowledge.
         pub pure_acks: u64 = counter(Section::Replay),
         /// Resets sent.

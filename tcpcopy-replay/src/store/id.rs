@@ -1,7 +1,7 @@
 //! The name of a connection within its engine.
 
 /// Names a connection for as long as it lives: its index in the [`Slab`](super::slab::Slab).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Id(u32);
 
 impl Id {

@@ -30,7 +30,11 @@ use tcpcopy_common::{
     tcp_flags::{ACK, RST},
 };
 
-use self::{connecting::Connecting, open::Open, shared::Shared};
+use self::{
+    connecting::Connecting,
+    open::Open,
+    shared::{Newest, Shared},
+};
 pub(crate) use self::{
     outcome::{Final, FinalSegment, Outcome, Owed, Plan, Poll},
     shared::Context,
@@ -53,9 +57,6 @@ use crate::{
     },
     time::Nanos,
 };
-
-/// Octets that the target has acknowledged but not answered are kept up to this much, to be sent again if it closes.
-const KEPT_FOR_RETRY: u64 = 256 << 10;
 
 /// Where a session begins.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +112,7 @@ impl Session {
             next_mark: origin.mark,
             read: origin.read,
             request: origin.offset,
-            answered: false,
+            newest: Newest::Kept,
             fruitless: 0,
             answers: Answers::default(),
             greeting_due: origin.offset > LiveOffset::START,
@@ -135,7 +136,7 @@ impl Session {
         shared.opening = opening;
         shared.adapter.restart(from);
         shared.request = from;
-        shared.answered = false;
+        shared.newest = Newest::Kept;
         shared.fruitless = shared.fruitless.saturating_add(1);
         shared.answers = Answers::default();
         shared.greeting_due = true;
@@ -258,8 +259,25 @@ impl Session {
             State::Connecting(_) => shared.adapter.origin(),
             State::Resting => shared.sent,
         };
-        let retry = config.rejoin && !shared.answered && una.since(shared.request) <= KEPT_FOR_RETRY;
-        if retry { shared.request.min(una) } else { una }
+        if shared.may_retry(una, config) { shared.request.min(una) } else { una }
+    }
+
+    /// Whether octets are kept only because the target may close without having answered them.
+    pub(crate) fn keeps_for_retry(&self, config: &Config) -> bool {
+        match &self.state {
+            State::Open(open) => {
+                let una = self.shared.adapter.live_of(open.una);
+                self.shared.request < una && self.shared.may_retry(una, config)
+            }
+            State::Connecting(_) | State::Resting => false,
+        }
+    }
+
+    /// Keeps the newest request no longer.
+    pub(crate) fn give_up_retry(&mut self) {
+        if self.shared.newest == Newest::Kept {
+            self.shared.newest = Newest::Forgotten;
+        }
     }
 
     /// Notes that the live client's handshake has ended, which tells how far away it is.
@@ -275,6 +293,7 @@ impl Session {
         match &self.state {
             State::Connecting(connecting) if !channel_up => connecting.channel_deadline(),
             State::Connecting(_) | State::Resting => Moment::NEVER,
+            State::Open(open) if channel_up => open.close_wait_deadline().min(open.keepalive_deadline(&self.shared)),
             State::Open(open) => open.close_wait_deadline(),
         }
     }

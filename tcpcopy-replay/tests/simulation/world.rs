@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    time::Duration,
 };
 
 use tcpcopy_common::{
@@ -126,7 +127,14 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
 pub fn config(scenario: &Scenario, target: TargetId, host: u8) -> Config {
     let rule = |address: IpAddr, port: u16| RuleTarget { target, address: (address, port).into() };
     let rules = addresses_of(host).into_iter().flat_map(|a| PORTS.map(|port| rule(a, port))).collect();
-    let mut config = Config { rules, round_trip: scenario.round_trip, max_memory: 64 << 20, ..Config::default() };
+    let mut config = Config {
+        rules,
+        round_trip: scenario.round_trip,
+        max_memory: 64 << 20,
+        // Live clients vanish, and every session is to end.
+        keepalive_timeout: Some(Duration::from_secs(240)),
+        ..Config::default()
+    };
     if let Some(limit) = scenario.session_memory {
         config.max_session_memory = limit;
         config.max_memory = 8 * limit;

@@ -8,9 +8,6 @@ use tcpcopy_replay::RoundTrip;
 use super::UsageError;
 use crate::source::Replay;
 
-/// As in tcpcopy 1.0: by how much the time-out of idle sessions exceeds that of others, s.
-const KEEPALIVE_GRACE: u64 = 120;
-
 /// The longest round trip that can be asked for, ms.
 const LONGEST_ROUND_TRIP: u64 = 10_000;
 
@@ -30,14 +27,16 @@ pub struct ReplayArgs {
     /// next
     #[arg(short = 'R', long, value_name = "MILLISECONDS|live", default_value = "0", value_parser = parse_round_trip)]
     round_trip: RoundTrip,
-    /// Seconds after which a replayed connection is given up that neither client nor target has used
+    /// Seconds after which a replayed connection is given up that still has something to send, or whose client has
+    /// closed, and that neither client nor target has used
     #[arg(
         short = 't', long, value_name = "SECONDS", default_value_t = 120,
         value_parser = clap::value_parser!(u64).range(1..=86_400),
     )]
     session_timeout: u64,
-    /// The same for keep-alive connections between two requests: all was sent, the client is still there [default: 120
-    /// more than -t]
+    /// The same for keep-alive connections between two requests: all was sent, the client is still there. What the
+    /// client has said before, a login for instance, is missing afterwards [default: as long as the live connection
+    /// lasts]
     #[arg(short = 'k', long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=864_000))]
     keepalive_timeout: Option<u64>,
     /// Megabytes that all workers together may take for what waits to be replayed, besides their rings, each worker and
@@ -65,13 +64,12 @@ impl ReplayArgs {
         if self.max_memory < workers * copies {
             return Err(UsageError::Memory { megabytes: self.max_memory, workers, copies });
         }
-        let keepalive = self.keepalive_timeout.unwrap_or(self.session_timeout + KEEPALIVE_GRACE);
         Ok(Replay {
             complete_only: self.complete_only,
             wait: !self.no_wait,
             round_trip: self.round_trip,
             session_timeout: Duration::from_secs(self.session_timeout),
-            keepalive_timeout: Duration::from_secs(keepalive),
+            keepalive_timeout: self.keepalive_timeout.map(Duration::from_secs),
             memory: (self.max_memory as usize) << 20,
             mtu: self.mtu,
             mss: self.mss,

@@ -300,7 +300,7 @@ mod tests {
             wait: true,
             round_trip: RoundTrip::Near,
             session_timeout: Duration::ZERO,
-            keepalive_timeout: Duration::ZERO,
+            keepalive_timeout: None,
             memory: 0,
             mtu,
             mss,

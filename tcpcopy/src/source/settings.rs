@@ -106,10 +106,10 @@ pub struct Replay {
     pub wait: bool,
     /// How far away from the target clients seem to be.
     pub round_trip: RoundTrip,
-    /// When an unused session is given up.
+    /// When an unused session is given up that has something to send, or whose client has closed.
     pub session_timeout: Duration,
-    /// When an unused session is given up that has sent all and whose client is still there.
-    pub keepalive_timeout: Duration,
+    /// When an unused session is given up that has sent all and whose client is still there, if ever.
+    pub keepalive_timeout: Option<Duration>,
     /// Octets that everything that waits to be replayed may take.
     pub memory: usize,
     /// Octets of the largest IP packet, if it is not what the route carries.
@@ -160,7 +160,7 @@ pub(super) mod testing {
                 wait: true,
                 round_trip: RoundTrip::Near,
                 session_timeout: Duration::from_secs(120),
-                keepalive_timeout: Duration::from_secs(240),
+                keepalive_timeout: None,
                 memory: 64 << 20,
                 mtu: None,
                 mss: None,

@@ -1,6 +1,6 @@
 //! The lab: engine, path and target in virtual time, and live clients that speak into it.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use tcpcopy_common::{
     flow::{Flow, IpAddress},
@@ -62,7 +62,9 @@ pub(crate) struct Lab {
 
 pub(crate) fn config() -> Config {
     let address: SocketAddr = "10.0.0.3:8080".parse().unwrap();
-    Config { rules: vec![RuleTarget { target: TARGET, address }], ..Config::default() }
+    // With a limit, so that whatever a test does its sessions end.
+    let keepalive_timeout = Some(Duration::from_secs(240));
+    Config { rules: vec![RuleTarget { target: TARGET, address }], keepalive_timeout, ..Config::default() }
 }
 
 pub(crate) const CREDENTIALS: Credentials = Credentials { instance: INSTANCE, key: KEY, epoch: EPOCH };

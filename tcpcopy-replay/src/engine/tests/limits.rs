@@ -68,7 +68,7 @@ fn a_session_that_waits_for_its_turn_does_not_wait_for_a_channel() {
 #[test]
 fn a_session_between_two_requests_may_be_idle_for_longer() {
     let seconds = std::time::Duration::from_secs;
-    let timeouts = Config { session_timeout: seconds(10), keepalive_timeout: seconds(50), ..config() };
+    let timeouts = Config { session_timeout: seconds(10), keepalive_timeout: Some(seconds(50)), ..config() };
     let timed_out = |lab: &Lab| lab.engine.stats().sessions.aborted.get(Reason::IdleTimeout);
     let mut lab = Lab::with(timeouts.clone());
     let mut client = Client::new(40_000);

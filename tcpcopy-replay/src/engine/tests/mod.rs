@@ -11,6 +11,7 @@ mod fins;
 mod forgery;
 mod gating;
 mod harness;
+mod idle;
 mod join;
 mod limits;
 mod loss;

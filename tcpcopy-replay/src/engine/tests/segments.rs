@@ -111,7 +111,7 @@ fn a_request_that_could_join_but_finds_no_port_is_skipped_whole() {
 #[test]
 fn after_a_reset_there_is_no_next_request_to_wait_for() {
     let seconds = std::time::Duration::from_secs;
-    let mut lab = Lab::with(Config { session_timeout: seconds(10), keepalive_timeout: seconds(50), ..config() });
+    let mut lab = Lab::with(Config { session_timeout: seconds(10), keepalive_timeout: Some(seconds(50)), ..config() });
     let mut client = Client::new(40_000);
     client.syn(&mut lab);
     lab.run_ms(5);
@@ -125,7 +125,7 @@ fn after_a_reset_there_is_no_next_request_to_wait_for() {
 #[test]
 fn what_the_target_says_keeps_a_session_alive() {
     let seconds = std::time::Duration::from_secs;
-    let mut lab = Lab::with(Config { session_timeout: seconds(10), keepalive_timeout: seconds(10), ..config() });
+    let mut lab = Lab::with(Config { session_timeout: seconds(10), keepalive_timeout: Some(seconds(10)), ..config() });
     lab.target.new_app = Box::new(|_| {
         Box::new(|input| match input {
             Some(_) => vec![super::target::Act::Write(8_000_000_000, 10)],

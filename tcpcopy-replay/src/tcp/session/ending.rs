@@ -2,7 +2,7 @@
 
 use super::{
     outcome::{Final, Outcome, Owed},
-    shared::Shared,
+    shared::{Newest, Shared},
 };
 use crate::{
     config::Config,
@@ -68,7 +68,7 @@ impl Shared {
 
     /// Whether the newest request was sent, in part at least, and the target has not answered it.
     fn is_unanswered(&self) -> bool {
-        !self.answered && self.request < self.sent
+        self.newest != Newest::Answered && self.request < self.sent
     }
 
     /// Where the newest request begins, if it was sent, not answered, and is still held (rule S5: only such octets go
@@ -137,6 +137,6 @@ impl Shared {
         }
         let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);
         let end = stream.fin().or(stream.reset()).and_then(|ending| ending.ack);
-        self.answers.unclear(self.answered, self.read_by(next.or(end)))
+        self.answers.unclear(self.newest == Newest::Answered, self.read_by(next.or(end)))
     }
 }

@@ -27,6 +27,11 @@ const MAX_RETRIES: u8 = 8;
 /// the connection (60 s, `tcp_fin_timeout`) and would answer our FIN with a RST that is not recognised there as ours.
 const CLOSE_WAIT_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long the target may say nothing until it is asked whether it is still there (RFC 9293, section 3.8.4). Less than
+/// half the time after which `intercept` forgets a session whose socket it cannot see, in a container: what such a
+/// service answers later would leave for the real client (rule S3).
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
 /// Assumed when the SYN-ACK has no MSS option (RFC 9293, section 3.7.1; RFC 8200 for IPv6).
 const DEFAULT_MSS_V4: u16 = 536;
 const DEFAULT_MSS_V6: u16 = 1220;
@@ -149,6 +154,13 @@ impl Open {
         self.rare().closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)).into()
     }
 
+    /// When a target that says nothing is asked whether it is still there. Without an answer, the timer that then runs
+    /// is the persist timer.
+    pub(super) fn keepalive_deadline(&self, shared: &Shared) -> Moment {
+        let idle = self.una == self.high && !shared.retransmit_at.is_set();
+        if idle && !shared.fin_sent { Moment::at(shared.last_heard.after(KEEPALIVE)) } else { Moment::NEVER }
+    }
+
     /// When an acknowledgement is due.
     pub(super) fn ack_deadline(&self) -> Moment {
         self.acknowledger.deadline()
@@ -184,6 +196,10 @@ impl Open {
                 self.handle_retransmission_timeout();
                 cx.stats.timeouts += 1;
             }
+        }
+        if cx.credentials.is_some() && self.keepalive_deadline(shared).is_due(cx.now) {
+            self.probe = true;
+            shared.restart_retransmission(cx.now);
         }
         if self.close_wait_deadline().is_due(cx.now) {
             return if shared.sent == stream.end() && !stream.is_over() && cx.config.rejoin {

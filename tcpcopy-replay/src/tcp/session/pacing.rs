@@ -1,7 +1,7 @@
 //! The live client's segments, passed one by one: each goes to the target once what the live client had read before it
 //! was answered there, too.
 
-use super::shared::{Context, Shared};
+use super::shared::{Context, Newest, Shared};
 use crate::{
     causality::{
         answers::Answers,
@@ -46,9 +46,9 @@ impl Shared {
                 }
                 let Some(pass) = self.permitted(mark.time, cx) else { return Clearance::Wait };
                 self.answers.record_request(self.read_by(mark.ack), pass == Pass::Early);
-                if stream.begins_request(self.next_mark) && self.answered {
+                if stream.begins_request(self.next_mark) && self.newest == Newest::Answered {
                     self.request = mark.offset;
-                    self.answered = false;
+                    self.newest = Newest::Kept;
                 }
             }
             if let Some(waited) = self.gate.skip(cx.now, mark.time) {

@@ -5,7 +5,7 @@ use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, RST, SYN};
 use super::{
     open::{Open, Rare},
     outcome::{Final, Outcome},
-    shared::{Context, Shared},
+    shared::{Context, Newest, Shared},
 };
 use crate::{
     causality::greeting::{FirstSpeaker, GREETING},
@@ -190,7 +190,7 @@ impl Open {
             shared.answers.record_response(received.new);
             let first = shared.adapter.sent_of(shared.adapter.origin());
             if acked > shared.adapter.sent_of(shared.request) {
-                shared.answered = true;
+                shared.newest = Newest::Answered;
                 shared.fruitless = 0;
             } else if acked > first {
                 shared.gate.opened_early();

@@ -21,6 +21,9 @@ use crate::{
     time::Nanos,
 };
 
+/// Octets that the target has acknowledged but not answered are kept up to this much, to be sent again if it closes.
+const KEPT_FOR_RETRY: u64 = 256 << 10;
+
 /// State borrowed from the engine for one call.
 pub(crate) struct Context<'a> {
     pub now: Nanos,
@@ -32,6 +35,17 @@ pub(crate) struct Context<'a> {
     pub distance: Option<Distance>,
     /// Of the target's channel; `None` while it is down.
     pub credentials: Option<Credentials>,
+}
+
+/// The newest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Newest {
+    /// The target has sent no payload since; its octets are kept to be sent again.
+    Kept,
+    /// The target has sent no payload since, for so long that the octets are kept no longer.
+    Forgotten,
+    /// The target has sent payload since.
+    Answered,
 }
 
 /// What a session keeps from one target connection to the next, and what its states have in common.
@@ -58,8 +72,7 @@ pub(super) struct Shared {
     pub(super) read: Option<LiveAck>,
     /// Where the newest request begins.
     pub(super) request: LiveOffset,
-    /// Whether the target has sent payload since.
-    pub(super) answered: bool,
+    pub(super) newest: Newest,
     /// Target connections in a row without an answer.
     pub(super) fruitless: u8,
     pub(super) answers: Answers,
@@ -92,6 +105,12 @@ impl Shared {
             }
             self.sent = until;
         }
+    }
+
+    /// Whether the newest request, of which the target has acknowledged what lies before `una`, is kept to be sent again
+    /// if the target closes without an answer.
+    pub(super) fn may_retry(&self, una: LiveOffset, config: &Config) -> bool {
+        config.rejoin && self.newest == Newest::Kept && una.since(self.request) <= KEPT_FOR_RETRY
     }
 
     /// Starts the retransmission timer anew.

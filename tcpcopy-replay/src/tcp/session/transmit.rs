@@ -39,7 +39,8 @@ impl Open {
             return Poll::End(Outcome::Finished(Final::Reset, owed));
         }
         if std::mem::take(&mut self.probe) {
-            cx.stats.window_probes += 1;
+            let waiting = shared.adapter.end(stream) > self.nxt;
+            *(if waiting { &mut cx.stats.window_probes } else { &mut cx.stats.keepalive_probes }) += 1;
             // An octet that the target has already acknowledged, left out: it answers with its window, and nothing is
             // sent that it has no room for (as Linux does; RFC 9293, section 3.8.6.1 asks for an octet of new data).
             let plan = self.plan(shared, ack, self.una, 0, TcpFlags::NONE);
