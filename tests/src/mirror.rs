@@ -186,6 +186,13 @@ impl Mirror {
 
     /// Makes the command that runs `tcpcopy` on a source.
     pub fn tcpcopy_command(&self, source: &Host) -> anyhow::Result<Command> {
+        let mut command = self.tcpcopy_without_summary(source)?;
+        command.arg("--summary-json").arg(self.directory.path().join(format!("{}.json", source.role)));
+        Ok(command)
+    }
+
+    /// Makes the command that runs `tcpcopy` on a source, and writes no file.
+    pub fn tcpcopy_without_summary(&self, source: &Host) -> anyhow::Result<Command> {
         let mut command = source.command(program("tcpcopy")?);
         let rules = self
             .options
@@ -201,7 +208,6 @@ impl Mirror {
         for (option, value) in [("--hook", self.options.hook), ("--inject", self.options.inject)] {
             command.args(value.iter().flat_map(|value| [option, value]));
         }
-        command.arg("--summary-json").arg(self.directory.path().join(format!("{}.json", source.role)));
         command.args(&self.options.tcpcopy);
         self.log_level(&mut command);
         Ok(command)

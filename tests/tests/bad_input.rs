@@ -73,6 +73,7 @@ const ENVIRONMENTS: &[Case] = &[
     ("intercept -i eth9 --psk-file KEY", FAILURE, "eth9"),
     ("intercept -i eth0 -b 192.0.2.1 --psk-file KEY", FAILURE, "192.0.2.1"),
     ("intercept -i eth0 --psk-file OPEN", USAGE, "chmod 600"),
+    ("intercept -i eth0 --psk-file FOREIGN", USAGE, "belongs to user 65534"),
     ("intercept -i eth0 --psk-file SHORT", USAGE, "64"),
     ("intercept -i eth0 --psk-file LETTERS", USAGE, "hex"),
     ("intercept -i eth0 --psk-file /", USAGE, "regular file"),
@@ -102,7 +103,7 @@ fn check(command: &mut Command, case: &Case) -> Result<(), String> {
 
 fn arguments(line: &str, directory: &Path) -> Vec<String> {
     let file = |word: &str| directory.join(word).to_string_lossy().into_owned();
-    let is_file = |word: &str| ["KEY", "OPEN", "SHORT", "LETTERS"].contains(&word);
+    let is_file = |word: &str| ["KEY", "OPEN", "SHORT", "LETTERS", "FOREIGN"].contains(&word);
     line.split(' ').skip(1).map(|word| if is_file(word) { file(word) } else { word.to_owned() }).collect()
 }
 
@@ -146,6 +147,8 @@ fn wrong_environments_are_explained() {
     let _guard = laboratory!();
     let lab = Lab::bridge().unwrap();
     let directory = keys();
+    let foreign = mirror::make_key(directory.path(), "FOREIGN").unwrap();
+    std::os::unix::fs::chown(foreign, Some(65534), None).unwrap();
     report(ENVIRONMENTS.iter().filter_map(|case| on(&lab.source, case, directory.path()).err()).collect());
 }
 

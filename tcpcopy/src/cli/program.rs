@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{ProcessArgs, exit, remedy, report};
 use crate::process::{
-    Ended, Output, Process,
+    Ended, Output, Process, SummaryFile, Taken,
     daemon::{self, Readiness},
     descriptors, logging, panics,
     pidfile::PidFile,
@@ -33,7 +33,9 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
     readiness: Readiness,
     work: impl FnOnce(Process) -> anyhow::Result<F>,
 ) -> anyhow::Result<()> {
-    let log = logging::init(args.log_file.as_deref())?;
+    let mut taken = Taken::default();
+    let log = logging::init(args.log_file.as_deref(), &mut taken)?;
+    let summary = args.summary_json.as_deref().map(|path| SummaryFile::open(path, &mut taken)).transpose()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let signals = {
@@ -41,16 +43,15 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
         Signals::catch(log)?
     };
     // Only now: whoever reads the process id may send a signal.
-    let _pid_file = args.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let _pid_file = args.pid_file.as_deref().map(|path| PidFile::create(path, &mut taken)).transpose()?;
     let output = if args.daemon { Output::Log } else { Output::Stdout };
     let process = Process::new(readiness, signals, panics::catch(), output);
     let outcome = runtime.block_on(async { panics::caught(work(process)?).await? });
     let outcome = outcome.and_then(|Ended { figures, failure }| {
-        if let Some(path) = &args.summary_json {
-            figures.write_json(path)?;
-        }
+        // The table first: a disk that is full must not take it away.
         output.show(&figures);
-        failure.map_or(Ok(()), Err)
+        let written = summary.map_or(Ok(()), |summary| summary.write(&figures));
+        failure.map_or(Ok(()), Err).and(written.map_err(Into::into))
     });
     outcome.inspect_err(|e| {
         // The terminal may be gone; the log is not.

@@ -14,7 +14,7 @@ use crate::{
     finding::Finding,
     inject::InjectError,
     net::NetError,
-    process::{descriptors, logging::LogFileError, pidfile::PidFileError},
+    process::{SummaryFileError, descriptors, logging::LogFileError, pidfile::PidFileError},
 };
 
 /// Makes a finding of an error that ends the program: its causes, then the option that helps, if one does.
@@ -38,6 +38,7 @@ fn option(error: &(dyn Error + 'static)) -> Option<&'static str> {
         .or_else(|| error.downcast_ref::<PinError>().map(|_| "--pin"))
         .or_else(|| error.downcast_ref::<LogFileError>().map(|_| "-l FILE"))
         .or_else(|| error.downcast_ref::<PidFileError>().map(|_| "-P FILE"))
+        .or_else(|| error.downcast_ref::<SummaryFileError>().map(|_| "--summary-json FILE"))
 }
 
 fn of_bpf(error: &BpfError) -> Option<&'static str> {

@@ -1,16 +1,19 @@
 //! The pre-shared key and its file.
 //!
 //! The file holds one line: the 32 octets of the key as 64 hexadecimal digits. White space around them is ignored.
-//! Nobody but its owner may be able to read or write it.
+//! It belongs to root, or to the user whose process reads it, and nobody else may be able to read or write it: but for a
+//! process that is not root, the group of root's file may read it, which is how such a process can be given a key that it
+//! cannot change.
 
 use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
+use rustix::process::{Uid, geteuid};
 use zeroize::Zeroizing;
 
 use super::random::{RandomError, random_bytes};
@@ -45,6 +48,20 @@ pub enum PskError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// Another user has made it, or can.
+    #[error(
+        "key file {path:?} belongs to user {owner}, who can read and change it: give it to the user of this program \
+         (`chown {ours} {}`), and make a new key if somebody may have read it",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The user of this process.
+        ours: u32,
     },
     /// A directory, device or pipe.
     #[error("{path:?} is not a regular file: name one made by `tcpcopy keygen`")]
@@ -113,8 +130,16 @@ impl Psk {
     /// Reads a key file.
     ///
     /// # Errors
-    /// [`PskError`] when it is missing, open to other users, or not 64 hexadecimal digits.
+    /// [`PskError`] when it is missing, of or open to other users, or not 64 hexadecimal digits.
     pub fn read(path: &Path) -> Result<Self, PskError> {
+        Self::read_for(path, geteuid())
+    }
+
+    /// Reads a key file for a process of `user`, which this one becomes later.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_for(path: &Path, user: Uid) -> Result<Self, PskError> {
         let io_error = |source| PskError::Io { action: "read", path: path.into(), source };
         // O_NONBLOCK: a FIFO at this path must be refused below, not waited for here.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -127,8 +152,12 @@ impl Psk {
         if !metadata.is_file() {
             return Err(PskError::NotAFile { path: path.into() });
         }
-        let mode = metadata.permissions().mode() & 0o7777;
-        if mode & 0o077 != 0 {
+        let owner = Uid::from_raw(metadata.uid());
+        if owner != user && !owner.is_root() {
+            return Err(PskError::Foreign { path: path.into(), owner: owner.as_raw(), ours: user.as_raw() });
+        }
+        let mode = metadata.mode() & 0o7777;
+        if mode & others(owner, user) != 0 {
             return Err(PskError::Exposed { path: path.into(), mode });
         }
         // Room for all that may be read, so that the vector never moves and leaves a copy of the key behind.
@@ -192,6 +221,11 @@ impl Psk {
     }
 }
 
+/// Returns the permissions that nobody may have on a file of `owner` which a process of `user` reads.
+fn others(owner: Uid, user: Uid) -> u32 {
+    if owner.is_root() && !user.is_root() { 0o037 } else { 0o077 }
+}
+
 impl fmt::Debug for Psk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Psk(..)")
@@ -200,6 +234,8 @@ impl fmt::Debug for Psk {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn file(content: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
@@ -250,6 +286,41 @@ mod tests {
             let error = Psk::read(&path).unwrap_err();
             assert!(matches!(error, PskError::Exposed { mode: m, .. } if m == mode), "{error}");
             assert!(error.to_string().contains(&format!("chmod 600 {}", path.display())), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_root_and_the_user_of_the_program_may_own_the_file() {
+        if !geteuid().is_root() {
+            return crate::net::testing::skip("giving files away needs root");
+        }
+        let [root, user, other] = [0, 1234, 1235].map(Uid::from_raw);
+        for (owner, mode, reader, read) in [
+            (root, 0o600, root, true),
+            (user, 0o600, root, false),
+            (user, 0o400, user, true),
+            (root, 0o400, user, true),
+            (other, 0o600, user, false),
+            // As Kubernetes mounts secrets, and packages install keys: root:GROUP.
+            (root, 0o440, user, true),
+            (root, 0o640, user, true),
+            (root, 0o640, root, false),
+            (root, 0o660, user, false),
+            (root, 0o644, user, false),
+            (user, 0o640, user, false),
+        ] {
+            let (_directory, path) = file(&"ab".repeat(32), mode);
+            std::os::unix::fs::chown(&path, Some(owner.as_raw()), None).unwrap();
+            let outcome = Psk::read_for(&path, reader);
+            let case = format!("{owner:?} {mode:o} read by {reader:?}: {outcome:?}");
+            match outcome {
+                Ok(_) => assert!(read, "{case}"),
+                Err(PskError::Foreign { owner: o, .. }) => {
+                    assert!(!read && owner != reader && !owner.is_root() && o == owner.as_raw(), "{case}");
+                }
+                Err(PskError::Exposed { .. }) => assert!(!read && (owner == reader || owner.is_root()), "{case}"),
+                Err(_) => panic!("{case}"),
+            }
         }
     }
 

@@ -1,18 +1,20 @@
 //! The log: stderr, or a file.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::files::{Access, FileFault, Opened, Place, Taken};
+
 /// The log file cannot be opened for appending.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write the log file {}: {cause}", path.display())]
+#[error("cannot write the log file {}: {fault}", path.display())]
 pub struct LogFileError {
     path: PathBuf,
-    cause: io::Error,
+    fault: FileFault,
 }
 
 /// Starts logging at the level of `RUST_LOG`, `info` without it, to stderr, or to the file at `path`, which is
@@ -20,10 +22,10 @@ pub struct LogFileError {
 ///
 /// # Errors
 /// When the log file cannot be opened for appending.
-pub fn init(path: Option<&Path>) -> Result<Option<LogFile>, LogFileError> {
+pub fn init(path: Option<&Path>, taken: &mut Taken) -> Result<Option<LogFile>, LogFileError> {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,aya=warn"));
     builder.format_timestamp_millis().format_target(false);
-    let file = path.map(LogFile::open).transpose()?;
+    let file = path.map(|path| LogFile::open(path, taken)).transpose()?;
     if let Some(file) = &file {
         builder.target(env_logger::Target::Pipe(Box::new(file.clone())));
     }
@@ -34,11 +36,11 @@ pub fn init(path: Option<&Path>) -> Result<Option<LogFile>, LogFileError> {
 /// The log file, to which every line is appended: the present one at its path can be opened in the place of a renamed
 /// one.
 #[derive(Clone, Debug)]
-pub struct LogFile(Arc<Opened>);
+pub struct LogFile(Arc<Log>);
 
 #[derive(Debug)]
-struct Opened {
-    path: PathBuf,
+struct Log {
+    place: Place,
     file: Mutex<File>,
 }
 
@@ -47,16 +49,23 @@ impl LogFile {
     ///
     /// # Errors
     /// When it cannot be opened for appending.
-    fn open(path: &Path) -> Result<Self, LogFileError> {
-        Ok(Self(Arc::new(Opened { path: path.to_owned(), file: Mutex::new(append(path)?) })))
+    fn open(path: &Path, taken: &mut Taken) -> Result<Self, LogFileError> {
+        let refuse = |fault| LogFileError { path: path.to_owned(), fault };
+        let place = Place::find(path).map_err(refuse)?;
+        let Opened { file, .. } = place.open(Access::Append).map_err(refuse)?;
+        taken.add(&file).map_err(refuse)?;
+        Ok(Self(Arc::new(Log { place, file: Mutex::new(file) })))
     }
 
-    /// Opens, or creates, the file that is at the path by now; the lines to come go there.
+    /// Opens, or creates, the file that has the name by now, in the directory in which the log began; the lines to come
+    /// go there.
     ///
     /// # Errors
     /// When it cannot be opened for appending: then the file that is open stays.
     pub fn reopen(&self) -> Result<(), LogFileError> {
-        let file = append(&self.0.path)?;
+        let place = &self.0.place;
+        let opened = place.open(Access::Append);
+        let Opened { file, .. } = opened.map_err(|fault| LogFileError { path: place.path().to_owned(), fault })?;
         *self.file() = file;
         Ok(())
     }
@@ -77,14 +86,6 @@ impl Write for LogFile {
     }
 }
 
-fn append(path: &Path) -> Result<File, LogFileError> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(|cause| LogFileError { path: path.to_owned(), cause })
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -96,7 +97,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, renamed) = (directory.path().join("log"), directory.path().join("log.1"));
         fs::write(&path, "before\n").unwrap();
-        let log = LogFile::open(&path).unwrap();
+        let log = LogFile::open(&path, &mut Taken::default()).unwrap();
         // The logger has a clone of its own.
         let mut logger = log.clone();
         writeln!(logger, "one").unwrap();

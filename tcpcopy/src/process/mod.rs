@@ -3,14 +3,21 @@
 
 pub mod daemon;
 pub mod descriptors;
+mod files;
 pub mod logging;
 mod output;
 pub mod panics;
 pub mod pidfile;
 pub mod signals;
+mod summary_file;
 
 use self::{daemon::Readiness, panics::Panics, signals::Signals};
-pub use self::{output::Output, signals::Request};
+pub use self::{
+    files::{FileFault, Taken},
+    output::Output,
+    signals::Request,
+    summary_file::{SummaryFile, SummaryFileError},
+};
 use crate::summary::Report;
 
 /// What a program's work has come to, once it had begun.

@@ -6,6 +6,7 @@
 //! | HUP | the same; with a log file, open it again, for logrotate(8) |
 //! | USR1 | show the figures so far, and go on |
 //! | USR2 | nothing |
+//! | XFSZ | nothing: a file that may not grow any more is written no further |
 //!
 //! By default each of them ends a process on the spot. `intercept` must not end like that: answers of connections that
 //! are still open would reach real clients.
@@ -58,6 +59,7 @@ impl Signals {
     /// When the system refuses a handler, or the process is out of file descriptors.
     pub fn catch(log: Option<LogFile>) -> anyhow::Result<Self> {
         let catch = |kind, name| signal(kind).with_context(|| format!("cannot catch {name}"));
+        ignore(libc::SIGXFSZ).context("cannot ignore SIGXFSZ")?;
         let ignore_hangup = log.is_none() && is_ignored(libc::SIGHUP).context("cannot ask what SIGHUP does")?;
         Ok(Self {
             terminate: catch(SignalKind::terminate(), "SIGTERM")?,
@@ -97,6 +99,15 @@ async fn received(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,
+    }
+}
+
+/// Ignores a signal.
+fn ignore(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: to ignore a signal touches nothing of this process's memory.
+    match unsafe { libc::signal(signal, libc::SIG_IGN) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 

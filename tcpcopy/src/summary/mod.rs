@@ -3,9 +3,8 @@
 #[cfg(test)]
 pub(crate) mod page;
 
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
-use anyhow::Context as _;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Map, Value as Json, json};
 use tcpcopy_common::figures::{Family, Label, Section, Unit, Value, Visit};
@@ -67,15 +66,6 @@ impl Report {
             (section.name().to_owned(), Json::Object(rows))
         }));
         Json::Object(all)
-    }
-
-    /// Writes the JSON to `path`.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn write_json(&self, path: &Path) -> anyhow::Result<()> {
-        std::fs::write(path, format!("{:#}\n", self.to_json()))
-            .with_context(|| format!("cannot write the summary to {} (--summary-json)", path.display()))
     }
 }
 
