@@ -128,6 +128,13 @@ impl BadPath {
         Ok(Self { tallies, stop, thread: Some(thread) })
     }
 
+    /// Makes the target's path good again.
+    pub fn repair(self, lab: &Lab) -> anyhow::Result<()> {
+        let role = lab.target.role;
+        drop(self);
+        lab.switch.ip(&[format!("link del {role}.bad0"), format!("link set {role} master br0")])
+    }
+
     /// Returns what happened to frames to the host, and to those from it.
     pub fn fates(&self) -> [Fate; 2] {
         self.tallies.each_ref().map(|tally| {

@@ -14,6 +14,7 @@ pub mod mirror;
 pub mod namespace;
 pub mod program;
 pub mod servers;
+pub mod soak;
 pub mod streams;
 pub mod topology;
 pub mod traces;

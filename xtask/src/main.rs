@@ -11,6 +11,7 @@ mod packages;
 mod run;
 mod setup;
 mod shell;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ enum Command {
     Fuzz(fuzz::Arguments),
     /// Mirror live traffic between namespaces of this machine and show what arrived.
     Demo(demo::Arguments),
+    /// Mirror while one thing after another goes wrong, and see whether anything was lost, leaked or left behind.
+    Soak(soak::Arguments),
     /// Compare what mirroring costs: nothing, tcpcopy, nginx's mirror, and others.
     Bench(bench::Arguments),
     /// Write docs/figures.md from the declarations of figures.
@@ -66,6 +69,7 @@ fn run() -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Figures => figures::write(),
         Command::Lint => lint::run(),

@@ -1,0 +1,201 @@
+//! What a soak has come to.
+
+use std::{collections::BTreeMap, thread};
+
+use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use serde::Serialize;
+
+use super::{CALM, Fault, LAST_REQUESTS, LIVE_WITNESS, Options, Soak, fault::FORGED};
+use crate::{
+    Family, PATIENCE, Summary,
+    capture::{Packet, Sniffer},
+    eventually,
+    http::{Limit, Load, RunningLoad},
+    traces::{BpfObjects, differences, network_state},
+};
+
+const MIB: u64 = 1 << 20;
+/// The most memory of a program beside its rings, octets.
+const MOST_MEMORY: u64 = 64 * MIB;
+/// How much it may grow in [`CALM`].
+const MOST_GROWTH: u64 = 2 * MIB;
+/// How many more descriptors it may have after [`CALM`]: of a connection that is being made just then.
+const MOST_DESCRIPTORS: usize = 2;
+
+/// The figures of a soak, and what was violated.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Decided which faults came, and when.
+    pub seed: u64,
+    /// How long things went wrong, s.
+    pub seconds: u64,
+    /// How often each fault came.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Live requests that were answered.
+    pub answered: u64,
+    /// The longest of them, ms.
+    pub slowest_ms: u64,
+    /// Packets of the target at clients while an `intercept` that was killed was missed.
+    pub leaked_in_windows: usize,
+    /// The most memory of each program beside its rings, octets.
+    pub memory: BTreeMap<&'static str, u64>,
+    /// What must not have happened.
+    pub violations: Vec<String>,
+}
+
+/// Lets the programs come to rest, tests whether they still do what they are for, ends everything, and looks at what is
+/// left.
+pub(super) fn reach(
+    mut soak: Soak,
+    options: &Options,
+    loads: Vec<RunningLoad>,
+    strangers: Sniffer,
+    before: [Vec<String>; 2],
+) -> anyhow::Result<Report> {
+    soak.tell("calm");
+    let first = soak.sizes()?;
+    thread::sleep(CALM);
+    for ((name, then), (_, now)) in first.into_iter().zip(soak.sizes()?) {
+        let grown = now.memory.saturating_sub(then.memory);
+        if grown > MOST_GROWTH || now.descriptors > then.descriptors + MOST_DESCRIPTORS {
+            soak.violations.push(format!("{name} grows although nothing happens: {then:?}, after {CALM:?} {now:?}"));
+        }
+    }
+    soak.weigh()?;
+    for (name, &most) in &soak.memory {
+        if most > MOST_MEMORY {
+            soak.violations.push(format!("{name} took {} MiB beside its rings", most / MIB));
+        }
+    }
+    everything_arrives(&mut soak)?;
+    let (mut answered, mut slowest) = (0, 0);
+    for load in loads {
+        let report = load.stop()?;
+        answered += report.answered.len() as u64;
+        slowest = slowest.max(report.latency.max());
+        if let Some(failure) = report.failed.first() {
+            soak.violations.push(format!("{} live requests failed, the first: {failure}", report.failed.len()));
+        }
+    }
+    if soak.witness.arrivals().iter().any(|arrival| arrival.id == FORGED) {
+        soak.violations.push("the target has executed a forged request".into());
+    }
+
+    let objects = [soak.mirror.tcpcopy(), soak.mirror.intercept()].map(|program| BpfObjects::of(program.pid()));
+    let Soak { mirror, lab, began_ns, windows, faults, memory, mut violations, .. } = soak;
+    let outcome = mirror.stop()?;
+    violations.extend(unbalanced(&outcome.tcpcopy));
+    let (inside, outside): (Vec<Packet>, Vec<Packet>) = outcome
+        .leaked
+        .into_iter()
+        .chain(strangers.stop()?)
+        .partition(|packet| windows.iter().any(|(begin, end)| (*begin..=*end).contains(&packet.time_ns)));
+    if !outside.is_empty() {
+        let time = |packet: &Packet| packet.time_ns.saturating_sub(began_ns) as f64 / 1e9;
+        let shown: Vec<String> =
+            outside.iter().take(10).map(|packet| format!("{:.1} s: {}", time(packet), packet.describe())).collect();
+        violations.push(format!("{} packets of the target reached somebody: {shown:#?}", outside.len()));
+    }
+    for objects in objects {
+        let objects = objects?;
+        if !eventually(PATIENCE, || objects.remaining().is_empty()) {
+            violations.push(format!("kernel objects are left: {:?}", objects.remaining()));
+        }
+    }
+    for (host, before) in [&lab.source, &lab.target].into_iter().zip(before) {
+        let changes = || network_state(host).map(|after| differences(&before, &after));
+        eventually(PATIENCE, || changes().is_ok_and(|changes| changes.is_empty()));
+        let changes = changes()?;
+        if !changes.is_empty() {
+            violations.push(format!("the {}'s network is not as before: {changes:#?}", host.role));
+        }
+    }
+    Ok(Report {
+        seed: options.seed,
+        seconds: options.time.as_secs(),
+        faults,
+        answered,
+        slowest_ms: slowest / 1_000_000,
+        leaked_in_windows: inside.len(),
+        memory,
+        violations,
+    })
+}
+
+/// With nothing wrong, every request arrives once.
+fn everything_arrives(soak: &mut Soak) -> anyhow::Result<()> {
+    let mut asked = Vec::new();
+    for family in Family::BOTH {
+        let server = soak.lab.source.socket(family, LIVE_WITNESS);
+        let report = Load::per_request(server, 2, Limit::Requests(LAST_REQUESTS)).run(&soak.lab.client)?;
+        asked.extend(report.answered);
+        if let Some(failure) = report.failed.first() {
+            soak.violations.push(format!("a live request failed at the end: {failure}"));
+        }
+    }
+    let times = |id: &u64| soak.witness.arrivals().iter().filter(|arrival| arrival.id == *id).count();
+    eventually(PATIENCE, || asked.iter().all(|id| times(id) > 0));
+    let wrong: Vec<(u64, usize)> = asked.iter().map(|id| (*id, times(id))).filter(|(_, times)| *times != 1).collect();
+    if !wrong.is_empty() {
+        let what = format!("of the last {} requests these did not arrive once (number, times): {wrong:?}", asked.len());
+        soak.violations.push(what);
+    }
+    Ok(())
+}
+
+/// Returns where the figures of a `tcpcopy` that has ended do not add up.
+pub(super) fn unbalanced(summary: &Summary) -> Vec<String> {
+    let ledgers = ["bytes", "syns", "fins"].map(|ledger| (ledger, "captured", ["sent", "pending", "discarded"]));
+    let sessions = ("sessions", "seen", ["finished", "active", "aborted"]);
+    let wrong = ledgers.into_iter().chain([sessions]).filter_map(|(section, total, parts)| {
+        let [total, parts] =
+            [summary.count(section, total), parts.iter().map(|part| summary.count(section, part)).sum::<u64>()];
+        (total != parts).then(|| format!("{section} do not add up: {total} came, and {parts} are accounted for"))
+    });
+    wrong.collect()
+}
+
+impl Report {
+    /// Returns the report as tables.
+    pub fn table(&self) -> String {
+        let number = |n: u64| Cell::new(n).set_alignment(CellAlignment::Right);
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_header(["fault", "times"]);
+        for (fault, times) in &self.faults {
+            table.add_row([Cell::new(fault), number(*times)]);
+        }
+        let mut figures = Table::new();
+        figures.load_style(UTF8_FULL_CONDENSED);
+        figures.set_header(["figure", "value", "unit"]);
+        let mut add = |name: &str, value: u64, unit: &str| {
+            figures.add_row([Cell::new(name), number(value), Cell::new(unit)]);
+        };
+        add("live requests answered", self.answered, "");
+        add("the slowest of them", self.slowest_ms, "ms");
+        add("packets at clients, intercept having been killed", self.leaked_in_windows as u64, "");
+        for (name, octets) in &self.memory {
+            add(&format!("most memory of {name} beside its rings"), octets >> 10, "KiB");
+        }
+        format!("{table}\n{figures}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_add_up_is_named() {
+        let ledger = serde_json::json!({"captured": 7, "sent": 4, "pending": 1, "discarded": 2});
+        let mut summary = serde_json::json!({
+            "bytes": ledger, "syns": ledger, "fins": ledger,
+            "sessions": {"seen": 3, "finished": 1, "active": 0, "aborted": 2},
+        });
+        assert_eq!(unbalanced(&Summary(summary.clone())), Vec::<String>::new());
+        summary["fins"]["sent"] = 5.into();
+        summary["sessions"]["seen"] = 4.into();
+        let wrong = unbalanced(&Summary(summary));
+        assert!(wrong.len() == 2 && wrong[0].contains("fins") && wrong[1].contains("sessions"), "{wrong:?}");
+    }
+}
