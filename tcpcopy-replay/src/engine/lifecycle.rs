@@ -429,7 +429,10 @@ impl Engine {
         // The gaps behind it are as old as it is: see `Stream::skip_gap`.
         while stream.gap_since().is_some() {
             self.stats.bytes.discard(reason, stream.end().since(stream.start()));
-            self.stats.missing_bytes += stream.skip_gap(&mut self.pool);
+            let Ok(missing) = stream.skip_gap(&mut self.pool) else {
+                return self.overflow(now, id, Reason::TotalMemory);
+            };
+            self.stats.missing_bytes += missing;
         }
         self.seek(now, id);
     }

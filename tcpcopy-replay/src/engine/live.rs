@@ -7,7 +7,8 @@ use crate::{
     engine::{Connection, Engine, Flag, FourTuple, Handshake, Replay},
     input::{
         buffer::Pool,
-        stream::{Close, Facts, Stream},
+        holders::{Client, Owner},
+        stream::{Close, Facts, Share, Stream},
     },
     segment::LiveSegment,
     stats::{Reason, Refusal, Stats},
@@ -157,15 +158,46 @@ impl Engine {
             }
             return;
         }
-        let limit = self.config.max_session_memory;
-        match connection.insert(&mut self.pool, limit, &mut self.stats, segment, seq, ack) {
+        let share = Share { owner: connection.owner(id), limit: self.config.max_session_memory };
+        let mut kept = connection.insert(&mut self.pool, share, &mut self.stats, segment, seq, ack);
+        while kept == Err(Reason::TotalMemory)
+            && let Some(victim) = self.victim(share.owner.client, segment.payload.len())
+        {
+            self.overflow(now, victim, Reason::ClientMemory);
+            let Some(connection) = self.connections.get_mut(id) else { return };
+            kept = connection.insert(&mut self.pool, share, &mut self.stats, segment, seq, ack);
+        }
+        match kept {
             Ok(()) => self.handle_stream_change(now, id),
-            Err(reason) => self.overflow(now, id, reason),
+            Err(reason) => {
+                self.stats.bytes.refuse(reason, segment.payload.len() as u64);
+                self.stats.fins.refuse(reason, u64::from(segment.flags.contains(FIN)));
+                self.overflow(now, id, reason);
+            }
+        }
+    }
+
+    /// Returns a connection that has to give way to a client, which needs so many bytes more than there are.
+    #[cold]
+    fn victim(&mut self, client: Client, more: usize) -> Option<Id> {
+        if !self.pool.has_books() {
+            self.open_books();
+        }
+        self.pool.victim(client, more)
+    }
+
+    /// Finds out who holds how much.
+    fn open_books(&mut self) {
+        self.pool.open_books();
+        for id in self.connections.ids() {
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            let owner = connection.owner(id);
+            connection.stream.account(&mut self.pool, owner);
         }
     }
 
     /// Ends the session of a connection whose octets there is no room for, and discards everything that it held.
-    fn overflow(&mut self, now: Nanos, id: Id, reason: Reason) {
+    pub(super) fn overflow(&mut self, now: Nanos, id: Id, reason: Reason) {
         self.abandon(id, reason, Final::Reset);
         let Some(connection) = self.connections.get_mut(id) else { return };
         let held = connection.stream.held_from(connection.stream.start());
@@ -196,14 +228,19 @@ impl Engine {
 }
 
 impl Connection {
+    /// Whom what it holds is charged to.
+    fn owner(&self, id: Id) -> Owner {
+        Owner { client: Client::of(&self.live.client), connection: id }
+    }
+
     /// Adds a segment's payload and FIN to the stream, and counts them.
     ///
     /// # Errors
-    /// The reason why there is no room for the payload; the stream is unchanged, and the segment counted as discarded.
+    /// The reason why there is no room for the payload; the stream is unchanged.
     fn insert(
         &mut self,
         pool: &mut Pool,
-        limit: usize,
+        share: Share,
         stats: &mut Stats,
         segment: &LiveSegment<'_>,
         seq: LiveSeq,
@@ -218,10 +255,7 @@ impl Connection {
         }
         if !payload.is_empty() {
             let facts = Facts { time: segment.time, ack, push: segment.flags.contains(PSH) };
-            let inserted = self.stream.insert(pool, limit, seq, payload, facts).inspect_err(|&reason| {
-                stats.bytes.refuse(reason, payload.len() as u64);
-                stats.fins.refuse(reason, u64::from(fin));
-            })?;
+            let inserted = self.stream.insert(pool, share, seq, payload, facts)?;
             stats.bytes.capture(inserted.unique);
             stats.bytes.refuse(Reason::Nonsense, inserted.nonsense);
             stats.bytes.refuse(Reason::CaptureGap, inserted.too_far);

@@ -217,7 +217,7 @@ impl Engine {
             channels: Vec::new(),
             orphans: Vec::new(),
             profiles: vec![ServerProfile::default(); config.rules.len()].into(),
-            pool: Pool::new(config.max_memory.saturating_sub(half_open.budget())),
+            pool: Pool::new(seed ^ 3, config.max_memory.saturating_sub(half_open.budget())),
             stats: Stats::default(),
             due: Vec::new(),
             ring_full: None,

@@ -3,5 +3,8 @@
 
 pub(crate) mod adapter;
 pub(crate) mod buffer;
+pub(crate) mod holders;
+pub(crate) mod mark;
 pub(crate) mod offset;
+mod out_of_order;
 pub(crate) mod stream;

@@ -3,10 +3,15 @@
 //! Octets are named by their [`LiveOffset`], a 64-bit count from the start of the connection (or from where capture
 //! began), so that nothing but this module meets the live client's sequence numbers.
 
+use std::ops::Range;
+
 use crate::{
     input::{
-        buffer::{Exhausted, Mark, Pool, Store},
+        buffer::{Exhausted, Pool, Store},
+        holders::Owner,
+        mark::Mark,
         offset::LiveOffset,
+        out_of_order::PIECE_OVERHEAD,
     },
     stats::Reason,
     tcp::{
@@ -16,8 +21,8 @@ use crate::{
     time::Nanos,
 };
 
-/// Maximum ranges out of order, more than a sane network makes; past it the session is given up rather than the time.
-const MAX_OUT_OF_ORDER: usize = 4096;
+/// Maximum segments behind a gap: a window of 44 MiB in segments of 1,400 octets. Past it the session is given up.
+const MAX_OUT_OF_ORDER: usize = 1 << 15;
 
 /// Maximum marks: a sane connection does not hold back more segments.
 const MAX_MARKS: usize = 4096;
@@ -37,6 +42,21 @@ pub(crate) struct Facts {
     pub time: Nanos,
     pub ack: Option<LiveAck>,
     pub push: bool,
+}
+
+impl Facts {
+    fn mark(&self, offset: u64) -> Mark {
+        Mark { offset: LiveOffset::new(offset), time: self.time, ack: self.ack, push: self.push }
+    }
+}
+
+/// What a stream may take of the pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    /// Whom it is charged to.
+    pub owner: Owner,
+    /// Maximum bytes.
+    pub limit: usize,
 }
 
 /// The account of a segment's octets.
@@ -147,11 +167,11 @@ impl Stream {
 
     /// Returns what is known of the live server's RCV.NXT.
     pub(crate) fn position(&self) -> Position {
-        let last = self.store.as_ref().and_then(|store| store.out_of_order.last());
+        let last = self.store.as_ref().and_then(|store| store.out_of_order.end());
         Position {
             next: self.end_seq,
             received: self.end,
-            beyond: last.map_or(0, |&(_, end)| end.saturating_sub(self.end)),
+            beyond: last.map_or(0, |end| end.saturating_sub(self.end)),
             fin: self.fin().is_some(),
         }
     }
@@ -185,11 +205,12 @@ impl Stream {
     pub(crate) fn insert(
         &mut self,
         pool: &mut Pool,
-        limit: usize,
+        share: Share,
         seq: LiveSeq,
         payload: &[u8],
         facts: Facts,
     ) -> Result<Inserted, Reason> {
+        let Share { owner, limit } = share;
         let begin = self.offset_of(seq);
         let finish = begin + payload.len() as i64;
         let fin = self.rare().fin;
@@ -210,13 +231,13 @@ impl Stream {
         }
         let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
         let (from, finish) = (from as u64, finish as u64);
-        let marks = self.store.as_ref().map_or(0, |s| s.marks.len() * size_of::<Mark>());
-        if finish - self.start + marks as u64 > limit as u64 {
-            return Err(Reason::SessionMemory);
-        }
-        let mut store = self.store.take().unwrap_or_else(|| pool.take());
-        let placed = self.place(pool, &mut store, from, finish, kept, facts);
-        if store.bytes.len() > store.head {
+        let mut store = self.store.take().unwrap_or_else(|| pool.take(owner));
+        let placed = if from == self.end && store.out_of_order.is_empty() {
+            self.append(pool, &mut store, limit, finish, kept, facts)
+        } else {
+            self.place(pool, &mut store, limit, from..finish, kept, facts)
+        };
+        if store.bytes.len() > store.head || !store.out_of_order.is_empty() {
             self.store = Some(store);
         } else {
             pool.give_back(store);
@@ -226,78 +247,95 @@ impl Stream {
         Ok(Inserted { unique, duplicate: payload.len() as u64 - unique - nonsense, nonsense, too_far: 0 })
     }
 
-    fn place(
+    /// Appends octets that are next, when nothing waits behind a gap.
+    #[inline]
+    fn append(
         &mut self,
         pool: &mut Pool,
         store: &mut Store,
-        from: u64,
+        limit: usize,
         finish: u64,
         octets: &[u8],
         facts: Facts,
     ) -> Result<u64, Reason> {
-        if store.out_of_order.len() >= MAX_OUT_OF_ORDER {
+        let held = (finish - self.start) as usize;
+        if held + store.marks.len() * size_of::<Mark>() > limit {
             return Err(Reason::SessionMemory);
         }
-        let len = store.head + (finish - self.start) as usize;
-        pool.reserve(store, len).map_err(|Exhausted| Reason::TotalMemory)?;
-        let mark =
-            |offset| Mark { offset: LiveOffset::new(offset), time: facts.time, ack: facts.ack, push: facts.push };
-        if from == self.end && store.out_of_order.is_empty() {
-            store.bytes.extend_from_slice(octets);
-            let many = store.marks.len() >= MAX_MARKS;
-            match store.marks.back_mut() {
-                // A flood of tiny segments: past the limit they are no longer told apart.
-                Some(last) if many && last.ack == facts.ack => last.push = facts.push,
-                _ => store.marks.push_back(mark(from)),
-            }
-            pool.settle(store);
-            self.advance_to(finish);
-            self.note_gap(false, facts.time);
-            return Ok(finish - from);
-        }
+        pool.reserve(store, store.head + held).map_err(|Exhausted| Reason::TotalMemory)?;
+        self.extend(store, octets, facts.mark(self.end));
+        pool.settle(store);
+        self.note_gap(false, facts.time);
+        Ok(octets.len() as u64)
+    }
 
-        store.bytes.resize(len.max(store.bytes.len()), 0);
-        // The ranges that this one touches become one with it; only what they lack is copied, because the first copy of
-        // an octet is the one that a receiver keeps.
-        let first = store.out_of_order.partition_point(|range| range.1 < from);
-        let after = first + store.out_of_order[first..].partition_point(|range| range.0 <= finish);
-        let mut unique = 0;
-        let mut at = from;
-        for &(begin, end) in store.out_of_order[first..after].iter().chain([&(finish, finish)]) {
-            if at < begin {
-                let position = store.head + (at - self.start) as usize;
-                let piece = &octets[(at - from) as usize..(begin - from) as usize];
-                store.bytes[position..position + piece.len()].copy_from_slice(piece);
-                unique += begin - at;
-                // Mark each piece, so that a later segment is not attributed to data before the gap.
-                let mut new = Mark { push: facts.push && begin == finish, ..mark(at) };
-                let place = store.marks.partition_point(|m| m.offset.get() < at);
-                // A retransmission acknowledges more than the first copy did, which was sent before what follows it.
-                if let (Some(ack), Some(Some(after))) = (new.ack, store.marks.get(place).map(|m| m.ack))
-                    && ack.is_after(after)
-                {
-                    new.ack = Some(after);
-                }
-                store.marks.insert(place, new);
-            }
-            at = at.max(end);
-            if at >= finish {
-                break;
-            }
+    /// Adds what lacks of a range of octets. The first copy of an octet is the one that a receiver keeps.
+    fn place(
+        &mut self,
+        pool: &mut Pool,
+        store: &mut Store,
+        limit: usize,
+        range: Range<u64>,
+        octets: &[u8],
+        facts: Facts,
+    ) -> Result<u64, Reason> {
+        let lack = store.out_of_order.lack(range.clone());
+        let pieces = store.out_of_order.len() + lack.parts;
+        let held = (self.end - self.start) as usize + store.marks.len() * size_of::<Mark>();
+        let new = lack.octets as usize + lack.parts * PIECE_OVERHEAD;
+        if pieces > MAX_OUT_OF_ORDER || held + store.out_of_order.footprint() + new > limit {
+            return Err(Reason::SessionMemory);
         }
-        let merged = store.out_of_order[first..after]
-            .iter()
-            .fold((from, finish), |(low, high), &(begin, end)| (low.min(begin), high.max(end)));
-        store.out_of_order.splice(first..after, [merged]);
-        let (begin, end) = store.out_of_order[0];
-        if begin <= self.end {
-            store.out_of_order.remove(0);
+        let closes_gap = range.start == self.end;
+        if closes_gap {
+            let run = store.out_of_order.run_end(range.end) - self.start;
+            pool.reserve(store, store.head + run as usize).map_err(|Exhausted| Reason::TotalMemory)?;
             self.close_gap();
-            self.advance_to(end);
+        } else if !pool.has_room_for(new) {
+            return Err(Reason::TotalMemory);
+        }
+        let mut at = range.start;
+        while let Some(part) = store.out_of_order.first_lack(at..range.end) {
+            let piece = &octets[(part.start - range.start) as usize..(part.end - range.start) as usize];
+            // Mark each piece, so that a later segment is not attributed to data before the gap.
+            let mut mark = Mark { push: facts.push && part.end == range.end, ..facts.mark(part.start) };
+            // A retransmission acknowledges more than the first copy did, which was sent before what follows it.
+            if let (Some(ack), Some(after)) = (mark.ack, store.out_of_order.ack_behind(part.start))
+                && ack.is_after(after)
+            {
+                mark.ack = Some(after);
+            }
+            if closes_gap {
+                self.extend(store, piece, mark);
+                self.join(store);
+            } else {
+                store.out_of_order.insert(mark, piece);
+            }
+            at = part.end.max(self.end);
         }
         pool.settle(store);
         self.note_gap(!store.out_of_order.is_empty(), facts.time);
-        Ok(unique)
+        Ok(lack.octets)
+    }
+
+    /// Moves what follows the octets in order to them. There is room for it.
+    fn join(&mut self, store: &mut Store) {
+        while let Some(piece) = store.out_of_order.pop_at(self.end) {
+            self.extend(store, &piece.octets, piece.mark);
+        }
+    }
+
+    /// Adds the next octets. There is room for them.
+    #[inline]
+    fn extend(&mut self, store: &mut Store, octets: &[u8], mark: Mark) {
+        store.bytes.extend_from_slice(octets);
+        let many = store.marks.len() >= MAX_MARKS;
+        match store.marks.back_mut() {
+            // A flood of tiny segments: past the limit they are no longer told apart.
+            Some(last) if many && last.ack == mark.ack => last.push = mark.push,
+            _ => store.marks.push_back(mark),
+        }
+        self.advance_to(mark.offset.get() + octets.len() as u64);
     }
 
     fn note_gap(&mut self, out_of_order: bool, time: Nanos) {
@@ -320,7 +358,7 @@ impl Stream {
         if let Some(fin) = self.rare().fin {
             return if fin.offset.get() as i64 == offset { Close::Repeated } else { Close::Contradictory };
         }
-        let known = self.store.as_ref().and_then(|s| s.out_of_order.last()).map_or(self.end, |range| range.1);
+        let known = self.store.as_ref().and_then(|store| store.out_of_order.end()).unwrap_or(self.end);
         if offset < known as i64 {
             return Close::Contradictory;
         }
@@ -354,7 +392,7 @@ impl Stream {
     /// Returns the mark with a number, if it has not been released and its octets are in order.
     pub(crate) fn mark(&self, number: u64) -> Option<&Mark> {
         let index = number.checked_sub(self.first_mark)?;
-        self.store.as_ref()?.marks.get(index as usize).filter(|m| m.offset < self.end())
+        self.store.as_ref()?.marks.get(index as usize)
     }
 
     /// Returns the number of the first mark that has not been released.
@@ -376,8 +414,14 @@ impl Stream {
     pub(crate) fn held_from(&self, offset: LiveOffset) -> u64 {
         let Some(store) = &self.store else { return 0 };
         let offset = offset.get();
-        let out_of_order: u64 = store.out_of_order.iter().map(|&(begin, end)| end - begin.max(offset).min(end)).sum();
-        self.end.saturating_sub(offset.max(self.start)) + out_of_order
+        self.end.saturating_sub(offset.max(self.start)) + store.out_of_order.octets_from(offset)
+    }
+
+    /// Notes in the pool's books what is held.
+    pub(crate) fn account(&mut self, pool: &mut Pool, owner: Owner) {
+        if let Some(store) = &mut self.store {
+            pool.account_for(store, owner);
+        }
     }
 
     /// Releases what lies before `offset`.
@@ -395,8 +439,12 @@ impl Stream {
             store.marks.pop_front();
         }
         if store.head >= store.bytes.len() {
-            pool.give_back(store);
-            return;
+            if store.out_of_order.is_empty() {
+                pool.give_back(store);
+                return;
+            }
+            store.bytes.clear();
+            store.head = 0;
         }
         // Moving the rest to the front costs less than what was appended since the last time.
         if store.head > store.bytes.len() / 2 {
@@ -409,33 +457,40 @@ impl Stream {
 
     /// Gives up the octets of the first gap, and goes on with what follows them. Returns how many they are; when
     /// nothing is known to follow, the position becomes unknown.
-    pub(crate) fn skip_gap(&mut self, pool: &mut Pool) -> u64 {
+    ///
+    /// # Errors
+    /// [`Exhausted`] when the pool has no room to put together what follows.
+    pub(crate) fn skip_gap(&mut self, pool: &mut Pool) -> Result<u64, Exhausted> {
         let end = self.end;
         self.release(pool, self.end());
         self.close_gap();
         self.before = None;
         if let Some(mut store) = self.store.take() {
-            // After the release, only ranges out of order are left.
-            let (begin, finish) = store.out_of_order.remove(0);
-            let missing = begin - end;
-            store.head += missing as usize;
-            self.advance_to(finish);
-            self.start = begin;
+            // After the release, only what is out of order is left.
+            let begin = store.out_of_order.begin().unwrap_or(end);
+            let run = store.out_of_order.run_end(begin) - begin;
+            let room = pool.reserve(&mut store, run as usize);
+            if room.is_ok() {
+                self.advance_to(begin);
+                self.start = begin;
+                self.join(&mut store);
+                pool.settle(&mut store);
+            }
             // The next gap has had as much time as this one.
             self.note_gap(!store.out_of_order.is_empty(), Nanos(0));
             self.store = Some(store);
-            return missing;
+            return room.map(|()| begin - end);
         }
         match self.rare().fin {
             Some(fin) => {
                 let missing = fin.offset.since(self.end());
                 self.advance_to(fin.offset.get());
                 self.start = self.end;
-                missing
+                Ok(missing)
             }
             None => {
                 self.end_seq = None;
-                0
+                Ok(0)
             }
         }
     }

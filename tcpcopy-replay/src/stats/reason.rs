@@ -41,6 +41,9 @@ reasons! {
     SessionMemory = "session_memory",
     /// The limit of octets that all connections together may hold back was reached.
     TotalMemory = "total_memory",
+    /// All connections together held as many octets as they may, this one's client the most of them, and another client
+    /// needed room.
+    ClientMemory = "client_memory",
     /// Octets of the live client's stream were never captured.
     CaptureGap = "capture_gap",
     /// Octets beyond the live client's FIN, or flags that contradict each other.

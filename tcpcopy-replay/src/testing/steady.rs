@@ -166,6 +166,16 @@ impl Steady {
         segments
     }
 
+    /// A segment of a session that is captured while `distance` octets before it are missing; nothing is sent for it.
+    pub fn ahead(&mut self, session: u32, distance: u32, octets: &[u8]) {
+        let Ends { live_seq, live_ack, .. } = self.ends[session as usize];
+        // As after a loss of ours, when a segment may be anywhere ahead.
+        self.engine.handle_ring_full(self.now);
+        let live = segment(session, self.now, live_seq.wrapping_add(distance), live_ack, ACK | PSH, octets);
+        self.engine.handle_live(self.now, &live);
+        assert_eq!(self.drain(), 0);
+    }
+
     /// How many exchanges a turn has.
     pub fn exchanges(&self) -> u32 {
         self.ends.len().min(TURN) as u32

@@ -7,6 +7,7 @@ mod adapter;
 mod chaos;
 mod close;
 mod distance;
+mod fairness;
 mod fins;
 mod forgery;
 mod gating;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tcpcopy_common::{
-    flow::Flow,
+    flow::{Flow, IpAddress},
     mark::{self, Epoch, Judgement, MarkKey},
     response::{NO_WINDOW_SCALE, ResponseHeader, kind, option},
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
@@ -81,6 +81,8 @@ pub(crate) struct Target {
     pub mss: u16,
     /// Octets that a connection accepts beyond what it has; `None`: plenty.
     pub window: Option<u32>,
+    /// Clients whose connections accept nothing.
+    pub shut: HashSet<IpAddress>,
     pub window_scale: Option<u8>,
     pub listening: bool,
     pub timestamps: bool,
@@ -110,6 +112,7 @@ impl Target {
             accepted: 0,
             mss: 1000,
             window: None,
+            shut: HashSet::new(),
             window_scale: Some(7),
             listening: true,
             timestamps: true,
@@ -127,7 +130,8 @@ impl Target {
 
     fn header(&self, flow: Flow, conn: Option<&Conn>, seq: u32, len: u32, flags: TcpFlags) -> ResponseHeader {
         let scale = if flags.contains(SYN) { 0 } else { self.window_scale.unwrap_or(0) };
-        let window = (self.window.unwrap_or(60_000) >> scale).min(65_535) as u16;
+        let open = if self.shut.contains(&flow.client) { 0 } else { self.window.unwrap_or(60_000) };
+        let window = (open >> scale).min(65_535) as u16;
         ResponseHeader {
             flow,
             seq: seq.to_be_bytes(),

@@ -3,8 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{input::holders::Client, store::id::Id};
 
 const LIMIT: usize = 1 << 20;
+const OWNER: Owner = Owner { client: Client::TEST, connection: Id::new(0) };
+const SHARE: Share = Share { owner: OWNER, limit: LIMIT };
 
 fn facts(ms: u64, ack: u32, push: bool) -> Facts {
     Facts { time: Nanos(ms * 1_000_000), ack: Some(LiveAck::new(ack)), push }
@@ -19,7 +22,7 @@ struct Rig {
 impl Rig {
     fn new(isn: u32) -> Self {
         let isn = LiveSeq::new(isn);
-        Self { pool: Pool::new(4 << 20), stream: Stream::new(Some(isn)), isn }
+        Self { pool: Pool::new(1, 4 << 20), stream: Stream::new(Some(isn)), isn }
     }
 
     fn put(&mut self, offset: u32, octets: &[u8]) -> Inserted {
@@ -27,7 +30,7 @@ impl Rig {
     }
 
     fn put_with(&mut self, offset: u32, octets: &[u8], facts: Facts) -> Result<Inserted, Reason> {
-        self.stream.insert(&mut self.pool, LIMIT, self.isn.plus(offset), octets, facts)
+        self.stream.insert(&mut self.pool, SHARE, self.isn.plus(offset), octets, facts)
     }
 
     fn all(&self) -> &[u8] {
@@ -148,11 +151,11 @@ fn a_hole_can_be_given_up() {
     rig.put(5, b"fg");
     rig.put(9, b"j");
     assert_eq!(rig.stream.held_from(LiveOffset::new(1)), 4);
-    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 3);
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), Ok(3));
     assert_eq!((rig.all(), rig.stream.start().get()), (&b"fg"[..], 5));
     assert_eq!(rig.stream.gap_since(), Some(Nanos(0)));
     assert!(!rig.stream.begins_request(rig.stream.first_mark()), "nobody knows what the hole held");
-    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 2);
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), Ok(2));
     assert_eq!((rig.all(), rig.stream.gap_since()), (&b"j"[..], None));
     rig.put(10, b"k");
     assert_eq!(rig.all(), b"jk");
@@ -161,8 +164,9 @@ fn a_hole_can_be_given_up() {
 #[test]
 fn too_much_is_refused_without_a_trace() {
     let mut rig = Rig::new(7);
-    assert_eq!(rig.put_with(LIMIT as u32, b"x", facts(0, 1, true)), Err(Reason::SessionMemory));
-    rig.pool = Pool::new(2048);
+    assert_eq!(rig.put_with(0, &[0; LIMIT + 1], facts(0, 1, true)), Err(Reason::SessionMemory));
+    assert_eq!(rig.put_with(1, &[0; LIMIT], facts(0, 1, true)), Err(Reason::SessionMemory));
+    rig.pool = Pool::new(1, 2048);
     assert_eq!(rig.put_with(0, &[0; 4096], facts(0, 1, true)), Err(Reason::TotalMemory));
     assert_eq!((rig.stream.end().get(), rig.pool.allocated()), (0, 0));
 }
@@ -193,7 +197,7 @@ fn what_may_be_held_is_octets_and_marks_together() {
     let mark = size_of::<Mark>();
     let mut rig = Rig::new(7);
     let mut put = |offset: u32, octets: &[u8], limit| {
-        rig.stream.insert(&mut rig.pool, limit, rig.isn.plus(offset), octets, facts(0, 1, true))
+        rig.stream.insert(&mut rig.pool, Share { limit, ..SHARE }, rig.isn.plus(offset), octets, facts(0, 1, true))
     };
     assert_eq!(put(0, &[1; 1001], 1000), Err(Reason::SessionMemory));
     assert!(put(0, &[1; 1000], 1000).is_ok());
@@ -203,13 +207,14 @@ fn what_may_be_held_is_octets_and_marks_together() {
     let far = Inserted { too_far: 2, ..Inserted::default() };
     assert_eq!(put(1001 + 5001, b"xy", 5000), Ok(far));
     rig.stream.release(&mut rig.pool, LiveOffset::new(900));
-    assert!(rig.stream.insert(&mut rig.pool, 102 + 2 * mark, rig.isn.plus(1001), b"x", facts(0, 1, true)).is_ok());
+    let share = Share { limit: 102 + 2 * mark, ..SHARE };
+    assert!(rig.stream.insert(&mut rig.pool, share, rig.isn.plus(1001), b"x", facts(0, 1, true)).is_ok());
 }
 
 #[test]
 fn a_refused_segment_leaves_no_empty_store() {
     let mut rig = Rig::new(7);
-    rig.pool = Pool::new(2048);
+    rig.pool = Pool::new(1, 2048);
     assert_eq!(rig.put_with(0, &[0; 4096], facts(0, 1, true)), Err(Reason::TotalMemory));
     assert!(rig.stream.store.is_none());
 }
@@ -220,7 +225,7 @@ fn a_fin_ahead_stays_a_hole_until_everything_before_it_is_there() {
     assert_eq!(rig.stream.close(rig.isn.plus(6), Nanos(5), None), Close::New);
     rig.put(0, b"ab");
     assert_eq!(rig.stream.gap_since(), Some(Nanos(5)));
-    assert_eq!(rig.stream.skip_gap(&mut rig.pool), 4, "octets that are missing before the FIN");
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), Ok(4), "octets that are missing before the FIN");
     assert_eq!((rig.stream.end().get(), rig.stream.fin().map(|fin| fin.offset.get())), (6, Some(6)));
 }
 
@@ -250,6 +255,48 @@ fn a_segment_next_to_what_is_there_adds_one_mark() {
     rig.put(0, b"ab");
     let marks: Vec<_> = (0..9).filter_map(|n| rig.stream.mark(n)).map(|mark| mark.offset.get()).collect();
     assert_eq!(marks, [0, 2, 4]);
+}
+
+#[test]
+fn a_piece_far_ahead_costs_what_it_holds() {
+    let mut rig = Rig::new(7);
+    assert_eq!(rig.put(LIMIT as u32, b"x").unique, 1);
+    assert!(rig.pool.allocated() < 400, "{}", rig.pool.allocated());
+    assert_eq!(rig.put(LIMIT as u32 + 2, b"x"), Inserted { too_far: 1, ..Inserted::default() });
+    assert_eq!(rig.stream.skip_gap(&mut rig.pool), Ok(LIMIT as u64));
+    assert_eq!(rig.all(), b"x");
+}
+
+#[test]
+fn pieces_are_limited_in_number_and_with_what_they_take() {
+    let mut rig = Rig::new(7);
+    rig.pool = Pool::new(1, 64 << 20);
+    let many = Share { limit: 64 << 20, ..SHARE };
+    let mut put = |n: usize, share: Share| {
+        let seq = rig.isn.plus(2 * n as u32 + 1);
+        rig.stream.insert(&mut rig.pool, share, seq, b"x", facts(0, 1, false))
+    };
+    assert!((0..MAX_OUT_OF_ORDER).all(|n| put(n, many).is_ok()));
+    assert_eq!(put(MAX_OUT_OF_ORDER, many), Err(Reason::SessionMemory));
+    assert!(put(0, many).is_ok_and(|inserted| inserted.duplicate == 1), "a repetition needs no room");
+    let mut rig = Rig::new(7);
+    let few = Share { limit: 3 * (PIECE_OVERHEAD + 1), ..SHARE };
+    let mut put = |n: u32| rig.stream.insert(&mut rig.pool, few, rig.isn.plus(2 * n), b"x", facts(0, 1, false));
+    assert!((1..4).all(|n| put(n).is_ok()));
+    assert_eq!(put(4), Err(Reason::SessionMemory));
+}
+
+#[test]
+fn a_gap_that_cannot_be_closed_for_want_of_room_stays_as_it_is() {
+    let mut rig = Rig::new(7);
+    rig.pool = Pool::new(1, 4096);
+    rig.put(1, &[1; 2000]);
+    // What follows the gap is put together with what fills it.
+    assert_eq!(rig.put_with(0, &[0; 1], facts(0, 1, false)), Err(Reason::TotalMemory));
+    assert_eq!((rig.all(), rig.stream.held_from(LiveOffset::START)), (&b""[..], 2000));
+    assert!(rig.stream.skip_gap(&mut rig.pool).is_err());
+    rig.stream.clear(&mut rig.pool);
+    assert_eq!(rig.pool.allocated(), 0);
 }
 
 proptest! {
@@ -291,5 +338,48 @@ proptest! {
         prop_assert_eq!(unique, len as u64);
         prop_assert_eq!(got, octets);
         prop_assert_eq!(rig.stream.gap_since(), None);
+    }
+
+    /// Whatever contradicts what, the first copy of each octet counts; a gap that is given up loses nothing else.
+    #[test]
+    fn the_first_copy_counts_whatever_overlaps(
+        isn: u32,
+        puts in prop::collection::vec((0usize..400, 1usize..60, any::<u8>(), 0u32..4, any::<bool>()), 1..80),
+        release in 0u64..60,
+    ) {
+        let mut rig = Rig::new(isn);
+        let mut model: Vec<Option<u8>> = vec![None; 512];
+        let mut start = 0;
+        for (at, len, octet, kind, push) in puts {
+            let end = model.iter().position(Option::is_none).unwrap_or(512);
+            if kind == 3 && rig.stream.gap_since().is_some() {
+                let next = (end..512).find(|&n| model[n].is_some()).expect("what is behind the gap");
+                prop_assert_eq!(rig.stream.skip_gap(&mut rig.pool), Ok((next - end) as u64));
+                model[..next].fill(Some(0));
+                start = next;
+            }
+            let octets = vec![octet; len];
+            let new: usize = model[at..at + len].iter().filter(|octet| octet.is_none()).count();
+            let inserted = rig.put_with(at as u32, &octets, facts(0, 1, push)).unwrap();
+            prop_assert_eq!((inserted.unique, inserted.duplicate), (new as u64, (len - new) as u64));
+            model[at..at + len].iter_mut().for_each(|place| *place = place.or(Some(octet)));
+            let end = model.iter().position(Option::is_none).unwrap_or(512);
+            if kind == 0 {
+                start = start.max(end.min(start + release as usize));
+                rig.stream.release(&mut rig.pool, LiveOffset::new(start as u64));
+            }
+            let expected: Vec<u8> = model[start..end].iter().flatten().copied().collect();
+            prop_assert_eq!(rig.all(), &expected[..]);
+            let held = model[start..].iter().flatten().count() as u64;
+            prop_assert_eq!(rig.stream.held_from(rig.stream.start()), held);
+            let last = model.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            prop_assert_eq!(rig.stream.position().beyond, (last.max(end) - end) as u64);
+            prop_assert_eq!(rig.stream.gap_since().is_some(), last > end);
+            let marks: Vec<_> = (rig.stream.first_mark()..).map_while(|n| rig.stream.mark(n)).collect();
+            prop_assert!(marks.is_sorted_by_key(|mark| mark.offset));
+            prop_assert!(marks.iter().all(|mark| (start..end).contains(&(mark.offset.get() as usize))));
+        }
+        rig.stream.clear(&mut rig.pool);
+        prop_assert!(rig.stream.store.is_none());
     }
 }
