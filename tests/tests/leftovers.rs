@@ -1,5 +1,7 @@
 //! S4: nothing outlives the processes, however they end, and live traffic goes on.
 
+use std::time::{Duration, Instant};
+
 use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, eventually,
     http::{Limit, Load, Server},
@@ -107,4 +109,67 @@ fn the_clsact_fallback_leaves_nothing_behind_after_the_next_start() {
     for death in [Death::Term, Death::Kill] {
         intercept_leaves_nothing("clsact", death);
     }
+}
+
+/// Either program is killed under load, again and again, at a moment that chance chooses: live traffic goes on, nothing
+/// is left in the kernel, and the program that follows mirrors. A hundred times each with `LAB_FULL_MATRIX`.
+#[test]
+fn either_program_may_be_killed_at_any_moment() {
+    let _guard = laboratory!(1_000);
+    let times = if std::env::var_os("LAB_FULL_MATRIX").is_some() { 100 } else { 6 };
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    let before = [&lab.source, &lab.target].map(|host| network_state(host).unwrap());
+    mirror.start_intercept().unwrap();
+    mirror.start_tcpcopy().unwrap();
+    let loads = Family::BOTH.map(|family| {
+        let server = lab.source.socket(family, LIVE_PORT);
+        let loads = [Load::keep_alive(server, 4, Limit::Stopped), Load::per_request(server, 4, Limit::Stopped)];
+        loads.map(|load| Load { rate: Some(100), ..load }.start(&lab.client).unwrap())
+    });
+    let (mut took, mut dice) = (Vec::new(), fastrand::Rng::new());
+    for number in 0..2 * times {
+        std::thread::sleep(Duration::from_millis(dice.u64(0..300)));
+        let (host, program) = if number % 2 == 0 {
+            (&lab.source, mirror.tcpcopy.take().unwrap())
+        } else {
+            (&lab.target, mirror.intercept.take().unwrap())
+        };
+        let objects = BpfObjects::of(program.pid()).unwrap();
+        program.kill().unwrap();
+        let before = if host.role == "source" { &before[0] } else { &before[1] };
+        // Sockets come and go with the load.
+        let lasting = |line: &String| !line.contains("ss -H");
+        let before: Vec<String> = before.iter().filter(|line| lasting(line)).cloned().collect();
+        let changes = || {
+            let after: Vec<String> = network_state(host).unwrap().into_iter().filter(lasting).collect();
+            differences(&before, &after)
+        };
+        assert!(eventually(PATIENCE, || objects.remaining().is_empty()), "{:?}", objects.remaining());
+        assert!(eventually(PATIENCE, || changes().is_empty()), "{:#?}", changes());
+        if number % 2 == 0 {
+            mirror.start_tcpcopy().unwrap()
+        } else {
+            mirror.start_intercept().unwrap()
+        }
+        let (ready, mut asked) = (Instant::now(), Vec::new());
+        let mirrored = eventually(PATIENCE, || {
+            let load = Load::per_request(lab.source.socket(Family::V4, LIVE_PORT), 1, Limit::Requests(1));
+            asked.extend(load.run(&lab.client).unwrap().answered);
+            target.arrivals().iter().rev().take(500).any(|arrival| asked.contains(&arrival.id))
+        });
+        assert!(mirrored, "death {number}: nothing is mirrored\n{}", mirror.tcpcopy().log());
+        took.push(ready.elapsed());
+    }
+    for load in loads.into_iter().flatten() {
+        let report = load.stop().unwrap();
+        assert_eq!(report.failed.first(), None, "{} live requests failed", report.failed.len());
+    }
+    took.sort_unstable();
+    println!("mirrored again after {:?} in the middle, at most {:?}", took[took.len() / 2], took[took.len() - 1]);
+    // Whatever else the machine has to do: half of them within two seconds.
+    assert!(took[took.len() / 2] <= Duration::from_secs(2), "{took:?}");
+    mirror.stop().unwrap();
 }

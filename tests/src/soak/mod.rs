@@ -72,6 +72,8 @@ struct Soak {
     windows: Vec<(u64, u64)>,
     faults: BTreeMap<Fault, u64>,
     violations: Vec<String>,
+    /// How long each restarted program took from readiness to its first request.
+    returns: Vec<Duration>,
     /// When `tcpcopy` was killed last.
     tcpcopy_killed: Option<Instant>,
     /// The most memory of each program that was seen, octets.
@@ -117,6 +119,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         windows: Vec::new(),
         faults: BTreeMap::new(),
         violations: Vec::new(),
+        returns: Vec::new(),
         tcpcopy_killed: None,
         memory: BTreeMap::new(),
         lab,
@@ -239,9 +242,8 @@ impl Soak {
         Ok(())
     }
 
-    /// A restarted program mirrors again within two seconds (more on a machine that is slower than that).
+    /// Waits until a restarted program mirrors, and notes how long it took.
     fn expect_mirroring(&mut self) {
-        const BOUND: Duration = Duration::from_secs(2);
         let (ready, mut asked) = (Instant::now(), Vec::new());
         // Each asks on a connection of its own, as one that is under way need not be joined.
         let mirrored = eventually(PATIENCE, || {
@@ -249,10 +251,10 @@ impl Soak {
             asked.extend(load.run(&self.lab.client).map(|report| report.answered).unwrap_or_default());
             self.witness.arrivals().iter().rev().take(200).any(|arrival| asked.contains(&arrival.id))
         });
-        let took = ready.elapsed();
-        if !mirrored || took > BOUND {
-            let what = if mirrored { "only" } else { "not" };
-            self.violations.push(format!("a restarted program mirrored {what} after {took:.1?}"));
+        if mirrored {
+            self.returns.push(ready.elapsed());
+        } else {
+            self.violations.push(format!("a restarted program does not mirror after {PATIENCE:?}"));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a soak has come to.
 
-use std::{collections::BTreeMap, thread};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
@@ -17,6 +17,9 @@ use crate::{
 const MIB: u64 = 1 << 20;
 /// The most memory of a program beside its rings, octets.
 const MOST_MEMORY: u64 = 64 * MIB;
+/// How long half of the restarted programs may take from readiness to the first request that they mirror: what else the
+/// machine does may hold up some of them.
+const RETURN: Duration = Duration::from_secs(2);
 /// How much it may grow in [`CALM`].
 const MOST_GROWTH: u64 = 2 * MIB;
 /// How many more descriptors it may have after [`CALM`]: of a connection that is being made just then.
@@ -37,6 +40,8 @@ pub struct Report {
     pub slowest_ms: u64,
     /// Packets of the target at clients while an `intercept` that was killed was missed.
     pub leaked_in_windows: usize,
+    /// How long restarted programs took from readiness to their first request, ms: half of them, and all.
+    pub returns_ms: (u64, u64),
     /// The most memory of each program beside its rings, octets.
     pub memory: BTreeMap<&'static str, u64>,
     /// What must not have happened.
@@ -66,6 +71,12 @@ pub(super) fn reach(
         if most > MOST_MEMORY {
             soak.violations.push(format!("{name} took {} MiB beside its rings", most / MIB));
         }
+    }
+    soak.returns.sort_unstable();
+    let median = soak.returns.get(soak.returns.len() / 2).copied().unwrap_or_default();
+    let longest = soak.returns.last().copied().unwrap_or_default();
+    if median > RETURN {
+        soak.violations.push(format!("half of the restarted programs mirrored only after {median:.1?}"));
     }
     everything_arrives(&mut soak)?;
     let (mut answered, mut slowest) = (0, 0);
@@ -117,6 +128,7 @@ pub(super) fn reach(
         answered,
         slowest_ms: slowest / 1_000_000,
         leaked_in_windows: inside.len(),
+        returns_ms: (median.as_millis() as u64, longest.as_millis() as u64),
         memory,
         violations,
     })
@@ -173,6 +185,8 @@ impl Report {
         };
         add("live requests answered", self.answered, "");
         add("the slowest of them", self.slowest_ms, "ms");
+        add("half of the restarted programs mirror after", self.returns_ms.0, "ms");
+        add("all of them", self.returns_ms.1, "ms");
         add("packets at clients, intercept having been killed", self.leaked_in_windows as u64, "");
         for (name, octets) in &self.memory {
             add(&format!("most memory of {name} beside its rings"), octets >> 10, "KiB");
