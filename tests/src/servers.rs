@@ -136,6 +136,12 @@ impl RealServer {
     }
 }
 
+/// Whether Python has a module.
+pub fn python_has(module: &str) -> bool {
+    let import = std::process::Command::new("python3").args(["-c", &format!("import {module}")]).output();
+    import.is_ok_and(|output| output.status.success())
+}
+
 /// Creates a directory that a server may enter which gives up root's rights.
 fn temporary_directory() -> anyhow::Result<TempDir> {
     use std::os::unix::fs::PermissionsExt as _;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use lab::{
-    Family, Lab, Mirror, MirrorOptions, PATIENCE,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program,
     http::{Limit, Load, Method},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -71,6 +71,51 @@ fn open_connections_are_joined_at_a_request() {
     assert!(unique.is_subset(&known), "requests came that nobody sent");
     let missing: Vec<_> = sent[before..].iter().filter(|id| !unique.contains(id)).collect();
     assert!(missing.is_empty(), "{} of {} after the join are missing", missing.len(), sent.len() - before);
+}
+
+/// A protocol that begins with a preface, on connections that are older than the start: each call of theirs was a
+/// connection to the target, which closed it.
+#[test]
+fn open_connections_of_a_protocol_with_a_memory_are_left_alone_after_a_few_tries() {
+    let _guard = laboratory!();
+    if !lab::servers::python_has("grpc") {
+        return lab::skip("open_connections_of_a_protocol_with_a_memory", "Python has no grpc (python3-grpcio)");
+    }
+    const OLD: u64 = 7;
+    let directory = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/grpc_notes.py");
+    let lab = Lab::bridge().unwrap();
+    let notes = |port: u16| directory.path().join(port.to_string());
+    let serve = |host: &Host, port: u16| {
+        let line = format!("python3 {script} serve {port} {}", notes(port).display());
+        RealServer::custom(host, port, &line).unwrap()
+    };
+    let (_live, _target) = (serve(&lab.source, LIVE_PORT), serve(&lab.target, TARGET_PORT));
+    let server = lab.source.socket(Family::V4, LIVE_PORT);
+    let mut chain = lab.client.command("python3");
+    let old =
+        Program::start("chain", chain.arg(script).args(["chain", &server.to_string(), &OLD.to_string()])).unwrap();
+    let round = |old: &Program, least: u64| {
+        old.wait_output(PATIENCE, |line| line.parse().is_ok_and(|round: u64| round >= least)).unwrap();
+        old.output().lines().last().and_then(|line| line.parse::<u64>().ok()).unwrap()
+    };
+    round(&old, 3);
+    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let line = mirror.tcpcopy().wait_log(PATIENCE, |line| line.contains("ends connections that are joined")).unwrap();
+    assert!(line.contains("WARN"), "{line}");
+    let now = round(&old, 0);
+    round(&old, now + 20);
+    // Who connects after the start is replayed.
+    lab.client.output(&format!("python3 {script} burst {server} 2 10")).unwrap();
+    let fresh = || std::fs::read_to_string(notes(TARGET_PORT)).unwrap_or_default().matches("burst").count();
+    assert!(lab::eventually(PATIENCE, || fresh() == 20), "{} of 20", fresh());
+    old.stop().unwrap();
+    let outcome = mirror.stop().unwrap();
+    outcome.assert_no_leak();
+    // Each old connection is tried once at most, as some may be under way when the third is refused.
+    let connected = outcome.tcpcopy.count("replay", "connected");
+    assert!((3 + 2..=OLD + 2).contains(&connected), "{connected} connections\n{}", outcome.table);
+    assert!(!std::fs::read_to_string(notes(TARGET_PORT)).unwrap().contains("chain"), "half a conversation was served");
 }
 
 #[test]

@@ -35,7 +35,12 @@ fn mirrored(start: impl Fn(&Host, u16) -> RealServer, drive: impl FnOnce(&Lab, S
         streams.iter_mut().zip(&sniffers).for_each(|(streams, sniffer)| streams.add(sniffer.take()));
         streams[0].contents() == streams[1].contents()
     });
-    let states = state.map(|state| (state(&lab.source, LIVE_PORT), state(&lab.target, TARGET_PORT)));
+    let states = state.map(|state| {
+        let both = || (state(&lab.source, LIVE_PORT), state(&lab.target, TARGET_PORT));
+        // What has arrived may still have to be carried out.
+        eventually(PATIENCE, || matches!(both(), (live, replayed) if live == replayed));
+        both()
+    });
     let outcome = mirror.stop().unwrap();
     for (streams, sniffer) in streams.iter_mut().zip(sniffers) {
         // It fails when packets were missed, and an absence would prove nothing.
@@ -147,6 +152,38 @@ fn http_2_in_cleartext() {
             (0..20).for_each(|_| drop(lab.client.output(&curl).unwrap()));
         },
         None,
+    );
+}
+
+/// Real gRPC: many calls under way at once, and the client closes as soon as the last is answered. A call that the
+/// target gave up, because its client seemed to be gone, has left no note there.
+#[test]
+fn grpc_calls_under_way_at_once_before_a_close() {
+    let _guard = laboratory!();
+    if !lab::servers::python_has("grpc") {
+        return lab::skip("grpc_calls_under_way_at_once_before_a_close", "Python has no grpc (python3-grpcio)");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/grpc_notes.py");
+    let notes = |port: u16| directory.path().join(port.to_string());
+    let sorted = |_: &Host, port: u16| {
+        let mut lines: Vec<String> =
+            std::fs::read_to_string(notes(port)).unwrap_or_default().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines.join("\n")
+    };
+    mirrored(
+        |host, port| {
+            let line = format!("python3 {script} serve {port} {}", notes(port).display());
+            RealServer::custom(host, port, &line).unwrap()
+        },
+        |lab, server| {
+            for (channels, calls) in [(4, 200), (10, 1)] {
+                lab.client.output(&format!("python3 {script} burst {server} {channels} {calls}")).unwrap();
+            }
+            assert_eq!(sorted(&lab.source, LIVE_PORT).lines().count(), 4 * 200 + 10);
+        },
+        Some(&sorted),
     );
 }
 

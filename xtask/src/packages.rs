@@ -51,13 +51,16 @@ const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("strip", "binutils", Purpose::Kernels),
 ];
 
-/// Installs the packages whose programs are missing.
+/// A module of Python, the package that has it, and what for.
+const MODULES: &[(&str, &str, Purpose)] = &[("grpc", "python3-grpcio", Purpose::Test)];
+
+/// Installs the packages whose programs or modules are missing.
 pub fn install(purpose: Purpose) -> anyhow::Result<()> {
-    let mut missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _, needed)| purpose.includes(*needed) && shell::find(program).is_none())
-        .map(|(_, package, _)| *package)
-        .collect();
+    let has = |module: &str| shell::output(Command::new("python3").args(["-c", &format!("import {module}")])).is_ok();
+    let programs =
+        PROGRAMS.iter().filter(|(program, _, needed)| purpose.includes(*needed) && shell::find(program).is_none());
+    let modules = MODULES.iter().filter(|(module, _, needed)| purpose.includes(*needed) && !has(module));
+    let mut missing: Vec<&str> = programs.chain(modules).map(|(_, package, _)| *package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());

@@ -22,6 +22,8 @@ pub(crate) struct Answers {
     writes: u8,
     /// Whether the newest request was let through early.
     newest_early: bool,
+    /// Whether several requests may have been under way at once.
+    concurrent: bool,
 }
 
 impl Answers {
@@ -35,9 +37,16 @@ impl Answers {
         self.newest_early = true;
     }
 
+    /// Whether the target's answer to the newest request is about as long as the live server's, of so many octets: by
+    /// chance it seldom is.
+    pub(crate) const fn is_alike(&self, live: u32) -> bool {
+        self.received.abs_diff(live) <= live / 16
+    }
+
     /// Records that a write of the live client ends with the segment that is sent.
     pub(crate) const fn record_write(&mut self) {
         self.writes = self.writes.saturating_add(1);
+        self.concurrent |= self.writes > 1;
     }
 
     /// Records that a request is let through which the live client sent after it had read `live` octets. `early`: not
@@ -47,7 +56,15 @@ impl Answers {
         // Less than half an answer is how versions of a server differ, and would add up.
         let carried = if exact { self.behind } else { 0 };
         let behind = carried.saturating_add(live).saturating_sub(self.received);
-        *self = Self { behind, last: live, received: 0, early: self.early(), writes: 0, newest_early: early };
+        let concurrent = self.concurrent;
+        *self =
+            Self { behind, last: live, received: 0, early: self.early(), writes: 0, newest_early: early, concurrent };
+    }
+
+    /// Whether the live client has written more than once without having read anything in between: several requests,
+    /// perhaps, were under way at once.
+    pub(crate) const fn is_concurrent(&self) -> bool {
+        self.concurrent
     }
 
     const fn early(&self) -> u8 {

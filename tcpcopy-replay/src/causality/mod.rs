@@ -2,5 +2,8 @@
 //! the target before the target's own answer.
 
 pub(crate) mod answers;
+pub(crate) mod farewell;
+pub(crate) mod frames;
 pub(crate) mod gate;
 pub(crate) mod greeting;
+pub(crate) mod joining;

@@ -4,7 +4,9 @@ use std::{net::IpAddr, time::Duration};
 
 use tcpcopy_common::flow::Flow;
 
+use super::joining;
 use crate::{
+    causality::joining::{HEAD, Standing},
     config::{Config, TargetId},
     engine::{Connection, Engine, Flag, Replay},
     identity,
@@ -77,7 +79,8 @@ impl Engine {
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(target, &wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
-        let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite());
+        let standing = Standing::at(origin.offset, connection.stream.slice(origin.offset, HEAD));
+        let session = Session::new(now, target, flow, attempt, opening, origin, standing, self.rewrite());
         self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;
@@ -91,7 +94,7 @@ impl Engine {
 
     /// Carries out what a session asked for.
     pub(crate) fn conclude(&mut self, now: Nanos, id: Id, outcome: Outcome) {
-        match outcome {
+        match self.judge_join(id, outcome) {
             Outcome::Continue => {}
             Outcome::Finished(kind, owed) => {
                 self.count_owed(owed);
@@ -234,16 +237,22 @@ impl Engine {
     fn seek_from(&mut self, now: Nanos, id: Id, first: LiveOffset) {
         let may_join = self.config.rejoin && !self.config.complete_only;
         loop {
-            let Some(Connection { stream, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
+            let Some(Connection { stream, rule, replay: Replay::Parked(reason, _), .. }) = self.connections.get_mut(id)
             else {
                 return;
             };
-            let reason = *reason;
+            let (reason, rule) = (*reason, *rule);
+            let joins = self.profiles.get(usize::from(rule)).is_none_or(|profile| !profile.joins.are_over());
             let mut number = stream.first_mark();
             let first = first.max(stream.start());
             let begin = loop {
                 match stream.mark(number) {
-                    Some(mark) if may_join && mark.offset >= first && stream.begins_request(number) => {
+                    Some(mark)
+                        if may_join
+                            && mark.offset >= first
+                            && stream.begins_request(number)
+                            && joining::may_join(joins, Some(reason), stream.slice(mark.offset, HEAD)) =>
+                    {
                         break Some((mark.offset, mark.ack));
                     }
                     Some(_) => number += 1,
@@ -351,8 +360,13 @@ impl Engine {
 
     fn idle_deadline(&self, connection: &Connection) -> Moment {
         let Config { session_timeout, keepalive_timeout, .. } = self.config;
-        let Replay::Active(session) = &connection.replay else {
-            return Moment::at(connection.last_activity.after(session_timeout));
+        let session = match &connection.replay {
+            Replay::Active(session) => session,
+            // It is remembered that it stays out.
+            Replay::Parked(Reason::Unjoinable, _) => {
+                return keepalive_timeout.map(|timeout| connection.last_activity.after(timeout)).into();
+            }
+            Replay::Parked(..) => return Moment::at(connection.last_activity.after(session_timeout)),
         };
         let stream = &connection.stream;
         let open = stream.fin().is_none() && stream.reset().is_none();

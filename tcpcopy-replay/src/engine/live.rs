@@ -80,6 +80,9 @@ impl Engine {
         if nothing {
             return self.refuse(segment, Reason::BeforeJoin);
         }
+        if !self.may_join(segment.rule, None, segment.payload) {
+            return self.refuse(segment, Reason::Unjoinable);
+        }
         if self.connections.len() >= self.config.max_sessions {
             return self.refuse(segment, Reason::SessionLimit);
         }

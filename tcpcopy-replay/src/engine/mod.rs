@@ -7,12 +7,14 @@
 //! | [`response`] | handles responses reported by targets |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
 //! | [`eviction`] | which connection ends when there are as many as allowed |
+//! | [`joining`] | which connections are joined in the middle |
 //! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
 //! | [`lookup`] | from a four-tuple to a connection |
 
 mod eviction;
 mod half_open;
 mod handshake;
+mod joining;
 mod lifecycle;
 mod live;
 mod lookup;
@@ -107,6 +109,8 @@ pub struct Engine {
     withheld_until: Option<Nanos>,
     /// Rules without SYN-ACKs, which nobody has asked about yet.
     unseen_rules: Vec<u16>,
+    /// Rules whose connections are not joined any more, which nobody has asked about yet.
+    unjoinable_rules: Vec<u16>,
 }
 
 /// A live client's connection.
@@ -227,6 +231,7 @@ impl Engine {
             withheld: Vec::new(),
             withheld_until: None,
             unseen_rules: Vec::new(),
+            unjoinable_rules: Vec::new(),
             config,
         }
     }
@@ -432,4 +437,4 @@ impl Engine {
 
 // Memory is sized for a million connections: what a session seldom needs is in a box of its own.
 #[cfg(target_pointer_width = "64")]
-const _: () = assert!(size_of::<Connection>() <= 472);
+const _: () = assert!(size_of::<Connection>() <= 480);

@@ -134,6 +134,9 @@ figures! {
         pub gate_late: u64 = counter(Section::Replay),
         /// Times that a segment reached the limit of waiting for an answer.
         pub gate_expired: u64 = counter(Section::Replay),
+        /// Ends of connections with several requests under way that waited in vain for a target which had sent less than
+        /// the live server.
+        pub farewells_in_vain: u64 = counter(Section::Replay),
         /// Sessions no longer gated because segments waited in vain too often.
         pub sessions_ungated: u64 = counter(Section::Replay),
     }

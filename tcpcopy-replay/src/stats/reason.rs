@@ -54,6 +54,8 @@ reasons! {
     NoChannel = "no_channel",
     /// The target's `intercept` started afresh and knows none of its sessions.
     ChannelLost = "channel_lost",
+    /// The connection cannot be joined in the middle: the target ended it at once, or has ended several of its service.
+    Unjoinable = "unjoinable",
     /// The target answered the SYN with RST: nothing listens.
     TargetRefused = "target_refused",
     /// The target reset the connection.

@@ -66,6 +66,11 @@ impl Receiver {
         self.next
     }
 
+    /// Returns how many octets have been received in order, modulo 2³²; the FIN counts as one.
+    pub(crate) const fn octets(&self) -> u32 {
+        (self.next.distance(self.irs) as u32).wrapping_sub(1)
+    }
+
     /// Whether everything up to the target's FIN has been received.
     pub(crate) const fn is_finished(&self) -> bool {
         self.finished

@@ -7,6 +7,7 @@
 //! | [`receive`] | its receive path: acknowledgements, payload, FIN, RST |
 //! | [`transmit`] | its send path: data as far as windows and gate allow, FIN, ACKs, probes |
 //! | [`pacing`] | the live client's segments, passed one by one as the gate opens |
+//! | [`farewell`] | whether the live client's end waits for answers |
 //! | [`ending`] | what an early end at the target means |
 //! | [`shared`] | what the states have in common, and what they borrow of the engine |
 //! | [`outcome`] | what a session asks of the engine |
@@ -18,6 +19,7 @@
 
 mod connecting;
 mod ending;
+mod farewell;
 mod open;
 mod outcome;
 mod pacing;
@@ -40,7 +42,11 @@ pub(crate) use self::{
     shared::Context,
 };
 use crate::{
-    causality::{answers::Answers, gate::Gate},
+    causality::{
+        answers::Answers,
+        gate::Gate,
+        joining::{HEAD, Standing},
+    },
     config::{Config, TargetId},
     input::{
         adapter::{Adapter, Rewrite},
@@ -97,6 +103,7 @@ impl Session {
         ports_tried: u8,
         opening: Opening,
         origin: Origin,
+        standing: Standing,
         rewrite: Rewrite,
     ) -> Self {
         let shared = Shared {
@@ -111,8 +118,10 @@ impl Session {
             fin_sent: false,
             next_mark: origin.mark,
             read: origin.read,
+            base: origin.read.unwrap_or_default(),
             request: origin.offset,
             newest: Newest::Kept,
+            standing,
             fruitless: 0,
             answers: Answers::default(),
             greeting_due: origin.offset > LiveOffset::START,
@@ -133,10 +142,12 @@ impl Session {
             // What it replies to was answered on the connection before: nothing to wait for.
             shared.note_read(mark.ack);
         }
+        shared.base = shared.read.unwrap_or_default();
         shared.opening = opening;
         shared.adapter.restart(from);
         shared.request = from;
         shared.newest = Newest::Kept;
+        shared.standing = Standing::at(from, stream.slice(from, HEAD));
         shared.fruitless = shared.fruitless.saturating_add(1);
         shared.answers = Answers::default();
         shared.greeting_due = true;
@@ -189,6 +200,12 @@ impl Session {
     /// Whether nothing of what it began with, or went on with elsewhere, has been sent.
     pub(crate) fn has_sent_nothing(&self) -> bool {
         self.shared.sent == self.shared.adapter.origin()
+    }
+
+    /// Whether the target has ended a connection that began in the middle because of that. To be asked when it has
+    /// ended; as long as the live client does not go on, an answer cannot be told from a complaint.
+    pub(crate) fn is_refused(&self, stream: &Stream) -> bool {
+        self.shared.is_refused(stream)
     }
 
     /// Whether the FIN has been sent at least once.
@@ -293,8 +310,10 @@ impl Session {
         match &self.state {
             State::Connecting(connecting) if !channel_up => connecting.channel_deadline(),
             State::Connecting(_) | State::Resting => Moment::NEVER,
-            State::Open(open) if channel_up => open.close_wait_deadline().min(open.keepalive_deadline(&self.shared)),
-            State::Open(open) => open.close_wait_deadline(),
+            State::Open(open) if channel_up => {
+                open.close_wait_deadline(&self.shared).min(open.keepalive_deadline(&self.shared))
+            }
+            State::Open(open) => open.close_wait_deadline(&self.shared),
         }
     }
 

@@ -304,6 +304,9 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
             while let Some(target) = engine.poll_unseen_rule() {
                 self.notices.push(Notice::AnswersUnseen { target });
             }
+            while let Some(target) = engine.poll_unjoinable_rule() {
+                self.notices.push(Notice::Unjoinable { target });
+            }
         }
     }
 

@@ -175,4 +175,10 @@ pub enum Notice<Error> {
         /// Where the service's connections are replayed to.
         target: std::net::SocketAddr,
     },
+    /// Connections of a service that were to be joined in the middle were ended at once, and none is joined any more:
+    /// told once for each rule of an engine.
+    Unjoinable {
+        /// Where the service's connections are replayed to.
+        target: std::net::SocketAddr,
+    },
 }

@@ -14,8 +14,11 @@ use crate::{
     wire,
 };
 
-/// A request begins with the number of its connection, its own number, and its length in three octets.
-pub const HEADER: usize = 5;
+/// What every request goes on with after its first three octets, which name the connection and the request: it stands for
+/// itself, so that a connection may be joined there, however little the target's answers resemble the live server's.
+const REQUEST_LINE: [u8; 11] = *b" / HTTP/1.\n";
+/// After that a request has the number of its connection, its own number, and its length in three octets.
+pub const HEADER: usize = 3 + REQUEST_LINE.len() + 5;
 /// The window scale of clients and servers: a window of 8 MB, more than any connection sends.
 const SCALE: u8 = 7;
 /// Where virtual time begins.
@@ -387,10 +390,17 @@ impl<'a> Player<'a> {
     }
 }
 
+/// A number as a letter: that of a connection is the first octet of its requests.
+pub const fn method(number: u8) -> u8 {
+    b'A' + number % 26
+}
+
 /// Appends a request: its header, then octets that differ from place to place and from connection to connection.
 fn request_octets(stream: &mut Vec<u8>, connection: u8, number: usize, size: usize) {
     let begin = stream.len();
     let length = (size as u32).to_be_bytes();
+    stream.extend([connection, number as u8, (number / 26) as u8].map(method));
+    stream.extend_from_slice(&REQUEST_LINE);
     stream.extend_from_slice(&[connection, number as u8, length[1], length[2], length[3]]);
     let mut octets = Random::new(u64::from(connection) << 8 | number as u64, 4000);
     while stream.len() < begin + size {

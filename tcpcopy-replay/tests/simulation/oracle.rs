@@ -12,7 +12,7 @@ use tcpcopy_common::{
 use tcpcopy_replay::{Stats, Transmit};
 
 use crate::{
-    live::{Captured, Live},
+    live::{Captured, Live, method},
     scenario::{EarlyClose, Ending, Scenario},
     target::{Received, RequestId},
 };
@@ -194,7 +194,7 @@ impl<'a> Oracle<'a> {
             return Err(format!("{} octets counted as captured, in truth {captured}", stats.bytes.captured));
         }
         for live in self.lives.iter().filter(|live| !live.stream.is_empty()) {
-            let mine = |one: &&Received| one.octets.first() == Some(&live.id);
+            let mine = |one: &&Received| one.octets.first() == Some(&method(live.id));
             let parts: Vec<_> = received.iter().filter(mine).collect();
             if parts.len() != 1 || parts[0].octets != live.stream {
                 let lengths: Vec<_> = parts.iter().map(|part| part.octets.len()).collect();

@@ -449,7 +449,7 @@ impl Conn {
     /// Takes the next request, if it is complete.
     fn next_request(&mut self) -> Option<RequestId> {
         let rest = &self.received[self.parsed..];
-        let header: [u8; HEADER] = rest.first_chunk().copied()?;
+        let header: [u8; 5] = *rest.get(..HEADER)?.last_chunk()?;
         let length = u32::from_be_bytes([0, header[2], header[3], header[4]]) as usize;
         if self.phase != Phase::Serving || rest.len() < length {
             return None;

@@ -89,6 +89,7 @@ impl Channels {
         let mut dials = JoinSet::new();
         let mut reflecting = HashSet::new();
         let mut unseen = HashSet::new();
+        let mut unjoinable_targets = HashSet::new();
         loop {
             tokio::select! {
                 notice = notices.recv() => match notice {
@@ -107,6 +108,11 @@ impl Channels {
                     Some((_, Notice::AnswersUnseen { target })) => {
                         if unseen.insert(target) {
                             answers_unseen(target).log();
+                        }
+                    }
+                    Some((_, Notice::Unjoinable { target })) => {
+                        if unjoinable_targets.insert(target) {
+                            unjoinable(target).log();
                         }
                     }
                 },
@@ -208,6 +214,19 @@ fn answers_unseen(target: SocketAddr) -> Finding {
     .remedy("capture on the interface by which the service answers too, if that is on this host")
 }
 
+/// The service at `target` ends connections that are joined in the middle.
+fn unjoinable(target: SocketAddr) -> Finding {
+    Finding::warning(format!("{target} ends connections that are joined in the middle, so none is from now on"))
+        .because(
+            "its protocol begins with something that they lack, such as a login or a preface; they are replayed when \
+             their clients connect again",
+        )
+        .remedy(
+            "have the live service's clients connect anew after the start; if none of them is replayed either, the \
+             test host refuses their logins",
+        )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,5 +247,7 @@ mod tests {
             "intercept 10.0.0.3:36524 acknowledges large answers itself, at once: -R has no effect on them; \
              start it with --ack relay"
         );
+        let text = unjoinable("10.0.0.3:5432".parse().unwrap()).to_string();
+        assert!(text.starts_with("10.0.0.3:5432 ends connections") && text.contains("connect anew"), "{text}");
     }
 }

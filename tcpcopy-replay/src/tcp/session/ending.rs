@@ -5,6 +5,7 @@ use super::{
     shared::{Newest, Shared},
 };
 use crate::{
+    causality::joining::Standing,
     config::Config,
     input::{
         offset::{LiveOffset, SentOffset},
@@ -64,6 +65,21 @@ impl Shared {
             Some(from) => Outcome::Reconnect(from, Final::Nothing, self.owed_on_reconnect(from, closed, stream)),
             None => Outcome::Aborted(Reason::TargetReset, Final::Nothing),
         }
+    }
+
+    /// Whether the target has ended a connection that began in the middle because of that: without an answer, or with
+    /// another one than the live server's.
+    pub(super) fn is_refused(&self, stream: &Stream) -> bool {
+        let Standing::OnTrial { stateful } = self.standing else { return false };
+        if self.request > self.adapter.origin() {
+            // It has answered the first request, if with less than the live server.
+            return stateful;
+        }
+        if self.newest != Newest::Answered {
+            return true;
+        }
+        let next = stream.mark(self.next_mark).and_then(|mark| mark.ack);
+        next.is_some() && (stateful || !self.answers.is_alike(self.read_by(next)))
     }
 
     /// Whether the newest request was sent, in part at least, and the target has not answered it.

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use super::{
+    farewell::Parting,
     outcome::{Final, Outcome},
     shared::{Context, Shared},
 };
 use crate::{
+    causality::joining::{AT_ONCE, Standing},
     input::{offset::SentOffset, stream::Stream},
     report::SegmentReport,
     stats::Reason,
@@ -81,6 +83,8 @@ pub(super) struct Rare {
     pub guard: SentOffset,
     /// When the target's FIN came, and what it acknowledged.
     pub closed: Option<(Nanos, SentOffset)>,
+    /// What was decided about the live client's end.
+    pub parting: Parting,
 }
 
 impl Open {
@@ -149,9 +153,10 @@ impl Open {
         self.acknowledger.learn(distance);
     }
 
-    /// When the live client must have closed too.
-    pub(super) fn close_wait_deadline(&self) -> Moment {
-        self.rare().closed.map(|(at, _)| at.after(CLOSE_WAIT_LIMIT)).into()
+    /// When the live client must have closed too: soon, if it is the end of a connection that the target does not want.
+    pub(super) fn close_wait_deadline(&self, shared: &Shared) -> Moment {
+        let limit = if matches!(shared.standing, Standing::OnTrial { .. }) { AT_ONCE } else { CLOSE_WAIT_LIMIT };
+        self.rare().closed.map(|(at, _)| at.after(limit)).into()
     }
 
     /// When a target that says nothing is asked whether it is still there. Without an answer, the timer that then runs
@@ -201,7 +206,7 @@ impl Open {
             self.probe = true;
             shared.restart_retransmission(cx.now);
         }
-        if self.close_wait_deadline().is_due(cx.now) {
+        if self.close_wait_deadline(shared).is_due(cx.now) {
             return if shared.sent == stream.end() && !stream.is_over() && cx.config.rejoin {
                 Outcome::Rest(Final::Reset)
             } else {

@@ -5,10 +5,14 @@ use super::shared::{Context, Newest, Shared};
 use crate::{
     causality::{
         answers::Answers,
+        frames::are_unanswered,
         gate::{LATE, Permit},
         greeting::{FirstSpeaker, PROBE},
     },
-    input::{offset::SentOffset, stream::Stream},
+    input::{
+        offset::{LiveOffset, SentOffset},
+        stream::Stream,
+    },
     store::moment::Moment,
     tcp::seq::LiveAck,
     time::Nanos,
@@ -16,8 +20,8 @@ use crate::{
 
 /// How far data may go.
 pub(super) enum Clearance {
-    /// This many octets; `push` when what follows has to wait for an answer.
-    Octets { len: usize, push: bool },
+    /// This many octets; `push` when what follows has to wait for an answer, `asks` if there may be one to them.
+    Octets { len: usize, push: bool, asks: bool },
     /// Nothing yet.
     Wait,
 }
@@ -35,14 +39,23 @@ impl Shared {
     /// Passes the segments that begin in the `len` octets after `from`, until one has to wait for an answer.
     pub(super) fn clear(&mut self, stream: &Stream, from: SentOffset, len: usize, cx: &mut Context<'_>) -> Clearance {
         let end = from.plus(len as u64);
+        // What was let through before.
+        let first = stream.mark(self.next_mark).map_or(end, |mark| self.adapter.sent_of(mark.offset));
+        let mut asks = first > from;
         while let Some(&mark) = stream.mark(self.next_mark) {
             let begin = self.adapter.sent_of(mark.offset);
             if begin >= end {
                 break;
             }
+            if are_unanswered(self.octets_of(stream, mark.offset)) {
+                // It waits for nothing, and nothing waits for an answer to it.
+                self.next_mark += 1;
+                cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));
+                continue;
+            }
             if self.is_reply(mark.ack, cx) {
                 if begin > from {
-                    return Clearance::Octets { len: begin.since(from) as usize, push: true };
+                    return Clearance::Octets { len: begin.since(from) as usize, push: true, asks };
                 }
                 let Some(pass) = self.permitted(mark.time, cx) else { return Clearance::Wait };
                 self.answers.record_request(self.read_by(mark.ack), pass == Pass::Early);
@@ -55,6 +68,7 @@ impl Shared {
                 // Meanwhile another connection has shown that there is nothing to wait for.
                 cx.stats.gate_wait.record(waited);
             }
+            asks = true;
             self.note_read(mark.ack);
             if mark.push {
                 self.answers.record_write();
@@ -62,7 +76,13 @@ impl Shared {
             self.next_mark += 1;
             cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));
         }
-        Clearance::Octets { len, push: false }
+        Clearance::Octets { len, push: false, asks }
+    }
+
+    /// The octets of the segment that begins at `offset` and has the next mark.
+    fn octets_of<'a>(&self, stream: &'a Stream, offset: LiveOffset) -> &'a [u8] {
+        let end = stream.mark(self.next_mark + 1).map_or(stream.end(), |next| next.offset);
+        stream.slice(offset, end.since(offset) as usize)
     }
 
     /// Whether a segment shows that the live client had read something since the one before.
@@ -80,6 +100,9 @@ impl Shared {
         if let Some(ack) = ack
             && self.read.is_none_or(|read| ack.is_after(read))
         {
+            if self.read.is_none() {
+                self.base = ack;
+            }
             self.read = Some(ack);
         }
     }

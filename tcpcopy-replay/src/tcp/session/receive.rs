@@ -42,6 +42,7 @@ impl Open {
         cx.stats.response_segments += 1;
         shared.last_heard = cx.now;
         if r.flags.contains(RST) {
+            shared.handle_end(cx);
             return shared.after_reset(self.acknowledged_at_close(), stream, cx.config);
         }
         if r.flags.contains(SYN) {
@@ -180,6 +181,7 @@ impl Open {
         cx.stats.response_bytes += u64::from(received.new);
         let closes = self.receiver.is_finished() && self.acknowledged_at_close().is_none();
         if closes {
+            shared.handle_end(cx);
             self.rare_mut().closed = Some((cx.now, acked));
         }
         if received.new > 0 || closes {
@@ -191,6 +193,9 @@ impl Open {
             let first = shared.adapter.sent_of(shared.adapter.origin());
             if acked > shared.adapter.sent_of(shared.request) {
                 shared.newest = Newest::Answered;
+                if shared.request > shared.adapter.origin() {
+                    shared.prove(cx);
+                }
                 shared.fruitless = 0;
             } else if acked > first {
                 shared.gate.opened_early();

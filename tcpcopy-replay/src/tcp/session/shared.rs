@@ -3,7 +3,11 @@
 use tcpcopy_common::flow::Flow;
 
 use crate::{
-    causality::{answers::Answers, gate::Gate},
+    causality::{
+        answers::Answers,
+        gate::Gate,
+        joining::{AT_ONCE, Standing},
+    },
     config::{Config, Credentials, TargetId},
     input::{
         adapter::Adapter,
@@ -70,9 +74,12 @@ pub(super) struct Shared {
     pub(super) next_mark: u64,
     /// What the live client had read when it sent the last octets that we sent.
     pub(super) read: Option<LiveAck>,
+    /// What it had read when the present target connection began, as far as is known; nothing while `read` is not.
+    pub(super) base: LiveAck,
     /// Where the newest request begins.
     pub(super) request: LiveOffset,
     pub(super) newest: Newest,
+    pub(super) standing: Standing,
     /// Target connections in a row without an answer.
     pub(super) fruitless: u8,
     pub(super) answers: Answers,
@@ -111,6 +118,21 @@ impl Shared {
     /// if the target closes without an answer.
     pub(super) fn may_retry(&self, una: LiveOffset, config: &Config) -> bool {
         config.rejoin && self.newest == Newest::Kept && una.since(self.request) <= KEPT_FOR_RETRY
+    }
+
+    /// Notes that the target goes on with a connection that may have begun in the middle.
+    pub(super) const fn prove(&mut self, cx: &mut Context<'_>) {
+        if matches!(self.standing, Standing::OnTrial { .. }) {
+            self.standing = Standing::Good;
+            cx.profile.joins.accept();
+        }
+    }
+
+    /// Handles that the target ends the connection: not because of what it has read, if that was a while ago.
+    pub(super) fn handle_end(&mut self, cx: &mut Context<'_>) {
+        if self.newest == Newest::Answered && cx.now.since(self.last_progress) >= AT_ONCE {
+            self.prove(cx);
+        }
     }
 
     /// Starts the retransmission timer anew.

@@ -3,6 +3,7 @@
 use tcpcopy_common::tcp_flags::{ACK, FIN, PSH, TcpFlags};
 
 use super::{
+    farewell::Farewell,
     open::Open,
     outcome::{Final, Outcome, Plan, Poll},
     pacing::Clearance,
@@ -127,12 +128,12 @@ impl Open {
         len = shared.adapter.contiguous(from, len);
         // Sent before, on this target connection or on an earlier one.
         let again = from < self.high || shared.adapter.live_of(from) < shared.sent;
-        let mut push = false;
+        let (mut push, mut asks) = (false, true);
         if again {
             len = len.min(self.high.max(shared.adapter.sent_of(shared.sent)).since(from) as usize);
         } else {
             match shared.clear(stream, from, len, cx) {
-                Clearance::Octets { len: cleared, push: last } => (len, push) = (cleared, last),
+                Clearance::Octets { len: cleared, push: last, asks: any } => (len, push, asks) = (cleared, last, any),
                 Clearance::Wait => return None,
             }
         }
@@ -145,7 +146,9 @@ impl Open {
             cx.stats.retransmitted_bytes += len as u64;
         } else {
             cx.stats.sent_segments += 1;
-            shared.gate.record_sent(cx.now);
+            if asks {
+                shared.gate.record_sent(cx.now);
+            }
             if !self.timed_at.is_set() {
                 (self.timed, self.timed_at) = (self.nxt, Moment::at(cx.now));
             }
@@ -161,8 +164,15 @@ impl Open {
         if self.nxt != offset {
             return None;
         }
-        if !shared.fin_sent && shared.is_reply(fin.ack, cx) && shared.permitted(cx.now, cx).is_none() {
-            return None;
+        if !shared.fin_sent {
+            let waits = match self.farewell(shared, fin.ack, cx) {
+                Farewell::Due => shared.is_reply(fin.ack, cx) && shared.permitted(cx.now, cx).is_none(),
+                Farewell::Forced => false,
+                Farewell::Waits => true,
+            };
+            if waits {
+                return None;
+            }
         }
         self.nxt = offset.plus(1);
         self.high = self.high.max(self.nxt);
@@ -179,13 +189,22 @@ impl Open {
     }
 
     /// Whether everything before the live client's RST has arrived, so that the RST may follow.
-    fn live_reset_is_due(&self, shared: &mut Shared, stream: &Stream, cx: &mut Context<'_>) -> bool {
+    fn live_reset_is_due(&mut self, shared: &mut Shared, stream: &Stream, cx: &mut Context<'_>) -> bool {
         let Some(reset) = stream.reset() else { return false };
         let end = shared.adapter.end(stream);
         let (end, read) = stream.fin().map_or((end, None), |fin| (end.plus(1), fin.ack));
         // The FIN has already waited for what it replies to.
         let is_news = reset.ack.zip(read).is_none_or(|(ack, read)| ack.is_after(read));
-        self.una >= end && (!(is_news && shared.is_reply(reset.ack, cx)) || shared.permitted(cx.now, cx).is_some())
+        if self.una < end {
+            return false;
+        }
+        // A FIN has already waited for what the target owes.
+        let farewell = if shared.fin_sent { Farewell::Due } else { self.farewell(shared, reset.ack, cx) };
+        match farewell {
+            Farewell::Due => !(is_news && shared.is_reply(reset.ack, cx)) || shared.permitted(cx.now, cx).is_some(),
+            Farewell::Forced => true,
+            Farewell::Waits => false,
+        }
     }
 
     /// How many octets may be sent from SND.NXT on.

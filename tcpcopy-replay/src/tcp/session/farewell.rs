@@ -1,0 +1,76 @@
+//! The end of a live connection that had several requests under way: it waits for the answers to all of them.
+
+use super::{
+    open::Open,
+    shared::{Context, Shared},
+};
+use crate::{store::moment::Moment, tcp::seq::LiveAck, time::Nanos};
+
+/// Whether the live client's FIN or RST may follow what was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Farewell {
+    /// As far as the answers go that the target owes.
+    Due,
+    /// It has waited for them as long as it may.
+    Forced,
+    /// Not yet.
+    Waits,
+}
+
+/// What was decided when the live client's end was first looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Parting {
+    #[default]
+    Undecided,
+    /// It waits, since then.
+    Waits(Nanos),
+    /// It waits for no more than the gate.
+    Goes,
+}
+
+impl Open {
+    /// Decides whether the target has sent as much as the live client had read when it acknowledged `ack` at its end,
+    /// or is quiet for the gate's limit.
+    pub(super) fn farewell(&mut self, shared: &mut Shared, ack: Option<LiveAck>, cx: &mut Context<'_>) -> Farewell {
+        let parting = self.rare().parting;
+        if !self.owes_answers(shared, ack, cx) {
+            if let Parting::Waits(_) = parting {
+                self.rare_mut().parting = Parting::Undecided;
+                shared.gate_until = Moment::NEVER;
+                cx.profile.farewells.judge(true);
+            }
+            return Farewell::Due;
+        }
+        let asked = match parting {
+            Parting::Waits(since) => since,
+            Parting::Undecided if cx.profile.farewells.is_to_wait() => {
+                self.rare_mut().parting = Parting::Waits(cx.now);
+                cx.now
+            }
+            Parting::Undecided | Parting::Goes => {
+                self.rare_mut().parting = Parting::Goes;
+                return Farewell::Due;
+            }
+        };
+        let until = asked.max(shared.last_progress).after(cx.config.gate_limit);
+        if cx.now < until {
+            shared.gate_until = Moment::at(until);
+            return Farewell::Waits;
+        }
+        shared.gate_until = Moment::NEVER;
+        cx.profile.farewells.judge(false);
+        cx.stats.farewells_in_vain += 1;
+        Farewell::Forced
+    }
+
+    /// Whether several requests may be under way, and the target has sent less than the live server had.
+    fn owes_answers(&self, shared: &Shared, ack: Option<LiveAck>, cx: &Context<'_>) -> bool {
+        if !cx.config.gate || !shared.answers.is_concurrent() || self.receiver.is_finished() {
+            return false;
+        }
+        let Some(ack) = ack.filter(|_| shared.read.is_some()) else { return false };
+        // Totals wrap, their difference does not. One number may be the live server's FIN.
+        let missing = (ack.distance(shared.base) as u32).wrapping_sub(self.receiver.octets()) as i32;
+        missing > 1
+    }
+}
