@@ -29,6 +29,7 @@ mod config;
 mod engine;
 mod identity;
 mod input;
+mod multipath;
 mod record;
 mod report;
 mod secret;
@@ -45,6 +46,7 @@ pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     engine::Engine,
     identity::{AddressPool, Identity, Ports, Slot},
+    multipath::Multipath,
     record::{BadRecord, Checksums, LiveRecord},
     report::{Report, SegmentReport, SessionReport, SynReport, UnknownKind},
     segment::{LiveAnswer, LiveOptions, LiveSegment, SynOptions, Transmit, TransmitOptions},

@@ -10,6 +10,7 @@ use tcpcopy_common::{
 };
 
 use crate::{
+    multipath::{self, Multipath},
     segment::{LiveAnswer, LiveOptions, LiveSegment},
     time::Nanos,
 };
@@ -76,14 +77,15 @@ impl<'a> LiveRecord<'a> {
         let header_len = usize::from(rest.get(DATA_OFFSET).ok_or(bad)? >> 4) * 4;
         let packet = rest.get(..header_len + payload_len).ok_or(bad)?;
         let (tcp, payload) = packet.split_at_checked(header_len).ok_or(bad)?;
-        let options = LiveOptions::read(tcp.get(TCP_HEADER..).ok_or(bad)?);
+        let (options, multipath) = read_options(tcp.get(TCP_HEADER..).ok_or(bad)?);
         let CaptureHeader { time_ns, flow, rule, flags, notes, .. } = header;
         let (time, seq, ack) = (Nanos(time_ns), u32::from_be_bytes(header.seq), u32::from_be_bytes(header.ack));
         if notes & note::ANSWER != 0 {
-            return Ok(Self::Answer(LiveAnswer { time, flow, rule, seq, ack, options }));
+            return Ok(Self::Answer(LiveAnswer { time, flow, rule, seq, ack, options, multipath }));
         }
         let intact = notes & note::VERIFIED != 0 || is_intact(&flow, tcp, packet, checksums);
-        Ok(Self::Segment(LiveSegment { time, flow, rule, seq, ack, flags, options, intact, payload }))
+        let segment = LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload };
+        Ok(Self::Segment(segment))
     }
 }
 
@@ -111,37 +113,41 @@ fn pseudo_header(flow: &Flow, len: usize) -> Checksum {
     sum.with(&length.to_be_bytes()).with(&[0, protocol::TCP])
 }
 
-impl LiveOptions {
-    /// Reads the options field of a TCP header, up to an option that is malformed.
-    fn read(field: &[u8]) -> Self {
-        // What nearly all segments have (RFC 7323, appendix A).
-        if let [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10, rest @ ..] = field
-            && let Some((values, [])) = rest.split_first_chunk()
-        {
-            return Self { timestamps: Some(timestamps(values)), ..Self::default() };
-        }
-        let mut options = Self::default();
-        let mut rest = field;
-        loop {
-            match *rest {
-                [kind::NO_OPERATION, ref after @ ..] => rest = after,
-                [] | [kind::END, ..] | [_] => return options,
-                [kind, length, ..] => {
-                    let Some((option, after)) = rest.split_at_checked(length.max(2).into()) else { return options };
-                    if length < 2 {
-                        return options;
-                    }
-                    match (kind, option) {
-                        (kind::WINDOW_SCALE, &[_, _, shift]) => options.window_scale = Some(shift),
-                        (kind::TIMESTAMPS, &[_, _, ref values @ ..]) => {
-                            if let Ok(values) = values.try_into() {
-                                options.timestamps = Some(timestamps(values));
-                            }
-                        }
-                        _ => {}
-                    }
-                    rest = after;
+/// Reads the options field of a TCP header, up to an option that is malformed.
+fn read_options(field: &[u8]) -> (LiveOptions, Multipath) {
+    let (mut options, mut multipath) = (LiveOptions::default(), Multipath::default());
+    // What nearly all segments have (RFC 7323, appendix A).
+    if let [kind::NO_OPERATION, kind::NO_OPERATION, kind::TIMESTAMPS, 10, rest @ ..] = field
+        && let Some((values, [])) = rest.split_first_chunk()
+    {
+        return (LiveOptions { timestamps: Some(timestamps(values)), ..options }, multipath);
+    }
+    let mut rest = field;
+    loop {
+        match *rest {
+            [kind::NO_OPERATION, ref after @ ..] => rest = after,
+            [] | [kind::END, ..] | [_] => return (options, multipath),
+            [kind, length, ..] => {
+                let Some((option, after)) = rest.split_at_checked(length.max(2).into()) else {
+                    return (options, multipath);
+                };
+                if length < 2 {
+                    return (options, multipath);
                 }
+                match (kind, option) {
+                    (kind::WINDOW_SCALE, &[_, _, shift]) => options.window_scale = Some(shift),
+                    (kind::TIMESTAMPS, &[_, _, ref values @ ..]) => {
+                        if let Ok(values) = values.try_into() {
+                            options.timestamps = Some(timestamps(values));
+                        }
+                    }
+                    // There may be others (of an address, of a priority).
+                    (multipath::KIND, option) if multipath == Multipath::Nothing => {
+                        multipath = Multipath::read(option);
+                    }
+                    _ => {}
+                }
+                rest = after;
             }
         }
     }
@@ -257,6 +263,16 @@ mod tests {
             let options = segment(&record(false, &field, &[]), Checksums::Complete).options;
             assert_eq!(options, LiveOptions::default(), "{field:?}");
         }
+    }
+
+    #[test]
+    fn what_a_segment_says_of_other_subflows_is_found_beside_timestamps() {
+        let mapping = [30, 14, 0x20, 4, 0, 0, 0, 9, 0, 0, 0, 7, 0, 100];
+        let field = [&[1, 1, 8, 10, 0, 0, 1, 0, 0, 0, 2, 0][..], &mapping, &[30, 4, 0x50, 1, 1, 1]].concat();
+        let record = record(false, &field, b"x");
+        let segment = segment(&record, Checksums::Complete);
+        assert_eq!(segment.multipath, Multipath::Mapping { data: 9, subflow: 7 });
+        assert_eq!(segment.options.timestamps, Some((256, 512)));
     }
 
     #[test]

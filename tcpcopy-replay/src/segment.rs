@@ -2,7 +2,7 @@
 
 use tcpcopy_common::{flow::Flow, mark::Mark, tcp_flags::TcpFlags};
 
-use crate::time::Nanos;
+use crate::{multipath::Multipath, time::Nanos};
 
 /// A segment that a live client sent to the live server, as captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct LiveSegment<'a> {
     pub flags: TcpFlags,
     /// TCP options, as far as they matter.
     pub options: LiveOptions,
+    /// What it says of other subflows of its connection.
+    pub multipath: Multipath,
     /// Whether its checksum is right, as far as it can be told.
     pub intact: bool,
     /// Payload: up to 64 KiB where the NIC or the stack coalesced segments.
@@ -42,6 +44,8 @@ pub struct LiveAnswer {
     pub ack: u32,
     /// TCP options, as far as they matter.
     pub options: LiveOptions,
+    /// What it says of other subflows of its connection.
+    pub multipath: Multipath,
 }
 
 /// The TCP options of a live host that decide on what the other accepts.

@@ -8,7 +8,9 @@ use tcpcopy_common::{
     response::ResponseHeader,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::{Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Nanos, Report, TargetId, Transmit};
+use tcpcopy_replay::{
+    Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Multipath, Nanos, Report, TargetId, Transmit,
+};
 
 use super::{
     input::{Reflex, Settings, Step, TARGETS},
@@ -272,6 +274,7 @@ impl<'a> World<'a> {
             seq: ack.wrapping_sub(1),
             ack: seq,
             options: LiveOptions { window_scale: Some(7), ..LiveOptions::default() },
+            multipath: Multipath::Nothing,
         };
         for copy in &mut self.copies {
             copy.engine.handle_answer(self.now, &answer);
@@ -289,6 +292,7 @@ impl<'a> World<'a> {
             ack: client.ack,
             flags,
             options: LiveOptions::default(),
+            multipath: Multipath::Nothing,
             intact: true,
             payload: &payload,
         };

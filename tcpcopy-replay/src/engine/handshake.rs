@@ -20,6 +20,7 @@ use super::{
 use crate::{
     engine::Engine,
     input::offset::LiveOffset,
+    multipath::Multipath,
     segment::{LiveAnswer, LiveSegment},
     stats::{Reason, Refusal},
     store::id::Id,
@@ -69,6 +70,10 @@ impl Engine {
 
     fn note_answer(&mut self, now: Nanos, answer: &LiveAnswer) {
         let LiveAnswer { flow, rule, .. } = *answer;
+        if answer.multipath == Multipath::Join {
+            // Of a SYN that was refused.
+            return;
+        }
         if self.destination(&flow, rule).is_err() {
             return;
         }
@@ -103,6 +108,10 @@ impl Engine {
 
     /// Handles a SYN of a live client; `known` is the connection that its four-tuple has.
     pub(super) fn handle_live_syn(&mut self, now: Nanos, segment: &LiveSegment<'_>, known: Option<Id>) {
+        if segment.multipath == Multipath::Join {
+            // It has a part of another connection's octets.
+            return self.refuse(segment, Reason::Multipath);
+        }
         let isn = LiveSeq::new(segment.seq);
         let octets = segment.payload.len() as u64;
         let mut payload = (octets > 0).then(|| Box::from(segment.payload));
@@ -242,9 +251,10 @@ impl Engine {
         if self.withheld.len() >= MOST_WITHHELD || octets + segment.payload.len() > MOST_WITHHELD_OCTETS {
             return false;
         }
-        let LiveSegment { time, flow, rule, seq, ack, flags, options, payload, .. } = *segment;
-        self.withheld.push(Withheld { time, flow, rule, seq, ack, flags, options, payload: payload.into() });
-        self.stats.half_open_bytes += payload.len() as u64;
+        let LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, payload, .. } = *segment;
+        let payload = payload.into();
+        self.withheld.push(Withheld { time, flow, rule, seq, ack, flags, options, multipath, payload });
+        self.stats.half_open_bytes += segment.payload.len() as u64;
         self.withheld_until.get_or_insert(now.after(GRACE));
         true
     }
@@ -253,9 +263,11 @@ impl Engine {
     fn release_withheld(&mut self, now: Nanos) {
         self.withheld_until = None;
         for withheld in std::mem::take(&mut self.withheld) {
-            let Withheld { time, flow, rule, seq, ack, flags, options, ref payload } = withheld;
+            let Withheld { time, flow, rule, seq, ack, flags, options, multipath, ref payload } = withheld;
             self.stats.half_open_bytes -= payload.len() as u64;
-            self.judge_live(now, &LiveSegment { time, flow, rule, seq, ack, flags, options, intact: true, payload });
+            let intact = true;
+            let segment = LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload };
+            self.judge_live(now, &segment);
         }
     }
 

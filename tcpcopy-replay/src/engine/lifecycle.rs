@@ -11,6 +11,7 @@ use crate::{
     engine::{Connection, Engine, Flag, Replay},
     identity,
     input::{adapter::Rewrite, offset::LiveOffset},
+    multipath::Subflow,
     stats::Reason,
     store::{id::Id, moment::Moment, timers::Timer},
     tcp::{
@@ -243,6 +244,7 @@ impl Engine {
             };
             let (reason, rule) = (*reason, *rule);
             let joins = self.profiles.get(usize::from(rule)).is_none_or(|profile| !profile.joins.are_over());
+            let may_join = may_join && stream.subflow() != Subflow::Part;
             let mut number = stream.first_mark();
             let first = first.max(stream.start());
             let begin = loop {

@@ -10,6 +10,7 @@ use crate::{
         holders::{Client, Owner},
         stream::{Close, Facts, Share, Stream},
     },
+    multipath::{Multipath, Subflow},
     segment::LiveSegment,
     stats::{Reason, Refusal, Stats},
     store::id::Id,
@@ -71,6 +72,10 @@ impl Engine {
     /// Handles a segment of a connection whose SYN was not captured: it may be joined at a later request.
     fn handle_unknown(&mut self, now: Nanos, segment: &LiveSegment<'_>) {
         let nothing = segment.payload.is_empty() || segment.flags.contains(RST);
+        if segment.multipath != Multipath::Nothing {
+            // Other subflows may have the octets between its own.
+            return self.refuse(segment, Reason::Multipath);
+        }
         if self.config.complete_only || !self.config.rejoin {
             return self.refuse(segment, Reason::Incomplete);
         }
@@ -130,8 +135,31 @@ impl Engine {
             after_loss: self.ring_full.is_some_and(|full| full.after(RING_GAP_WINDOW) >= last),
         };
         match connection.acceptance.accept(connection.stream.position(), &arrival) {
-            Ok(()) => self.take(now, id, segment, arrival.seq),
+            Ok(()) if segment.multipath == Multipath::Nothing => self.take(now, id, segment, arrival.seq),
+            Ok(()) => {
+                self.place_in_multipath(id, segment.multipath);
+                self.take(now, id, segment, arrival.seq);
+            }
             Err(refusal) => self.stats.refused.add(refusal, segment.payload.len() as u64),
+        }
+    }
+
+    /// Learns where a segment's octets are in a multipath connection. If others are missing between them, what is replayed
+    /// ends (rule S5), and nothing of the connection is replayed any more.
+    fn place_in_multipath(&mut self, id: Id, word: Multipath) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        let before = connection.stream.subflow();
+        let mut subflow = before;
+        subflow.learn(word, connection.handshake.is_some());
+        if subflow == before {
+            return;
+        }
+        connection.stream.set_subflow(subflow);
+        if subflow == Subflow::Part {
+            self.abandon(id, Reason::Multipath, Final::Reset);
+            if let Some(Connection { replay: Replay::Parked(why, _), .. }) = self.connections.get_mut(id) {
+                *why = Reason::Multipath;
+            }
         }
     }
 

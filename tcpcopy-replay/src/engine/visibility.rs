@@ -2,7 +2,7 @@
 
 use tcpcopy_common::{flow::Flow, tcp_flags::TcpFlags};
 
-use crate::{segment::LiveOptions, time::Nanos};
+use crate::{multipath::Multipath, segment::LiveOptions, time::Nanos};
 
 /// Whether the live server's SYN-ACKs of a rule are seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,5 +23,6 @@ pub(super) struct Withheld {
     pub(super) ack: u32,
     pub(super) flags: TcpFlags,
     pub(super) options: LiveOptions,
+    pub(super) multipath: Multipath,
     pub(super) payload: Box<[u8]>,
 }

@@ -13,6 +13,7 @@ use crate::{
         offset::LiveOffset,
         out_of_order::PIECE_OVERHEAD,
     },
+    multipath::Subflow,
     stats::Reason,
     tcp::{
         acceptance::Position,
@@ -100,7 +101,7 @@ pub(crate) struct Stream {
     rare: Option<Box<Rare>>,
 }
 
-/// What a stream has only when something is missing, or near its end: most connections are idle most of the time, and
+/// What a stream has only when something is missing, near its end, or over several paths: most connections are idle most of the time, and
 /// are to be small then.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rare {
@@ -108,6 +109,7 @@ struct Rare {
     gap_since: Option<Nanos>,
     fin: Option<Ending>,
     reset: Option<Ending>,
+    subflow: Subflow,
 }
 
 impl Stream {
@@ -157,6 +159,16 @@ impl Stream {
     /// Returns the live client's reset.
     pub(crate) fn reset(&self) -> Option<Ending> {
         self.rare().reset
+    }
+
+    /// Returns what is known of its place in a multipath connection.
+    pub(crate) fn subflow(&self) -> Subflow {
+        self.rare().subflow
+    }
+
+    /// Notes its place in a multipath connection.
+    pub(crate) fn set_subflow(&mut self, subflow: Subflow) {
+        self.rare_mut().subflow = subflow;
     }
 
     /// Whether the live client will send nothing more.

@@ -68,6 +68,8 @@ reasons! {
     Collision = "collision",
     /// A client of the target's own opened a connection on the same four-tuple.
     Reclaimed = "reclaimed",
+    /// The octets are a part of a connection whose others went by another subflow (Multipath TCP).
+    Multipath = "multipath",
     /// The session's adapter left the octets out of what it sent.
     Filtered = "filtered",
     /// The live client reset its connection over octets that were still missing.

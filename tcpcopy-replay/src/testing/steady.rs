@@ -10,7 +10,9 @@ use tcpcopy_common::{
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
 
-use crate::{Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Nanos, Report, RuleTarget, TargetId};
+use crate::{
+    Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Multipath, Nanos, Report, RuleTarget, TargetId,
+};
 
 const TARGET: TargetId = TargetId(0);
 const INSTANCE: u32 = 1;
@@ -70,7 +72,9 @@ impl Steady {
         let live = segment(session, self.now, 1_000, 0, SYN, &[]);
         self.engine.handle_live(self.now, &live);
         let (time, flow, options) = (self.now, flow(session), LiveOptions::default());
-        self.engine.handle_answer(self.now, &LiveAnswer { time, flow, rule: 0, seq: 8_999, ack: 1_001, options });
+        let multipath = Multipath::Nothing;
+        let answer = LiveAnswer { time, flow, rule: 0, seq: 8_999, ack: 1_001, options, multipath };
+        self.engine.handle_answer(self.now, &answer);
         let live = segment(session, self.now, 1_001, 9_000, ACK, &[]);
         self.engine.handle_live(self.now, &live);
         let syn = self.engine.poll_transmit(self.now).map(|transmit| transmit.seq);
@@ -199,7 +203,8 @@ fn target_flow(session: u32) -> Flow {
 
 fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> LiveSegment<'_> {
     let options = LiveOptions::default();
-    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, options, intact: true, payload }
+    let multipath = Multipath::Nothing;
+    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, options, multipath, intact: true, payload }
 }
 
 fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report<'static> {

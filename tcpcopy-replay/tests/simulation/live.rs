@@ -6,7 +6,7 @@ use tcpcopy_common::{
     flow::Flow,
     tcp_flags::{ACK, FIN, PSH, RST, SYN, TcpFlags},
 };
-use tcpcopy_replay::{LiveAnswer, LiveOptions, LiveRecord, LiveSegment, Nanos};
+use tcpcopy_replay::{LiveAnswer, LiveOptions, LiveRecord, LiveSegment, Multipath, Nanos};
 
 use crate::{
     random::Random,
@@ -52,10 +52,12 @@ impl Captured {
         // Both clocks tell the time of the capture in ms.
         let clock = (time.0 / 1_000_000) as u32;
         let options = LiveOptions { window_scale, timestamps: Some((clock, clock)) };
+        let multipath = Multipath::Nothing;
         if self.is_answer() {
-            return LiveRecord::Answer(LiveAnswer { time, flow, rule, seq, ack, options });
+            return LiveRecord::Answer(LiveAnswer { time, flow, rule, seq, ack, options, multipath });
         }
-        LiveRecord::Segment(LiveSegment { time, flow, rule, seq, ack, flags, options, intact: true, payload })
+        let intact = true;
+        LiveRecord::Segment(LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload })
     }
 }
 

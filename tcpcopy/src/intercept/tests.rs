@@ -16,7 +16,9 @@ use tcpcopy_common::{
     response::kind,
     tcp_flags::{ACK, PSH, SYN, TcpFlags},
 };
-use tcpcopy_replay::{Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Report, RuleTarget, TargetId};
+use tcpcopy_replay::{
+    Config, Credentials, Engine, LiveAnswer, LiveOptions, LiveSegment, Multipath, Report, RuleTarget, TargetId,
+};
 
 use super::{
     registry::Instances,
@@ -81,11 +83,14 @@ fn replay(peer: &Peer, channel: &mut Established, client: SocketAddr, target: So
         ack,
         flags,
         options,
+        multipath: Multipath::Nothing,
         intact: true,
         payload,
     };
     engine.handle_live(now(), &segment(1000, 0, SYN, &[]));
-    engine.handle_answer(now(), &LiveAnswer { time: now(), flow: live, rule: 0, seq: 5000, ack: 1001, options });
+    let multipath = Multipath::Nothing;
+    let answer = LiveAnswer { time: now(), flow: live, rule: 0, seq: 5000, ack: 1001, options, multipath };
+    engine.handle_answer(now(), &answer);
     engine.handle_live(now(), &segment(1001, 5001, ACK | PSH, REQUEST));
 
     let mut start = None;

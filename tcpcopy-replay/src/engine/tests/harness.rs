@@ -13,6 +13,7 @@ use crate::{
     causality::greeting::FirstSpeaker,
     config::{Config, Credentials, RuleTarget, TargetId},
     engine::{Connection, Engine, Flag, Replay, Visibility},
+    multipath::Multipath,
     report::Report,
     segment::{LiveAnswer, LiveOptions, LiveSegment, Transmit},
     time::Nanos,
@@ -399,6 +400,7 @@ impl Client {
             ack: self.ack,
             flags,
             options: LiveOptions::default(),
+            multipath: Multipath::Nothing,
             intact: true,
             payload,
         }
@@ -414,6 +416,7 @@ impl Client {
             seq: self.ack.wrapping_sub(1),
             ack: self.seq,
             options,
+            multipath: Multipath::Nothing,
         }
     }
 

@@ -19,6 +19,7 @@ mod joining;
 mod limits;
 mod loss;
 mod misbehaving;
+mod multipath;
 mod orphans;
 mod owed;
 mod recovery;
