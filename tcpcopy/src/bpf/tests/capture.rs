@@ -14,7 +14,7 @@ use crate::bpf::{Capture, CaptureRule, CaptureSetup, ClientFilter, Hook, Network
 
 const XDP_PASS: u32 = 2;
 pub(super) const CLIENT4: &str = "192.0.2.7:40000";
-const CLIENT6: &str = "[2001:db8::7]:40000";
+pub(super) const CLIENT6: &str = "[2001:db8::7]:40000";
 
 pub(super) struct Fixture {
     pub(super) capture: Capture,

@@ -9,6 +9,7 @@ mod capture;
 mod cost;
 mod learn;
 mod loading;
+mod mutated;
 mod packets;
 mod prefix;
 mod reflect;
