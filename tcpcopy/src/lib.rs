@@ -24,6 +24,7 @@ pub mod mailbox;
 pub mod memory;
 pub mod net;
 pub mod poll;
+pub mod privileges;
 pub mod process;
 pub mod source;
 pub mod summary;

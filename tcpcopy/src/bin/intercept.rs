@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use tcpcopy::{
-    cli::{intercept::Cli, program, report},
-    intercept,
+    cli::{
+        intercept::Cli,
+        program::{self, Takes},
+        report,
+    },
+    intercept, privileges,
 };
 
 fn main() -> ExitCode {
@@ -14,7 +18,6 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&cli.process, settings.descriptors(), |process| {
-        Ok(intercept::run(settings, cli.security.load()?, process))
-    })
+    let takes = Takes { descriptors: settings.descriptors(), capabilities: privileges::LOADING };
+    program::run(&cli.process, &cli.security, takes, |process, security| intercept::run(settings, security, process))
 }

@@ -6,12 +6,14 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tcpcopy::{
     cli::{
-        DEFAULT_PSK_FILE, program, report,
+        DEFAULT_PSK_FILE,
+        program::{self, Takes},
+        report,
         tcpcopy::{Cli, Command, CopyArgs},
     },
     control::Psk,
     memory::HugePages,
-    source,
+    privileges, source,
 };
 
 /// Sessions are many, and touched at random.
@@ -30,9 +32,9 @@ fn copy(args: &CopyArgs) -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    program::run(&args.process, settings.descriptors(), |process| {
-        Ok(source::run(settings, args.security.load()?, process))
-    })
+    let capabilities = privileges::LOADING | privileges::SENDING;
+    let takes = Takes { descriptors: settings.descriptors(), capabilities };
+    program::run(&args.process, &args.security, takes, |process, security| source::run(settings, security, process))
 }
 
 fn keygen(file: &Path) -> ExitCode {

@@ -13,7 +13,7 @@ pub enum BpfError {
     /// The process lacks the privileges.
     #[error(
         "the kernel refused the eBPF programs (EPERM): run as root or with the capabilities CAP_BPF, CAP_NET_ADMIN and \
-         CAP_PERFMON; a container may need them granted too"
+         CAP_PERFMON; a container may need them granted too, and its seccomp filter has to allow bpf(2)"
     )]
     Permission,
     /// One of the interfaces carries the packets of the other, so that each would be captured twice.

@@ -1,18 +1,16 @@
 //! Why the kernel refuses to load a program, in words that lead to a remedy.
 
-use std::{fs, io};
+use std::io;
 
 use aya::programs::ProgramError;
-use rustix::io::Errno;
+use rustix::{io::Errno, thread::CapabilitySet};
 
 use super::{
     error::{BpfError, KernelFeature, is_eperm, with_causes},
     names::program,
 };
+use crate::privileges;
 
-/// Capabilities by their bit in a mask (linux/capability.h). The second contains the first.
-const CAP_PERFMON: u32 = 38;
-const CAP_SYS_ADMIN: u32 = 21;
 /// The program that is loaded with a flag: packets may be in fragments.
 const FRAGMENTS: &str = program::CAPTURE_XDP;
 /// How much of the verifier's log goes into the error. It ends with the reason.
@@ -59,18 +57,7 @@ fn last_lines(text: &str, count: usize) -> Option<String> {
 /// Returns whether the verifier does not trust this thread with pointers: without `CAP_PERFMON` it hardens programs
 /// against speculation, and refuses some that it would accept otherwise. Unknown counts as having it.
 fn lacks_perfmon() -> bool {
-    let status: io::Result<String> = fs::read_to_string("/proc/thread-self/status");
-    status.ok().and_then(|status| effective(&status)).is_some_and(|mask| !has(mask, CAP_PERFMON))
-}
-
-/// Returns the mask of effective capabilities in `/proc/*/status`.
-fn effective(status: &str) -> Option<u64> {
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(mask.trim(), 16).ok()
-}
-
-const fn has(mask: u64, capability: u32) -> bool {
-    mask & (1 << capability | 1 << CAP_SYS_ADMIN) != 0
+    !privileges::missing(CapabilitySet::PERFMON).is_empty()
 }
 
 #[cfg(test)]
@@ -109,17 +96,5 @@ mod tests {
         ] {
             assert!(!other.contains("5.18"), "{other}");
         }
-    }
-
-    #[test]
-    fn perfmon_is_read_from_the_mask_and_implied_by_sys_admin() {
-        let status = "Name:\tx\nCapPrm:\t000001ffffffffff\nCapEff:\t000000c000003000\nCapBnd:\t0\n";
-        let mask = effective(status).unwrap();
-        // BPF (39), PERFMON (38), NET_ADMIN (12) and NET_RAW (13).
-        assert_eq!(mask, 1 << 39 | 1 << 38 | 1 << 12 | 1 << 13);
-        assert!(has(mask, CAP_PERFMON));
-        assert!(!has(mask & !(1 << CAP_PERFMON), CAP_PERFMON));
-        assert!(has(1 << CAP_SYS_ADMIN, CAP_PERFMON));
-        assert_eq!(effective("Name:\tx\n"), None);
     }
 }

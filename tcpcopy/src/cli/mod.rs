@@ -21,6 +21,7 @@ pub mod tcpcopy;
 use std::{io::Write as _, net::IpAddr, path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::Args;
+use rustix::process::Uid;
 
 use crate::{
     affinity::CpuList,
@@ -152,17 +153,17 @@ pub struct SecurityArgs {
 }
 
 impl SecurityArgs {
-    /// Reads the key.
+    /// Reads the key, for a process of `user`.
     ///
     /// # Errors
     /// When the key file is missing, malformed or readable by others.
-    pub fn load(&self) -> Result<Security, PskError> {
+    pub fn load(&self, user: Uid) -> Result<Security, PskError> {
         if self.insecure {
             insecure().log();
             return Ok(Security::Insecure);
         }
         let path = self.psk_file.clone().unwrap_or_else(|| DEFAULT_PSK_FILE.into());
-        Ok(Security::Psk(Arc::new(Psk::read(&path)?)))
+        Ok(Security::Psk(Arc::new(Psk::read_for(&path, user)?)))
     }
 }
 
@@ -186,6 +187,9 @@ pub struct ProcessArgs {
     /// Also write the summary to FILE, as JSON
     #[arg(long, value_name = "FILE", help_heading = "Process")]
     pub summary_json: Option<PathBuf>,
+    /// Become this user once the files are open and the key is read, and keep only the capabilities that the work takes
+    #[arg(long, value_name = "NAME|UID|UID:GID", help_heading = "Process")]
+    pub user: Option<String>,
     /// Print the version
     #[arg(short = 'v', long, action = clap::ArgAction::Version, help_heading = "Process")]
     version: Option<bool>,

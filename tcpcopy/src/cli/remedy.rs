@@ -14,7 +14,7 @@ use crate::{
     finding::Finding,
     inject::InjectError,
     net::NetError,
-    process::{SummaryFileError, descriptors, logging::LogFileError, pidfile::PidFileError},
+    process::{SummaryFileError, descriptors, logging::LogFileError, pidfile::PidFileError, user::UserError},
 };
 
 /// Makes a finding of an error that ends the program: its causes, then the option that helps, if one does.
@@ -39,6 +39,7 @@ fn option(error: &(dyn Error + 'static)) -> Option<&'static str> {
         .or_else(|| error.downcast_ref::<LogFileError>().map(|_| "-l FILE"))
         .or_else(|| error.downcast_ref::<PidFileError>().map(|_| "-P FILE"))
         .or_else(|| error.downcast_ref::<SummaryFileError>().map(|_| "--summary-json FILE"))
+        .or_else(|| error.downcast_ref::<UserError>().map(|_| "--user NAME"))
 }
 
 fn of_bpf(error: &BpfError) -> Option<&'static str> {
@@ -113,7 +114,10 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
-    use crate::finding::Severity;
+    use crate::{
+        finding::Severity,
+        process::{Files, SummaryFile, user::User},
+    };
 
     fn worded(error: &anyhow::Error) -> String {
         let finding = finding(error);
@@ -140,6 +144,8 @@ mod tests {
             (PskError::Missing { path: "/k".into() }.into(), "--psk-file"),
             (crate::affinity::check(&"0-1023".parse().unwrap()).unwrap_err().into(), "--pin"),
             (PidFileError::Running("/p".into()).into(), "-P FILE"),
+            (User::find("no such user").unwrap_err().into(), "--user NAME"),
+            (SummaryFile::open("/no/f".as_ref(), &mut Files::default()).unwrap_err().into(), "--summary-json FILE"),
         ]
     }
 

@@ -21,6 +21,7 @@ pub mod frame;
 pub mod fuzzing;
 mod handshake;
 pub mod link;
+mod locked;
 mod log_limit;
 mod parameters;
 mod prefixes;

@@ -16,15 +16,18 @@ use std::{
 use rustix::process::{Uid, geteuid};
 use zeroize::Zeroizing;
 
-use super::random::{RandomError, random_bytes};
+use super::{
+    locked::Locked,
+    random::{RandomError, random_bytes},
+};
 
 /// Octets of a key.
 const LENGTH: usize = 32;
 /// The longest file that is looked at: anything longer than a key with some white space is something else.
 const MAX_FILE: usize = 256;
 
-/// A pre-shared key. Erased from memory when dropped, and never printed.
-pub struct Psk(Zeroizing<[u8; LENGTH]>);
+/// A pre-shared key. Kept out of swap, erased from memory when dropped, and never printed.
+pub struct Psk(Locked<LENGTH>);
 
 /// Why a key file cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -118,13 +121,31 @@ pub enum PskError {
     },
 }
 
+/// Why there is no new key.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The kernel gives no random octets.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// There is no memory for it.
+    #[error("there is no memory for a key: {0}")]
+    Memory(#[from] io::Error),
+}
+
 impl Psk {
     /// A new random key.
     ///
     /// # Errors
-    /// [`RandomError`] when the kernel gives no random octets.
-    pub fn generate() -> Result<Self, RandomError> {
-        Ok(Self(Zeroizing::new(random_bytes()?)))
+    /// When the kernel gives no random octets, or no memory.
+    pub fn generate() -> Result<Self, GenerateError> {
+        let octets = Zeroizing::new(random_bytes()?);
+        Ok(Self::of(&octets)?)
+    }
+
+    fn of(octets: &[u8; LENGTH]) -> io::Result<Self> {
+        let mut key = Locked::new()?;
+        key.copy_from_slice(octets);
+        Ok(Self(key))
     }
 
     /// Reads a key file.
@@ -160,10 +181,9 @@ impl Psk {
         if mode & others(owner, user) != 0 {
             return Err(PskError::Exposed { path: path.into(), mode });
         }
-        // Room for all that may be read, so that the vector never moves and leaves a copy of the key behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE + 64));
-        file.take(MAX_FILE as u64).read_to_end(&mut text).map_err(io_error)?;
-        Self::parse(text.trim_ascii(), path)
+        let mut text = Locked::<MAX_FILE>::new().map_err(io_error)?;
+        let length = read_all(&file, &mut *text).map_err(io_error)?;
+        Self::parse(text[..length].trim_ascii(), path)
     }
 
     /// Writes the key into a new file that only its owner can access.
@@ -201,7 +221,8 @@ impl Psk {
         if digits.len() != 2 * LENGTH {
             return Err(PskError::Length { path: path.into(), found: digits.len() });
         }
-        let mut key = Zeroizing::new([0; LENGTH]);
+        let out_of_memory = |source| PskError::Io { action: "read", path: path.into(), source };
+        let mut key = Locked::<LENGTH>::new().map_err(out_of_memory)?;
         for (i, &digit) in digits.iter().enumerate() {
             let value = char::from(digit).to_digit(16);
             let value = value.ok_or_else(|| PskError::Digit { path: path.into(), position: i + 1 })?;
@@ -213,11 +234,24 @@ impl Psk {
     /// A key that somebody else has thought of.
     #[cfg(feature = "fuzzing")]
     pub(super) fn from_octets(octets: [u8; LENGTH]) -> Self {
-        Self(Zeroizing::new(octets))
+        Self::of(&octets).expect("there is memory")
     }
 
     pub(super) fn octets(&self) -> &[u8; LENGTH] {
         &self.0
+    }
+}
+
+/// Reads until the end of the file, or until there is no more room; returns how many octets there were.
+fn read_all(mut file: &File, room: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    loop {
+        match file.read(&mut room[length..]) {
+            Ok(0) => return Ok(length),
+            Ok(n) => length += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
     }
 }
 

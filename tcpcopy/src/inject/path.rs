@@ -35,6 +35,7 @@ use crate::{
         netlink::{Announcements, Drained, Netlink},
         route::{self, RouteKind},
     },
+    privileges::{self, Need},
 };
 
 /// How long to wait, at start, for a next hop to answer: the kernel asks three times, a second apart.
@@ -171,7 +172,10 @@ impl Paths {
         };
         let watcher = std::thread::Builder::new()
             .name("tcpcopy-paths".into())
-            .spawn(move || watcher.run())
+            .spawn(move || {
+                privileges::keep(&[Need::Network]);
+                watcher.run();
+            })
             .map_err(InjectError::Watch)?;
         Ok(Self { backend, shared, stop, watcher: Some(watcher) })
     }

@@ -39,6 +39,7 @@ use crate::{
         interface::{self, Interface, LinkChange, LinkMonitor, interfaces},
         sockdiag::SockDiag,
     },
+    privileges::{self, Need},
     process::{Ended, Process, Request, panics::caught},
     summary::Report,
 };
@@ -92,18 +93,23 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let reporter = Reporter::new(ring, inbox, Arc::clone(&instances), Arc::clone(&reports));
     let cpu = settings.pin.as_ref().and_then(|pin| pin.iter().next());
     let reporter = spawn("reporter", move || {
+        privileges::keep(&[Need::Maps]);
         cpu.and_then(affinity::pin).iter().for_each(Finding::log);
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
     let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), inbox);
-    let reaper = spawn("reaper", move || reaper.run())?;
+    let reaper = spawn("reaper", move || {
+        privileges::keep(&[Need::Network, Need::Maps]);
+        reaper.run()
+    })?;
 
     let refused = Arc::new(ServerCounters::default());
     let serving = tokio::spawn(listener.run(Arc::clone(&instances), Arc::clone(&refused)));
     for address in &settings.listen {
         log::info!("listening on {address}");
     }
+    process.give_up_privileges();
     log::info!("ready");
     process.announce_ready()?;
 

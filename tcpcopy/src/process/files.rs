@@ -6,7 +6,7 @@
 //! file of one name that belongs to root or to the user of the program.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs::File,
     io,
     os::fd::OwnedFd,
@@ -14,10 +14,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat},
+    fs::{
+        Access as FsAccess, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fchown, fstat, openat, statat,
+        unlinkat,
+    },
     io::Errno,
     process::{Uid, geteuid},
 };
+
+use super::user::User;
 
 /// The permissions of a file that is made: the group of the user reads, and nobody else does.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP);
@@ -39,8 +44,8 @@ pub enum FileFault {
         ours: u32,
     },
     /// It may be a file of ours that has another purpose.
-    #[error("the file has {0} names (hard links), so that it may be another one too: remove it, or name another file")]
-    Linked(u64),
+    #[error("it has other names too (hard links), so that it may be somebody else's: remove it, or name another file")]
+    Linked,
     /// It is in use for something else, by this process.
     #[error("it is the same file as another one that this program writes: name another")]
     Taken,
@@ -75,22 +80,45 @@ pub(super) struct Opened {
     pub(super) made: bool,
 }
 
-/// The files that this process writes, each by its device and its number there.
+/// The files that this process writes.
 #[derive(Debug, Default)]
-pub struct Taken(Vec<(u64, u64)>);
+pub struct Files {
+    /// Each by its device and its number there.
+    taken: Vec<(u64, u64)>,
+    heir: Option<User>,
+}
 
-impl Taken {
-    /// Adds a file.
+impl Files {
+    /// Begins with none. They are for `heir`, if the process becomes another user: what that owns is as good as ours.
+    #[must_use]
+    pub const fn new(heir: Option<User>) -> Self {
+        Self { taken: Vec::new(), heir }
+    }
+
+    /// Finds the directory of `path`.
+    ///
+    /// # Errors
+    /// When there is none, or the path names a directory itself.
+    pub(super) fn find(&self, path: &Path) -> Result<Place, FileFault> {
+        Place::find(path, self.heir.as_ref().map(User::uid))
+    }
+
+    /// Adds a file, before anything is written to it; one that was made is given to the heir.
     ///
     /// # Errors
     /// [`FileFault::Taken`] when it is there already.
-    pub(super) fn add(&mut self, file: &File) -> Result<(), FileFault> {
-        let identity = identity(&fstat(file)?);
-        if self.0.contains(&identity) {
+    pub(super) fn add(&mut self, opened: &Opened) -> Result<(), FileFault> {
+        let identity = identity(&fstat(&opened.file)?);
+        if self.taken.contains(&identity) {
             return Err(FileFault::Taken);
         }
-        self.0.push(identity);
-        Ok(())
+        self.taken.push(identity);
+        match &self.heir {
+            Some(heir) if opened.made && heir.uid() != geteuid() => {
+                Ok(fchown(&opened.file, Some(heir.uid()), Some(heir.gid()))?)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -100,6 +128,8 @@ pub(super) struct Place {
     path: PathBuf,
     directory: OwnedFd,
     name: OsString,
+    /// Who may own the file beside root and the present user.
+    heir: Option<Uid>,
 }
 
 impl Place {
@@ -107,14 +137,14 @@ impl Place {
     ///
     /// # Errors
     /// When there is none, or the path names a directory itself.
-    pub(super) fn find(path: &Path) -> Result<Self, FileFault> {
+    fn find(path: &Path, heir: Option<Uid>) -> Result<Self, FileFault> {
         let name = match path.components().next_back() {
             Some(Component::Normal(name)) if !path.as_os_str().as_encoded_bytes().ends_with(b"/") => name,
             _ => return Err(FileFault::NotRegular("a directory")),
         };
         let parent = path.parent().filter(|parent| *parent != "").unwrap_or(Path::new("."));
         let directory = openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { path: path.to_owned(), directory, name: name.to_owned() })
+        Ok(Self { path: path.to_owned(), directory, name: name.to_owned(), heir })
     }
 
     /// Returns the path, for messages.
@@ -136,12 +166,12 @@ impl Place {
         for _ in 0..TRIES {
             match openat(&self.directory, &self.name, flags, Mode::empty()) {
                 Ok(file) => {
-                    judge(&fstat(&file)?)?;
+                    self.judge(&fstat(&file)?)?;
                     return Ok(Opened { file: file.into(), made: false });
                 }
                 Err(Errno::NOENT) => {}
                 // What it is says more than why it cannot be opened.
-                Err(error) => return Err(self.stat().and_then(|stat| judge(&stat)).err().unwrap_or(error.into())),
+                Err(error) => return Err(self.stat().and_then(|stat| self.judge(&stat)).err().unwrap_or(error.into())),
             }
             match openat(&self.directory, &self.name, flags | OFlags::CREATE | OFlags::EXCL, MODE) {
                 Ok(file) => return Ok(Opened { file: file.into(), made: true }),
@@ -172,9 +202,34 @@ impl Place {
         Ok(())
     }
 
+    /// Returns whether this process may make files in the directory.
+    pub(super) fn may_make(&self) -> bool {
+        accessat(&self.directory, ".", FsAccess::WRITE_OK | FsAccess::EXEC_OK, AtFlags::EACCESS).is_ok()
+    }
+
     /// Looks at what is there, not at what a link there points to.
     fn stat(&self) -> Result<Stat, FileFault> {
-        Ok(statat(&self.directory, AsRef::<OsStr>::as_ref(&self.name), AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Refuses what is not ours to write.
+    fn judge(&self, stat: &Stat) -> Result<(), FileFault> {
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => None,
+            FileType::Symlink => Some("a symbolic link, which is not followed"),
+            FileType::Directory => Some("a directory"),
+            FileType::Fifo => Some("a pipe"),
+            FileType::Socket => Some("a socket"),
+            _ => Some("a device"),
+        };
+        if let Some(kind) = kind {
+            return Err(FileFault::NotRegular(kind));
+        }
+        let (owner, ours) = (Uid::from_raw(stat.st_uid), geteuid());
+        if owner != ours && !owner.is_root() && Some(owner) != self.heir {
+            return Err(FileFault::Foreign { owner: owner.as_raw(), ours: ours.as_raw() });
+        }
+        if stat.st_nlink > 1 { Err(FileFault::Linked) } else { Ok(()) }
     }
 }
 
@@ -182,38 +237,20 @@ fn identity(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Refuses what is not ours to write.
-fn judge(stat: &Stat) -> Result<(), FileFault> {
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => None,
-        FileType::Symlink => Some("a symbolic link, which is not followed"),
-        FileType::Directory => Some("a directory"),
-        FileType::Fifo => Some("a pipe"),
-        FileType::Socket => Some("a socket"),
-        _ => Some("a device"),
-    };
-    if let Some(kind) = kind {
-        return Err(FileFault::NotRegular(kind));
-    }
-    let (owner, ours) = (Uid::from_raw(stat.st_uid), geteuid());
-    if owner != ours && !owner.is_root() {
-        return Err(FileFault::Foreign { owner: owner.as_raw(), ours: ours.as_raw() });
-    }
-    let names = u64::from(stat.st_nlink);
-    if names > 1 { Err(FileFault::Linked(names)) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         fs,
-        os::unix::{fs::PermissionsExt as _, net::UnixListener},
+        os::unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net::UnixListener,
+        },
     };
 
     use super::*;
 
     fn open(path: &Path, access: Access) -> Result<Opened, FileFault> {
-        Place::find(path)?.open(access)
+        Files::default().find(path)?.open(access)
     }
 
     fn refusal(path: &Path) -> String {
@@ -256,7 +293,7 @@ mod tests {
         let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
         fs::write(&first, "precious").unwrap();
         fs::hard_link(&first, &second).unwrap();
-        assert!(refusal(&second).contains("2 names"), "{}", refusal(&second));
+        assert!(refusal(&second).contains("hard links"), "{}", refusal(&second));
         assert_eq!(fs::read_to_string(&first).unwrap(), "precious");
     }
 
@@ -271,6 +308,13 @@ mod tests {
         assert!(!open(&path, Access::Append).unwrap().made);
         std::os::unix::fs::chown(&path, Some(1234), None).unwrap();
         assert!(refusal(&path).contains("belongs to user 1234, not to user 0"), "{}", refusal(&path));
+        // Unless that is whom this process becomes, and then new files are that user's.
+        let mut files = Files::new(Some(User::find("1234:5").unwrap()));
+        files.find(&path).unwrap().open(Access::Append).unwrap();
+        fs::remove_file(&path).unwrap();
+        files.add(&files.find(&path).unwrap().open(Access::Append).unwrap()).unwrap();
+        let owners = fs::metadata(&path).unwrap();
+        assert_eq!((owners.uid(), owners.gid()), (1234, 5));
     }
 
     #[test]
@@ -291,7 +335,7 @@ mod tests {
     fn what_has_come_in_the_place_of_our_file_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
-        let place = Place::find(&path).unwrap();
+        let place = Files::default().find(&path).unwrap();
         let ours = place.open(Access::Replace).unwrap().file;
         fs::remove_file(&path).unwrap();
         place.remove(&ours).unwrap();
@@ -309,7 +353,7 @@ mod tests {
         let [logs, moved, elsewhere] = ["logs", "moved", "elsewhere"].map(|name| directory.path().join(name));
         fs::create_dir(&logs).unwrap();
         fs::create_dir(&elsewhere).unwrap();
-        let place = Place::find(&logs.join("log")).unwrap();
+        let place = Files::default().find(&logs.join("log")).unwrap();
         fs::rename(&logs, &moved).unwrap();
         std::os::unix::fs::symlink(&elsewhere, &logs).unwrap();
         place.open(Access::Append).unwrap();
@@ -319,11 +363,11 @@ mod tests {
     #[test]
     fn a_file_serves_one_purpose() {
         let directory = tempfile::tempdir().unwrap();
-        let [one, two] = ["one", "two"].map(|name| open(&directory.path().join(name), Access::Append).unwrap().file);
-        let mut taken = Taken::default();
-        taken.add(&one).unwrap();
-        taken.add(&two).unwrap();
-        let again = open(&directory.path().join("one"), Access::Replace).unwrap().file;
-        assert!(matches!(taken.add(&again), Err(FileFault::Taken)));
+        let [one, two] = ["one", "two"].map(|name| open(&directory.path().join(name), Access::Append).unwrap());
+        let mut files = Files::default();
+        files.add(&one).unwrap();
+        files.add(&two).unwrap();
+        let again = open(&directory.path().join("one"), Access::Replace).unwrap();
+        assert!(matches!(files.add(&again), Err(FileFault::Taken)));
     }
 }

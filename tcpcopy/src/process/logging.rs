@@ -7,7 +7,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::files::{Access, FileFault, Opened, Place, Taken};
+use super::files::{Access, FileFault, Files, Place};
+use crate::finding::Finding;
 
 /// The log file cannot be opened for appending.
 #[derive(Debug, thiserror::Error)]
@@ -22,10 +23,10 @@ pub struct LogFileError {
 ///
 /// # Errors
 /// When the log file cannot be opened for appending.
-pub fn init(path: Option<&Path>, taken: &mut Taken) -> Result<Option<LogFile>, LogFileError> {
+pub fn init(path: Option<&Path>, files: &mut Files) -> Result<Option<LogFile>, LogFileError> {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,aya=warn"));
     builder.format_timestamp_millis().format_target(false);
-    let file = path.map(|path| LogFile::open(path, taken)).transpose()?;
+    let file = path.map(|path| LogFile::open(path, files)).transpose()?;
     if let Some(file) = &file {
         builder.target(env_logger::Target::Pipe(Box::new(file.clone())));
     }
@@ -49,12 +50,12 @@ impl LogFile {
     ///
     /// # Errors
     /// When it cannot be opened for appending.
-    fn open(path: &Path, taken: &mut Taken) -> Result<Self, LogFileError> {
+    fn open(path: &Path, files: &mut Files) -> Result<Self, LogFileError> {
         let refuse = |fault| LogFileError { path: path.to_owned(), fault };
-        let place = Place::find(path).map_err(refuse)?;
-        let Opened { file, .. } = place.open(Access::Append).map_err(refuse)?;
-        taken.add(&file).map_err(refuse)?;
-        Ok(Self(Arc::new(Log { place, file: Mutex::new(file) })))
+        let place = files.find(path).map_err(refuse)?;
+        let opened = place.open(Access::Append).map_err(refuse)?;
+        files.add(&opened).map_err(refuse)?;
+        Ok(Self(Arc::new(Log { place, file: Mutex::new(opened.file) })))
     }
 
     /// Opens, or creates, the file that has the name by now, in the directory in which the log began; the lines to come
@@ -65,9 +66,20 @@ impl LogFile {
     pub fn reopen(&self) -> Result<(), LogFileError> {
         let place = &self.0.place;
         let opened = place.open(Access::Append);
-        let Opened { file, .. } = opened.map_err(|fault| LogFileError { path: place.path().to_owned(), fault })?;
-        *self.file() = file;
+        let opened = opened.map_err(|fault| LogFileError { path: place.path().to_owned(), fault })?;
+        *self.file() = opened.file;
         Ok(())
+    }
+
+    /// Looks whether the log can be opened again when it was moved away, by the privileges that this thread has by now.
+    #[must_use]
+    pub fn check_rotation(&self) -> Option<Finding> {
+        let place = &self.0.place;
+        (!place.may_make()).then(|| {
+            Finding::info(format!("this user may not write to the directory of {}", place.path().display()))
+                .because("at SIGHUP the log goes on in the old file, unless a new one is there that the user may write")
+                .remedy("let what rotates it make that file (logrotate: `create 0640 USER GROUP`)")
+        })
     }
 
     /// Locks the file. A thread that panicked while it wrote has left a file like any other.
@@ -97,7 +109,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (path, renamed) = (directory.path().join("log"), directory.path().join("log.1"));
         fs::write(&path, "before\n").unwrap();
-        let log = LogFile::open(&path, &mut Taken::default()).unwrap();
+        let log = LogFile::open(&path, &mut Files::default()).unwrap();
         // The logger has a clone of its own.
         let mut logger = log.clone();
         writeln!(logger, "one").unwrap();

@@ -10,15 +10,20 @@ pub mod panics;
 pub mod pidfile;
 pub mod signals;
 mod summary_file;
+pub mod user;
 
 use self::{daemon::Readiness, panics::Panics, signals::Signals};
 pub use self::{
-    files::{FileFault, Taken},
+    files::{FileFault, Files},
     output::Output,
     signals::Request,
     summary_file::{SummaryFile, SummaryFileError},
 };
-use crate::summary::Report;
+use crate::{
+    finding::Finding,
+    privileges::{self, Need},
+    summary::Report,
+};
 
 /// What a program's work has come to, once it had begun.
 #[derive(Debug)]
@@ -62,6 +67,13 @@ impl Process {
             panicked = self.panics.next() => Request::Fail(panicked),
             request = self.signals.next() => request,
         }
+    }
+
+    /// Leaves the main thread what it takes to go on, once everything is set up: it reads figures, hooks interfaces and
+    /// takes its programs off again. Looks whether the log can still be rotated.
+    pub fn give_up_privileges(&self) {
+        privileges::keep(&[Need::Network, Need::Maps]);
+        self.signals.check_log().iter().for_each(Finding::log);
     }
 
     /// Shows the figures of the work so far.

@@ -11,7 +11,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::files::{Access, FileFault, Place, Taken};
+use super::files::{Access, FileFault, Files, Place};
 
 /// Octets of the longest content that is taken for a process id.
 const LONGEST: u64 = 32;
@@ -48,26 +48,26 @@ impl PidFile {
     ///
     /// # Errors
     /// When a running process holds it, or it cannot be written.
-    pub fn create(path: &Path, taken: &mut Taken) -> Result<Self, PidFileError> {
+    pub fn create(path: &Path, files: &mut Files) -> Result<Self, PidFileError> {
         let refuse = |fault| PidFileError::File { path: path.to_owned(), fault };
-        let place = Place::find(path).map_err(refuse)?;
+        let place = files.find(path).map_err(refuse)?;
         for _ in 0..TRIES {
-            let mut file = place.open(Access::Replace).map_err(refuse)?.file;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            let mut opened = place.open(Access::Replace).map_err(refuse)?;
+            match flock(&opened.file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => return Err(PidFileError::Running(path.to_owned())),
                 Err(error) => return Err(refuse(error.into())),
             }
             // Whoever held it before us has removed it as it ended: nobody would find ours.
-            if !place.holds(&file).map_err(refuse)? {
+            if !place.holds(&opened.file).map_err(refuse)? {
                 continue;
             }
-            taken.add(&file).map_err(refuse)?;
-            if !is_process_id(&file).map_err(|e| refuse(e.into()))? {
+            if !is_process_id(&opened.file).map_err(|e| refuse(e.into()))? {
                 return Err(refuse(FileFault::Precious("a process id")));
             }
-            write(&mut file).map_err(|e| refuse(e.into()))?;
-            return Ok(Self { place, locked: file });
+            files.add(&opened).map_err(refuse)?;
+            write(&mut opened.file).map_err(|e| refuse(e.into()))?;
+            return Ok(Self { place, locked: opened.file });
         }
         Err(refuse(Errno::BUSY.into()))
     }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     fn create(path: &Path) -> Result<PidFile, PidFileError> {
-        PidFile::create(path, &mut Taken::default())
+        PidFile::create(path, &mut Files::default())
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::{
     logging::LogFile,
     panics::{self, Panicked},
 };
+use crate::finding::Finding;
 
 /// What a running program has to do beside its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,11 @@ impl Signals {
             user2: catch(SignalKind::user_defined2(), "SIGUSR2")?,
             log,
         })
+    }
+
+    /// Looks whether the log file can be opened again as the operator will expect it.
+    pub(super) fn check_log(&self) -> Option<Finding> {
+        self.log.as_ref().and_then(LogFile::check_rotation)
     }
 
     /// Waits for the next request; opens the log file again by itself. Cancel safe, as [`Signal::recv`] is.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::files::{Access, FileFault, Opened, Place, Taken};
+use super::files::{Access, FileFault, Files, Place};
 use crate::summary::Report;
 
 /// The file for the figures at the end, open from the start on: after a run of a week it is too late to learn that it
@@ -33,15 +33,15 @@ impl SummaryFile {
     ///
     /// # Errors
     /// When it cannot be written, or holds something else.
-    pub fn open(path: &Path, taken: &mut Taken) -> Result<Self, SummaryFileError> {
+    pub fn open(path: &Path, files: &mut Files) -> Result<Self, SummaryFileError> {
         let refuse = |fault| SummaryFileError { path: path.to_owned(), fault };
-        let place = Place::find(path).map_err(refuse)?;
-        let Opened { mut file, made } = place.open(Access::Replace).map_err(refuse)?;
-        taken.add(&file).map_err(refuse)?;
-        if !begins_as_json(&mut file).map_err(|e| refuse(e.into()))? {
+        let place = files.find(path).map_err(refuse)?;
+        let mut opened = place.open(Access::Replace).map_err(refuse)?;
+        files.add(&opened).map_err(refuse)?;
+        if !begins_as_json(&mut opened.file).map_err(|e| refuse(e.into()))? {
             return Err(refuse(FileFault::Precious("a summary")));
         }
-        Ok(Self { place, file, removable: made })
+        Ok(Self { place, file: opened.file, removable: opened.made })
     }
 
     /// Writes the figures, in the place of what is there.
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> Result<SummaryFile, SummaryFileError> {
-        SummaryFile::open(path, &mut Taken::default())
+        SummaryFile::open(path, &mut Files::default())
     }
 
     #[test]

@@ -43,6 +43,7 @@ use crate::{
     finding::Finding,
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
+    privileges,
     process::{Ended, Process, Request, panics::caught},
 };
 
@@ -106,6 +107,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     if settings.clients.copies > 1 {
         log::info!("replaying every connection {} times", settings.clients.copies);
     }
+    process.give_up_privileges();
     log::info!("ready");
     process.announce_ready()?;
 
@@ -203,6 +205,7 @@ impl Workers {
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
+                    privileges::keep(&[]);
                     cpu.and_then(affinity::pin).iter().for_each(Finding::log);
                     worker.run(host);
                 })
