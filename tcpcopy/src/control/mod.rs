@@ -43,7 +43,7 @@ pub use handshake::HandshakeError;
 pub use link::{Link, LinkError, Sent};
 pub use parameters::{DEFAULT_PORT, HANDSHAKE_DEADLINE, PROTOCOL_VERSION, Security};
 pub use prefixes::{MAX_TARGETS, TargetPrefix};
-pub use psk::{Psk, PskError};
+pub use psk::{GenerateError, Psk, PskError};
 pub use random::{RandomError, random_bytes};
 pub use registration::{Hello, Refusal, RefusalCode, Resume, Token, Welcome};
 pub use responses::{Batch, MAX_RESPONSES, Responses};
