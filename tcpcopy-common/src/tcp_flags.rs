@@ -24,12 +24,14 @@ pub const RST: TcpFlags = TcpFlags(0x04);
 pub const PSH: TcpFlags = TcpFlags(0x08);
 /// The acknowledgement field is significant.
 pub const ACK: TcpFlags = TcpFlags(0x10);
+/// The urgent pointer is significant.
+pub const URG: TcpFlags = TcpFlags(0x20);
 
 impl TcpFlags {
     /// No bit.
     pub const NONE: Self = Self(0);
 
-    /// Takes the octet of a header; all values are valid, bits without a constant here (URG, ECE, CWR) are kept.
+    /// Takes the octet of a header; all values are valid, bits without a constant here (ECE, CWR) are kept.
     #[inline(always)]
     pub const fn from_octet(octet: u8) -> Self {
         Self(octet)

@@ -7,6 +7,7 @@ use tcpcopy_common::{
     capture::{CaptureHeader, MAX_PAYLOAD, note},
     checksum::Checksum,
     flow::{Flow, protocol},
+    tcp_flags::{TcpFlags, URG},
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
 const TCP_HEADER: usize = 20;
 const DATA_OFFSET: usize = 12;
 const CHECKSUM: usize = 16;
+const URGENT: usize = 18;
 
 /// IANA option kinds.
 mod kind {
@@ -84,9 +86,21 @@ impl<'a> LiveRecord<'a> {
             return Ok(Self::Answer(LiveAnswer { time, flow, rule, seq, ack, options, multipath }));
         }
         let intact = notes & note::VERIFIED != 0 || is_intact(&flow, tcp, packet, checksums);
-        let segment = LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload };
+        let urgent = urgent_octet(flags, tcp, payload.len());
+        let segment = LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, urgent, intact, payload };
         Ok(Self::Segment(segment))
     }
+}
+
+/// Returns which octet of the payload is the urgent one: that before the one that the pointer names, as all stacks have
+/// it (RFC 6093, section 2.1). A pointer of zero names the first (Linux, `tcp_check_urg`).
+fn urgent_octet(flags: TcpFlags, tcp: &[u8], payload: usize) -> Option<u16> {
+    if !flags.contains(URG) {
+        return None;
+    }
+    let &pointer = tcp.get(URGENT..)?.first_chunk()?;
+    let octet = u16::from_be_bytes(pointer).saturating_sub(1);
+    (usize::from(octet) < payload).then_some(octet)
 }
 
 /// Whether a checksum is right (RFC 9293, section 3.1). `packet` is `tcp` and the payload.
@@ -273,6 +287,20 @@ mod tests {
         let segment = segment(&record, Checksums::Complete);
         assert_eq!(segment.multipath, Multipath::Mapping { data: 9, subflow: 7 });
         assert_eq!(segment.options.timestamps, Some((256, 512)));
+    }
+
+    #[test]
+    fn the_urgent_octet_lies_before_where_the_pointer_points() {
+        let urgent = |flags: TcpFlags, pointer: u8, payload: &[u8]| {
+            let mut record = record(false, &[], payload);
+            record[offset_of!(CaptureHeader, flags)] = flags.octet();
+            record[size_of::<CaptureHeader>() + URGENT + 1] = pointer;
+            segment(&record, Checksums::Complete).urgent
+        };
+        for (pointer, octet) in [(0, Some(0)), (1, Some(0)), (4, Some(3)), (5, None)] {
+            assert_eq!(urgent(ACK | URG, pointer, b"abc!"), octet, "{pointer}");
+        }
+        assert_eq!((urgent(ACK, 4, b"abc!"), urgent(ACK | URG, 1, b"")), (None, None));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct LiveSegment<'a> {
     pub options: LiveOptions,
     /// What it says of other subflows of its connection.
     pub multipath: Multipath,
+    /// Which octet of its payload is the urgent one, if the client has sent one in it.
+    pub urgent: Option<u16>,
     /// Whether its checksum is right, as far as it can be told.
     pub intact: bool,
     /// Payload: up to 64 KiB where the NIC or the stack coalesced segments.
@@ -71,7 +73,7 @@ pub struct Transmit<'a> {
     pub ack: u32,
     /// Window field as it goes on the wire.
     pub window: u16,
-    /// Control bits.
+    /// Control bits. With URG the last octet of the payload, which fits a segment then, is the urgent one.
     pub flags: TcpFlags,
     /// TCP options.
     pub options: TransmitOptions,

@@ -108,6 +108,10 @@ impl Headers {
         let length = length16(ip.len() + tcp_length);
         tcp[4..8].copy_from_slice(&seq.to_be_bytes());
         tcp[13] = flags.octet();
+        if flags.contains(tcp_flags::URG) {
+            // Behind the last octet, as all stacks have it (RFC 6093, section 2.1).
+            tcp[18..20].copy_from_slice(&length16(payload).to_be_bytes());
+        }
         if self.is_v6() {
             ip[4..6].copy_from_slice(&length16(tcp_length).to_be_bytes());
         } else {

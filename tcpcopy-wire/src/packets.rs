@@ -136,8 +136,8 @@ impl<'a> Packets<'a> {
         let payload = self.payload();
         self.rest = &self.rest[payload..];
         self.done = self.rest.is_empty();
-        // PSH and FIN belong after the last octet, SYN before the first.
-        let later = (tcp_flags::PSH | tcp_flags::FIN).when(!self.done);
+        // PSH, FIN and URG belong to the last octet, SYN before the first.
+        let later = (tcp_flags::PSH | tcp_flags::FIN | tcp_flags::URG).when(!self.done);
         self.headers.write(self.seq, self.flags & !later, id, payload, buffer);
         let syn = self.flags.contains(tcp_flags::SYN);
         self.flags &= !tcp_flags::SYN;
@@ -188,6 +188,16 @@ mod tests {
             options: TransmitOptions::default(),
             segment_size: 1000,
             payload,
+        }
+    }
+
+    #[test]
+    fn the_urgent_pointer_is_behind_the_last_octet_of_the_last_packet() {
+        for v6 in [false, true] {
+            let urgent = Transmit { flags: tcp_flags::ACK | tcp_flags::URG, ..transmit(v6, &[7; 2001]) };
+            let ip = if v6 { 40 } else { IPV4_HEADER };
+            let fields: Vec<_> = build(&urgent, 1500).iter().map(|p| (p[ip + 13], p[ip + 18], p[ip + 19])).collect();
+            assert_eq!(fields, [(0x10, 0, 0), (0x10, 0, 0), (0x30, 0, 1)]);
         }
     }
 

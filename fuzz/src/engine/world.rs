@@ -293,6 +293,7 @@ impl<'a> World<'a> {
             flags,
             options: LiveOptions::default(),
             multipath: Multipath::Nothing,
+            urgent: None,
             intact: true,
             payload: &payload,
         };

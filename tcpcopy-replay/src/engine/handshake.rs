@@ -235,7 +235,7 @@ impl Engine {
         }
         if !carried.is_empty() {
             let push = PSH.when(syn.is_some_and(|syn| syn.push));
-            let syn = LiveSegment { flags: SYN | push, payload: carried, ..*segment };
+            let syn = LiveSegment { flags: SYN | push, urgent: None, payload: carried, ..*segment };
             self.take(now, id, &syn, isn.plus(1));
         }
         // There may be none by now.
@@ -251,9 +251,9 @@ impl Engine {
         if self.withheld.len() >= MOST_WITHHELD || octets + segment.payload.len() > MOST_WITHHELD_OCTETS {
             return false;
         }
-        let LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, payload, .. } = *segment;
+        let LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, urgent, payload, .. } = *segment;
         let payload = payload.into();
-        self.withheld.push(Withheld { time, flow, rule, seq, ack, flags, options, multipath, payload });
+        self.withheld.push(Withheld { time, flow, rule, seq, ack, flags, options, multipath, urgent, payload });
         self.stats.half_open_bytes += segment.payload.len() as u64;
         self.withheld_until.get_or_insert(now.after(GRACE));
         true
@@ -263,10 +263,11 @@ impl Engine {
     fn release_withheld(&mut self, now: Nanos) {
         self.withheld_until = None;
         for withheld in std::mem::take(&mut self.withheld) {
-            let Withheld { time, flow, rule, seq, ack, flags, options, multipath, ref payload } = withheld;
+            let Withheld { time, flow, rule, seq, ack, flags, options, multipath, urgent, ref payload } = withheld;
             self.stats.half_open_bytes -= payload.len() as u64;
             let intact = true;
-            let segment = LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload };
+            let segment =
+                LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, urgent, intact, payload };
             self.judge_live(now, &segment);
         }
     }

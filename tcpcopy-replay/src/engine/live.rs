@@ -285,7 +285,7 @@ impl Connection {
             stats.refused.add(Refusal::Fin, 0);
         }
         if !payload.is_empty() {
-            let facts = Facts { time: segment.time, ack, push: segment.flags.contains(PSH) };
+            let facts = Facts { time: segment.time, ack, push: segment.flags.contains(PSH), urgent: segment.urgent };
             let inserted = self.stream.insert(pool, share, seq, payload, facts)?;
             stats.bytes.capture(inserted.unique);
             stats.bytes.refuse(Reason::Nonsense, inserted.nonsense);

@@ -24,5 +24,6 @@ pub(super) struct Withheld {
     pub(super) flags: TcpFlags,
     pub(super) options: LiveOptions,
     pub(super) multipath: Multipath,
+    pub(super) urgent: Option<u16>,
     pub(super) payload: Box<[u8]>,
 }

@@ -191,7 +191,7 @@ mod tests {
     };
 
     const OWNER: Owner = Owner { client: Client::TEST, connection: Id::new(0) };
-    const MARK: Mark = Mark { offset: LiveOffset::START, time: Nanos(0), ack: None, push: false };
+    const MARK: Mark = Mark { offset: LiveOffset::START, time: Nanos(0), ack: None, push: false, urgent: None };
 
     #[test]
     fn a_store_given_back_is_used_again_without_allocating() {

@@ -13,4 +13,6 @@ pub(crate) struct Mark {
     pub ack: Option<LiveAck>,
     /// Whether it ended with PSH: the live client had nothing more to send just then.
     pub push: bool,
+    /// Which of its octets is the urgent one.
+    pub urgent: Option<u16>,
 }

@@ -152,7 +152,7 @@ mod tests {
         let mut queue = OutOfOrder::default();
         for &(offset, octets) in pieces {
             let ack = Some(LiveAck::new(offset as u32));
-            let mark = Mark { offset: LiveOffset::new(offset), time: Nanos(0), ack, push: false };
+            let mark = Mark { offset: LiveOffset::new(offset), time: Nanos(0), ack, push: false, urgent: None };
             queue.insert(mark, octets.as_bytes());
         }
         queue

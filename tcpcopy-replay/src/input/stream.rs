@@ -43,11 +43,19 @@ pub(crate) struct Facts {
     pub time: Nanos,
     pub ack: Option<LiveAck>,
     pub push: bool,
+    /// Which of its octets is the urgent one.
+    pub urgent: Option<u16>,
 }
 
 impl Facts {
     fn mark(&self, offset: u64) -> Mark {
-        Mark { offset: LiveOffset::new(offset), time: self.time, ack: self.ack, push: self.push }
+        Mark { offset: LiveOffset::new(offset), time: self.time, ack: self.ack, push: self.push, urgent: self.urgent }
+    }
+
+    /// Without the first `octets`, and of `len` that follow.
+    fn part(self, octets: u64, len: u64) -> Self {
+        let moved = |urgent: u16| u64::from(urgent).checked_sub(octets).filter(|urgent| *urgent < len);
+        Self { urgent: self.urgent.and_then(moved).and_then(|urgent| u16::try_from(urgent).ok()), ..self }
     }
 }
 
@@ -110,6 +118,8 @@ struct Rare {
     fin: Option<Ending>,
     reset: Option<Ending>,
     subflow: Subflow,
+    /// Whether it has ever had an urgent octet.
+    urgent: bool,
 }
 
 impl Stream {
@@ -242,6 +252,12 @@ impl Stream {
             return Ok(Inserted { too_far: payload.len() as u64, ..Inserted::default() });
         }
         let kept = &payload[(from - begin) as usize..(finish - begin) as usize];
+        let facts = if facts.urgent.is_some() {
+            self.rare_mut().urgent = true;
+            facts.part((from - begin) as u64, kept.len() as u64)
+        } else {
+            facts
+        };
         let (from, finish) = (from as u64, finish as u64);
         let mut store = self.store.take().unwrap_or_else(|| pool.take(owner));
         let placed = if from == self.end && store.out_of_order.is_empty() {
@@ -310,6 +326,7 @@ impl Stream {
         while let Some(part) = store.out_of_order.first_lack(at..range.end) {
             let piece = &octets[(part.start - range.start) as usize..(part.end - range.start) as usize];
             // Mark each piece, so that a later segment is not attributed to data before the gap.
+            let facts = facts.part(part.start - range.start, part.end - part.start);
             let mut mark = Mark { push: facts.push && part.end == range.end, ..facts.mark(part.start) };
             // A retransmission acknowledges more than the first copy did, which was sent before what follows it.
             if let (Some(ack), Some(after)) = (mark.ack, store.out_of_order.ack_behind(part.start))
@@ -344,7 +361,7 @@ impl Stream {
         let many = store.marks.len() >= MAX_MARKS;
         match store.marks.back_mut() {
             // A flood of tiny segments: past the limit they are no longer told apart.
-            Some(last) if many && last.ack == mark.ack => last.push = mark.push,
+            Some(last) if many && last.ack == mark.ack && mark.urgent.is_none() => last.push = mark.push,
             _ => store.marks.push_back(mark),
         }
         self.advance_to(mark.offset.get() + octets.len() as u64);
@@ -405,6 +422,17 @@ impl Stream {
     pub(crate) fn mark(&self, number: u64) -> Option<&Mark> {
         let index = number.checked_sub(self.first_mark)?;
         self.store.as_ref()?.marks.get(index as usize)
+    }
+
+    /// Returns where the first urgent octet is from `offset` on, as far as it has not been released.
+    pub(crate) fn next_urgent(&self, offset: LiveOffset) -> Option<LiveOffset> {
+        if !self.rare().urgent {
+            return None;
+        }
+        let marks = &self.store.as_ref()?.marks;
+        let first = marks.partition_point(|mark| mark.offset <= offset).saturating_sub(1);
+        let urgent = marks.range(first..).filter_map(|mark| Some(mark.offset.plus(mark.urgent?.into())));
+        urgent.into_iter().find(|urgent| *urgent >= offset)
     }
 
     /// Returns the number of the first mark that has not been released.

@@ -204,7 +204,19 @@ fn target_flow(session: u32) -> Flow {
 fn segment(session: u32, time: Nanos, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> LiveSegment<'_> {
     let options = LiveOptions::default();
     let multipath = Multipath::Nothing;
-    LiveSegment { time, flow: flow(session), rule: 0, seq, ack, flags, options, multipath, intact: true, payload }
+    LiveSegment {
+        time,
+        flow: flow(session),
+        rule: 0,
+        seq,
+        ack,
+        flags,
+        options,
+        multipath,
+        urgent: None,
+        intact: true,
+        payload,
+    }
 }
 
 fn response(session: u32, seq: u32, ack: u32, flags: TcpFlags, payload_len: u32) -> Report<'static> {

@@ -56,8 +56,20 @@ impl Captured {
         if self.is_answer() {
             return LiveRecord::Answer(LiveAnswer { time, flow, rule, seq, ack, options, multipath });
         }
-        let intact = true;
-        LiveRecord::Segment(LiveSegment { time, flow, rule, seq, ack, flags, options, multipath, intact, payload })
+        let (urgent, intact) = (None, true);
+        LiveRecord::Segment(LiveSegment {
+            time,
+            flow,
+            rule,
+            seq,
+            ack,
+            flags,
+            options,
+            multipath,
+            urgent,
+            intact,
+            payload,
+        })
     }
 }
 

@@ -84,6 +84,7 @@ fn replay(peer: &Peer, channel: &mut Established, client: SocketAddr, target: So
         flags,
         options,
         multipath: Multipath::Nothing,
+        urgent: None,
         intact: true,
         payload,
     };

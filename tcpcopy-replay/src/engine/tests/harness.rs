@@ -401,6 +401,7 @@ impl Client {
             flags,
             options: LiveOptions::default(),
             multipath: Multipath::Nothing,
+            urgent: None,
             intact: true,
             payload,
         }

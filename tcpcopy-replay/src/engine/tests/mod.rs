@@ -29,6 +29,8 @@ mod sending;
 mod sessions;
 mod target;
 mod upkeep;
+mod urgent;
+mod vlans;
 
 use tcpcopy_common::flow::{Flow, IpAddress};
 

@@ -10,7 +10,7 @@ const OWNER: Owner = Owner { client: Client::TEST, connection: Id::new(0) };
 const SHARE: Share = Share { owner: OWNER, limit: LIMIT };
 
 fn facts(ms: u64, ack: u32, push: bool) -> Facts {
-    Facts { time: Nanos(ms * 1_000_000), ack: Some(LiveAck::new(ack)), push }
+    Facts { time: Nanos(ms * 1_000_000), ack: Some(LiveAck::new(ack)), push, urgent: None }
 }
 
 struct Rig {

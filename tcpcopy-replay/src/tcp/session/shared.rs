@@ -1,6 +1,9 @@
 //! What a session keeps from one target connection to the next, and what it borrows of the engine.
 
-use tcpcopy_common::flow::Flow;
+use tcpcopy_common::{
+    flow::Flow,
+    tcp_flags::{TcpFlags, URG},
+};
 
 use crate::{
     causality::{
@@ -12,6 +15,7 @@ use crate::{
     input::{
         adapter::Adapter,
         offset::{LiveOffset, SentOffset},
+        stream::Stream,
     },
     stats::{Reason, Stats},
     store::moment::Moment,
@@ -132,6 +136,17 @@ impl Shared {
     pub(super) fn handle_end(&mut self, cx: &mut Context<'_>) {
         if self.newest == Newest::Answered && cx.now.since(self.last_progress) >= AT_ONCE {
             self.prove(cx);
+        }
+    }
+
+    /// Cuts a segment so that an urgent octet has one of its own, with URG: the target's TCP then hands it to the service
+    /// as the live server's did, out of line unless that has asked for it in line. Returns its length and that flag.
+    pub(super) fn cut_at_urgent(&self, stream: &Stream, from: SentOffset, len: usize) -> (usize, TcpFlags) {
+        let Some(urgent) = stream.next_urgent(self.adapter.live_of(from)) else { return (len, TcpFlags::NONE) };
+        match usize::try_from(self.adapter.sent_of(urgent).since(from)) {
+            Ok(0) if len > 0 => (1, URG),
+            Ok(before) if before < len => (before, TcpFlags::NONE),
+            _ => (len, TcpFlags::NONE),
         }
     }
 

@@ -84,12 +84,13 @@ impl Open {
         }
         let octets = self.high.min(shared.adapter.end(stream)).since(self.una);
         let len = shared.adapter.contiguous(self.una, octets.min(u64::from(self.segment_size)) as usize);
+        let (len, urgent) = shared.cut_at_urgent(stream, self.una, len);
         let fin = FIN.when(len == 0);
         self.timed_at = Moment::NEVER;
         shared.restart_retransmission(cx.now);
         cx.stats.retransmitted_segments += 1;
         cx.stats.retransmitted_bytes += len as u64;
-        Some(self.plan(shared, ack, self.una, len, fin))
+        Some(self.plan(shared, ack, self.una, len, fin | urgent))
     }
 
     /// As much from SND.NXT as the windows and the gate allow.
@@ -126,6 +127,8 @@ impl Open {
             len -= len % segment;
         }
         len = shared.adapter.contiguous(from, len);
+        let urgent;
+        (len, urgent) = shared.cut_at_urgent(stream, from, len);
         // Sent before, on this target connection or on an earlier one.
         let again = from < self.high || shared.adapter.live_of(from) < shared.sent;
         let (mut push, mut asks) = (false, true);
@@ -154,7 +157,7 @@ impl Open {
             }
         }
         shared.start_retransmission(cx.now);
-        Some(self.plan(shared, ack, from, len, PSH.when(push)))
+        Some(self.plan(shared, ack, from, len, PSH.when(push) | urgent))
     }
 
     /// The FIN, once everything before it has been sent.
