@@ -90,7 +90,7 @@ fn frames(criterion: &mut Criterion) {
 fn channel(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("channel");
     let key = Psk::generate().expect("random octets");
-    for (name, security) in [("plain", Security::Insecure), ("noise", Security::Psk(Arc::new(key)))] {
+    for (name, security) in [("plain", Security::Insecure), ("noise", key.into())] {
         let (mut client, mut server) = links(&security);
         for count in BATCHES {
             let headers = headers(count);

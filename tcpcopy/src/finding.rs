@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::log_limit::{LogLimit, limited};
+
 /// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -66,12 +68,20 @@ impl Finding {
 
     /// Prints it to the log, at the level of its severity.
     pub fn log(&self) {
-        let level = match self.severity {
+        log::log!(self.level(), "{self}");
+    }
+
+    /// Prints it to the log within a limit: what a packet can provoke.
+    pub fn log_within(&self, limit: &'static LogLimit) {
+        limited!(limit, self.level(), "{self}");
+    }
+
+    const fn level(&self) -> log::Level {
+        match self.severity {
             Severity::Info => log::Level::Info,
             Severity::Warning => log::Level::Warn,
             Severity::Error => log::Level::Error,
-        };
-        log::log!(level, "{self}");
+        }
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::{os::fd::BorrowedFd, time::Duration};
 
+use log::Level;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
 
-use crate::{mailbox::Inbox, process::panics};
+use crate::{log_limit::limited, mailbox::Inbox, process::panics};
 
 /// A descriptor, and what of it ends a sleep.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +41,7 @@ pub fn wait<'a, T>(inbox: &Inbox<T>, interests: impl Iterator<Item = Interest<'a
     let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
     match poll(&mut fds, Some(&timeout)) {
         Ok(_) | Err(Errno::INTR) => {}
-        Err(e) => log::warn!("poll failed: {e}"),
+        Err(e) => limited!("failed polls", Level::Warn, "poll failed: {e}"),
     }
     if fds[0].revents().contains(PollFlags::IN) {
         inbox.rearm();

@@ -16,6 +16,7 @@ pub mod program;
 pub mod servers;
 pub mod soak;
 pub mod streams;
+pub mod terminal;
 pub mod topology;
 pub mod traces;
 mod wait;

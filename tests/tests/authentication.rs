@@ -2,18 +2,29 @@
 //! disturb the running replay.
 
 use std::{
+    collections::VecDeque,
+    fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use lab::{
     Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program,
     capture::{End, Sniffer},
+    eventually, figure,
     http::{Limit, Load, RunningLoad, Server},
     laboratory,
     mirror::{self, LIVE_PORT, TARGET_PORT},
 };
+use rustix::process::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The control channel's port.
@@ -202,4 +213,167 @@ fn a_syn_with_a_forged_mark_is_dropped_and_counted() {
         20,
         "{log}"
     );
+}
+
+/// Strangers who hold connections to the control port open, and make new ones all the time.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    made: Arc<AtomicUsize>,
+    threads: Vec<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Crowd {
+    /// Each address opens a connection every few milliseconds, says `says`, and lets go only of the oldest of 300: more
+    /// than there is room for.
+    fn gather(from: &Host, addresses: &[IpAddr], to: SocketAddr, says: &'static [u8]) -> Self {
+        let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let threads = addresses.iter().map(|&address| {
+            let (stop, made) = (Arc::clone(&stop), Arc::clone(&made));
+            from.spawn("stranger", move || {
+                let mut held = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+                    socket.bind(&SocketAddr::new(address, 0).into())?;
+                    socket.connect_timeout(&to.into(), PATIENCE)?;
+                    // It may have been closed already.
+                    let _ = socket.send(says);
+                    held.push_back(socket);
+                    held.drain(..held.len().saturating_sub(300));
+                    made.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Ok(())
+            })
+        });
+        let threads = threads.collect::<Result<_, _>>().unwrap();
+        Self { stop, made, threads }
+    }
+
+    fn wait_for(&self, connections: usize) {
+        let wanted = self.made.load(Ordering::Relaxed) + connections;
+        assert!(eventually(PATIENCE, || self.made.load(Ordering::Relaxed) >= wanted), "strangers cannot connect");
+    }
+
+    fn disperse(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    }
+}
+
+/// Five addresses are as many as were enough to take every place for as long as they liked.
+#[test]
+fn strangers_who_stay_silent_or_say_half_of_it_keep_no_tcpcopy_out() {
+    let _guard = laboratory!();
+    for (family, says) in [(Family::V4, &b""[..]), (Family::V6, b""), (Family::V4, b"\x93tcp"), (Family::V6, b"\x93")] {
+        let lab = Lab::bridge().unwrap();
+        let addresses: Vec<IpAddr> = match family {
+            Family::V4 => (101..106).map(|host| Ipv4Addr::new(10, 77, 0, host).into()).collect(),
+            // Of five networks.
+            Family::V6 => (1..6).map(|net| format!("fd66:0:0:{net}::1").parse().unwrap()).collect(),
+        };
+        let length = if family == Family::V4 { 24 } else { 64 };
+        let lines = addresses.iter().map(|address| {
+            let nodad = if family == Family::V6 { " nodad" } else { "" };
+            format!("address add {address}/{length} dev eth0{nodad}")
+        });
+        lab.client.ip(&lines.collect::<Vec<_>>()).unwrap();
+        lab.target.ip(&["route add fd66::/16 dev eth0"]).unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mut mirror = Mirror::prepare(&lab, MirrorOptions::arguments("-w 4", "")).unwrap();
+        mirror.start_intercept().unwrap();
+        let crowd = Crowd::gather(&lab.client, &addresses, lab.target.socket(family, CONTROL_PORT), says);
+        // By now they have taken whatever they can, and go on.
+        crowd.wait_for(1_000);
+        for round in 1..=3 {
+            mirror.start_tcpcopy().unwrap_or_else(|error| panic!("{family:?}, {says:?}, {round}: {error:#}"));
+            let load = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 4, Limit::Requests(100));
+            load.run(&lab.client).unwrap();
+            assert_eq!(target.wait_for_requests(round * 100, PATIENCE), round * 100);
+            mirror.tcpcopy.take().unwrap().stop().unwrap();
+        }
+        crowd.disperse();
+        let ended = mirror.intercept.take().unwrap().stop().unwrap();
+        let lines = ended.stderr.lines().filter(|line| line.contains("control connection from")).count();
+        // Two kinds of lines, ten of each in ten seconds: thousands were refused.
+        assert!(lines <= 20 * (1 + PATIENCE.as_secs() as usize / 10), "{lines} lines");
+        let refused = ["too many", "timeout"].map(|name| figure(&ended.stdout, name).unwrap_or(0));
+        assert!(refused.iter().sum::<u64>() >= 300, "{}", ended.stdout);
+        assert!(ended.stderr.contains("were suppressed"), "{}", ended.stderr);
+    }
+}
+
+/// Breaks the channels, and waits until they are up again.
+fn break_channels(replay: &Replay, times: usize) {
+    replay.lab.target.output(&format!("ss -K sport = :{CONTROL_PORT}")).unwrap();
+    let up = |log: &str| log.lines().filter(|line| line.contains("36524 is up again")).count();
+    let log = || replay.mirror.tcpcopy().log();
+    assert!(eventually(PATIENCE, || up(&log()) == times), "the channel is not up again\n{}", log());
+}
+
+fn reload(program: &Program, says: &str) {
+    program.signal(Signal::HUP).unwrap();
+    program.wait_log(PATIENCE, |line| line.contains(says)).unwrap();
+}
+
+#[test]
+fn keys_are_rotated_while_the_replay_goes_on() {
+    let _guard = laboratory!();
+    let replay = Replay::start();
+    let file = replay.mirror.key();
+    let old = fs::read_to_string(&file).unwrap();
+    let new = fs::read_to_string(mirror::make_key(replay.mirror.directory(), "new").unwrap()).unwrap();
+    let (intercept, tcpcopy) = (replay.mirror.intercept(), replay.mirror.tcpcopy());
+    // Whoever still has the old key only, or the new one only.
+    let dial = |key: &str| {
+        let other = replay.mirror.directory().join("other");
+        fs::write(&other, key).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut command = replay.lab.client.command(mirror::program("tcpcopy").unwrap());
+        command.args(["-x", "8888-10.77.0.3:8080", "-s", "10.77.0.3", "-i", "eth0", "--psk-file", text(&other)]);
+        Program::start("tcpcopy", &mut command).unwrap()
+    };
+    let admitted = |key: &str| {
+        let program = dial(key);
+        program.wait_ready().unwrap();
+        program.stop().unwrap();
+    };
+    let refused = |key: &str| {
+        let ended = dial(key).wait(PATIENCE).unwrap();
+        assert!(ended.status.code() == Some(1) && ended.stderr.contains("a different key"), "{}", ended.stderr);
+    };
+    refused(&new);
+
+    fs::write(&file, format!("{old}\n  {new}")).unwrap();
+    reload(intercept, "2 keys");
+    admitted(&old);
+    admitted(&new);
+    fs::write(&file, &new).unwrap();
+    reload(tcpcopy, "1 key");
+    assert!(!tcpcopy.log().contains("broke"), "{}", tcpcopy.log());
+    // A new channel is made with the new key, which is what the other side has from here on.
+    reload(intercept, "1 key");
+    break_channels(&replay, 1);
+    refused(&old);
+    admitted(&new);
+
+    // A file that is no key file is said, and changes nothing.
+    fs::write(&file, format!("{old}\nnonsense\n")).unwrap();
+    for program in [intercept, tcpcopy] {
+        reload(program, "stay in use");
+        program.wait_log(PATIENCE, |line| line.contains("WARN") && line.contains("in line 3")).unwrap();
+    }
+    fs::remove_file(&file).unwrap();
+    for program in [intercept, tcpcopy] {
+        reload(program, "there is no key file");
+    }
+    break_channels(&replay, 2);
+    refused(&old);
+    // What was under way when a channel broke is lost; what comes now is not.
+    let arrived = replay.target.count();
+    assert!(replay.target.wait_for_requests(arrived + 1_000, PATIENCE) >= arrived + 1_000, "nothing is replayed");
+    replay.load.stop().unwrap();
+    let outcome = replay.mirror.stop().unwrap();
+    assert_eq!(outcome.intercept.count("control_connections", "bad_key"), 3, "{}", outcome.logs);
+    outcome.assert_no_leak();
 }

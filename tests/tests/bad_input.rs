@@ -10,6 +10,7 @@ type Case = (&'static str, i32, &'static str);
 
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
+const NO_INTERCEPT: i32 = 3;
 
 /// Wrong by themselves.
 const COMMAND_LINES: &[Case] = &[
@@ -56,7 +57,11 @@ const COMMAND_LINES: &[Case] = &[
 /// Right by themselves, but not here.
 const ENVIRONMENTS: &[Case] = &[
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth9 --psk-file KEY", FAILURE, "eth9"),
-    ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --psk-file KEY", FAILURE, "intercept"),
+    (
+        "tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --require-intercept --psk-file KEY",
+        NO_INTERCEPT,
+        "cannot reach intercept",
+    ),
     ("tcpcopy -x 80-192.0.2.1:8080 -s 10.77.0.3 -i eth0 --psk-file KEY", FAILURE, "no route"),
     ("tcpcopy -x 80-10.77.0.99:8080 -s 10.77.0.3 -i eth0 --inject packet --psk-file KEY", FAILURE, "10.77.0.99"),
     ("tcpcopy -x 80-10.77.0.3:8080 -s 10.77.0.3 -i eth0 --psk-file /nonexistent", USAGE, "tcpcopy keygen"),

@@ -7,11 +7,39 @@ use lab::{
     http::{Client, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
+    program::Ended,
+    terminal::Terminal,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Sessions that are open when a program ends.
 const SESSIONS: usize = 50;
+
+/// The signals that end a program, and `None`: the end of its terminal, at which the kernel sends SIGHUP.
+const ENDS: [Option<Signal>; 4] = [Some(Signal::TERM), Some(Signal::INT), Some(Signal::QUIT), None];
+
+/// A program with a terminal of its own.
+struct AtTerminal(Program, Terminal);
+
+impl AtTerminal {
+    fn start(name: &str, mut command: Command) -> Self {
+        let terminal = Terminal::give(&mut command).unwrap();
+        Self(Program::start(name, &mut command).unwrap(), terminal)
+    }
+
+    fn stop_by(self, end: Option<Signal>) -> Ended {
+        let Self(program, terminal) = self;
+        match end {
+            Some(signal) => program.stop_by(signal).unwrap(),
+            None => {
+                terminal.hang_up();
+                let ended = program.wait(PATIENCE).unwrap();
+                assert!(ended.status.success() && !ended.stderr.contains("ERROR"), "{}", ended.stderr);
+                ended
+            }
+        }
+    }
+}
 
 fn ask(client: &mut Client) {
     client.ask().unwrap();
@@ -34,13 +62,16 @@ fn open_at_target(lab: &Lab) -> usize {
 #[test]
 fn nothing_leaks_whatever_signal_ends_intercept() {
     let _guard = laboratory!();
-    for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+    for signal in ENDS {
         let lab = Lab::bridge().unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
         let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-        let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+        let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+        let intercept = AtTerminal::start("intercept", mirror.intercept_command().unwrap());
+        intercept.0.wait_ready().unwrap();
+        mirror.start_tcpcopy().unwrap();
         let mut clients = visitors(&lab, &target);
-        let ended = mirror.intercept.take().unwrap().stop_by(signal).unwrap();
+        let ended = intercept.stop_by(signal);
         assert!(figure(&ended.stdout, "swallowed segments") >= Some(50), "{signal:?}\n{}", ended.stdout);
         assert_eq!(open_at_target(&lab), 0, "{signal:?}: sockets are left");
         clients.iter_mut().for_each(ask);
@@ -54,13 +85,16 @@ fn nothing_leaks_whatever_signal_ends_intercept() {
 #[test]
 fn whatever_signal_ends_tcpcopy_its_sessions_are_reset() {
     let _guard = laboratory!();
-    for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+    for signal in ENDS {
         let lab = Lab::bridge().unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
         let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-        let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+        let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+        mirror.start_intercept().unwrap();
+        let tcpcopy = AtTerminal::start("tcpcopy", mirror.tcpcopy_command(&lab.source).unwrap());
+        tcpcopy.0.wait_ready().unwrap();
         let _clients = visitors(&lab, &target);
-        let ended = mirror.tcpcopy.take().unwrap().stop_by(signal).unwrap();
+        let ended = tcpcopy.stop_by(signal);
         assert_eq!(figure(&ended.stdout, "seen"), Some(SESSIONS as u64), "{signal:?}\n{}", ended.stdout);
         assert!(eventually(PATIENCE, || open_at_target(&lab) == 0), "{signal:?}: sessions are left");
         mirror.stop().unwrap().assert_no_leak();
@@ -167,7 +201,7 @@ fn a_daemon_shows_its_figures_in_its_log() {
 }
 
 #[test]
-fn a_hangup_that_nohup_has_ignored_stays_ignored() {
+fn a_terminal_that_nohup_has_been_told_of_may_go() {
     let _guard = laboratory!();
     let lab = Lab::bridge().unwrap();
     let mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
@@ -181,13 +215,35 @@ fn a_hangup_that_nohup_has_ignored_stays_ignored() {
     };
     // SAFETY: between fork and exec only a system call is made.
     unsafe { command.pre_exec(ignore) };
+    let AtTerminal(program, terminal) = AtTerminal::start("intercept", command);
+    program.wait_ready().unwrap();
+    terminal.hang_up();
+    // The hangup is obeyed before it says so.
+    program.wait_log(PATIENCE, |line| line.contains("read the key file again")).unwrap();
+    assert!(program.is_running() && !program.log().contains("stopping"), "{}", program.log());
+    program.stop().unwrap();
+}
+
+#[test]
+fn a_hangup_that_somebody_sends_ends_no_program() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+    // With a terminal that stays, and without one, as a service manager starts programs.
+    let AtTerminal(program, terminal) = AtTerminal::start("intercept", mirror.intercept_command().unwrap());
+    program.wait_ready().unwrap();
+    program.signal(Signal::HUP).unwrap();
+    program.wait_log(PATIENCE, |line| line.contains("read the key file again")).unwrap();
+    AtTerminal(program, terminal).stop_by(None);
+
+    let mut command = mirror.intercept_command().unwrap();
+    let detach = || rustix::process::setsid().map(drop).map_err(io::Error::from);
+    // SAFETY: between fork and exec only a system call is made.
+    unsafe { command.pre_exec(detach) };
     let program = Program::start("intercept", &mut command).unwrap();
     program.wait_ready().unwrap();
     program.signal(Signal::HUP).unwrap();
-    // Signals are handled in this order at the latest when the second is: a hangup would have ended it before.
-    program.signal(Signal::USR1).unwrap();
-    program.wait_output(PATIENCE, |line| line.contains("swallowed segments")).unwrap();
-    assert!(program.is_running() && !program.log().contains("stopping"), "{}", program.log());
+    program.wait_log(PATIENCE, |line| line.contains("read the key file again")).unwrap();
     program.stop().unwrap();
 }
 
@@ -197,18 +253,22 @@ fn no_signal_ends_a_program_on_the_spot_before_it_is_ready() {
     let lab = Lab::bridge().unwrap();
     let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
     mirror.start_intercept().unwrap();
-    for signal in [Signal::TERM, Signal::QUIT, Signal::HUP] {
+    for signal in ENDS {
         // The channel is not established for as long as it is stopped.
         mirror.intercept().signal(Signal::STOP).unwrap();
         let pid = mirror.directory().join("pid");
         let mut command = mirror.tcpcopy_command(&lab.source).unwrap();
-        let program = Program::start("tcpcopy", command.arg("-P").arg(&pid)).unwrap();
+        command.arg("-P").arg(&pid);
+        let AtTerminal(program, terminal) = AtTerminal::start("tcpcopy", command);
         // Whoever knows the process may signal it.
         assert!(eventually(PATIENCE, || pid.exists()), "{}", program.log());
         program.signal(Signal::USR2).unwrap();
         program.signal(Signal::USR1).unwrap();
         program.wait_output(PATIENCE, |line| line.contains("captured")).unwrap();
-        program.signal(signal).unwrap();
+        match signal {
+            Some(signal) => program.signal(signal).unwrap(),
+            None => terminal.hang_up(),
+        }
         let ended = program.wait(PATIENCE).unwrap();
         assert_eq!(ended.status.code(), Some(1), "{signal:?}: {}", ended.stderr);
         assert!(ended.stderr.contains("before it was ready"), "{}", ended.stderr);
@@ -216,13 +276,14 @@ fn no_signal_ends_a_program_on_the_spot_before_it_is_ready() {
     }
     // Where nothing is waited for, what was asked for meanwhile is done once it is ready.
     mirror.intercept.take().unwrap().stop().unwrap();
-    for signal in [Signal::TERM, Signal::QUIT, Signal::HUP] {
+    for signal in ENDS {
         let pid = mirror.directory().join("pid");
         let mut command = mirror.intercept_command().unwrap();
-        let program = Program::start("intercept", command.arg("-P").arg(&pid)).unwrap();
+        command.arg("-P").arg(&pid);
+        let AtTerminal(program, terminal) = AtTerminal::start("intercept", command);
         assert!(eventually(PATIENCE, || pid.exists()), "{}", program.log());
         program.signal(Signal::USR2).unwrap();
         program.signal(Signal::USR1).unwrap();
-        assert!(program.stop_by(signal).unwrap().stdout.contains("swallowed segments"));
+        assert!(AtTerminal(program, terminal).stop_by(signal).stdout.contains("swallowed segments"));
     }
 }

@@ -18,6 +18,6 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(e) => return report(&e.into()),
     };
-    let takes = Takes { descriptors: settings.descriptors(), capabilities: privileges::LOADING };
+    let takes = Takes { descriptors: intercept::descriptors(&settings), capabilities: privileges::LOADING };
     program::run(&cli.process, &cli.security, takes, |process, security| intercept::run(settings, security, process))
 }

@@ -26,7 +26,7 @@ use rustix::process::Uid;
 use crate::{
     affinity::CpuList,
     bpf::Network,
-    control::{Psk, PskError, Security},
+    control::{ConnectError, Keyring, PskError, Security},
     finding::Finding,
 };
 
@@ -143,7 +143,8 @@ fn named_once(interfaces: &[String]) -> Result<(), UsageError> {
 /// How the peers of the control channel prove who they are.
 #[derive(Debug, Args)]
 pub struct SecurityArgs {
-    /// File with the pre-shared key; `tcpcopy keygen` makes one [default: /etc/tcpcopy/psk]
+    /// File with the pre-shared key; `tcpcopy keygen` makes one. While keys are rotated it holds several, one a line: the
+    /// first connects, each is accepted [default: /etc/tcpcopy/psk]
     #[arg(long, value_name = "FILE", conflicts_with = "insecure", help_heading = "Control channel")]
     psk_file: Option<PathBuf>,
     /// Neither encrypt nor authenticate the control channel: whoever reaches the port can make the target swallow
@@ -153,7 +154,7 @@ pub struct SecurityArgs {
 }
 
 impl SecurityArgs {
-    /// Reads the key, for a process of `user`.
+    /// Reads the keys, for a process of `user`.
     ///
     /// # Errors
     /// When the key file is missing, malformed or readable by others.
@@ -163,7 +164,7 @@ impl SecurityArgs {
             return Ok(Security::Insecure);
         }
         let path = self.psk_file.clone().unwrap_or_else(|| DEFAULT_PSK_FILE.into());
-        Ok(Security::Psk(Arc::new(Psk::read_for(&path, user)?)))
+        Ok(Security::Psk(Arc::new(Keyring::read(path, user)?)))
     }
 }
 
@@ -211,20 +212,34 @@ pub mod exit {
     pub fn usage() -> ExitCode {
         ExitCode::from(2)
     }
+    /// Returns the code of a program that was not to wait for an `intercept` which is not there.
+    #[must_use]
+    pub fn no_intercept() -> ExitCode {
+        ExitCode::from(3)
+    }
 }
 
 /// Text at the end of each program's help.
 pub const AFTER_HELP: &str = "\
-Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT or SIGHUP, 1 failed, 2 wrong command line.
-Signals: with -l, SIGHUP opens the log file again instead; SIGUSR1 shows the figures so far
-where those of the end are shown: on standard output, or with -d in the log. SIGUSR2 is ignored.
+Exit codes: 0 stopped by SIGTERM, SIGINT, SIGQUIT or the end of the terminal, 1 failed, 2 wrong command line,
+3 no intercept was there (--require-intercept).
+Signals: SIGHUP reads the key file again, and opens the log file of -l again; channels that are up go on.
+SIGUSR1 shows the figures so far where those of the end are shown: on standard output, or with -d in
+the log. SIGUSR2 is ignored.
 RUST_LOG sets the log level (error, warn, info, debug, trace).";
 
 /// Prints `error` with its causes, and the option that removes them, to stderr and yields the exit code that fits it.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     // A terminal that is gone is no reason for another exit code.
     let _ = writeln!(std::io::stderr(), "error: {}", remedy::finding(error));
-    if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) { exit::usage() } else { exit::failed() }
+    let may_come = |e: &ConnectError| !e.is_permanent();
+    if error.chain().any(|e| e.is::<UsageError>() || e.is::<PskError>()) {
+        exit::usage()
+    } else if error.chain().any(|e| e.downcast_ref().is_some_and(may_come)) {
+        exit::no_intercept()
+    } else {
+        exit::failed()
+    }
 }
 
 #[cfg(test)]

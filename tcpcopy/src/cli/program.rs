@@ -12,6 +12,7 @@ use crate::{
     control::Security,
     finding::Finding,
     inject::InjectError,
+    log_limit::tell_suppressed,
     privileges,
     process::{
         Ended, Files, Output, Process, SummaryFile,
@@ -77,6 +78,7 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
     user.as_ref().map(User::become_it).transpose()?;
     let missing = privileges::missing(takes.capabilities);
     let outcome = runtime.block_on(async { panics::caught(work(process, security)).await? });
+    tell_suppressed();
     let outcome = outcome.map_err(|error| lacking(&missing, error));
     let outcome = outcome.and_then(|Ended { figures, failure }| {
         // The table first: a disk that is full must not take it away.

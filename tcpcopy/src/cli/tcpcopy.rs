@@ -83,6 +83,10 @@ pub struct CopyArgs {
     /// Where intercept listens, one per target host: ADDRESS[:PORT][,…]; may be repeated
     #[arg(short = 's', long = "intercept", value_name = "SERVERS", required = true)]
     servers: Vec<String>,
+    /// End with exit code 3 when an intercept is not there at the start [default: wait until one is, and dial the others
+    /// on]
+    #[arg(long)]
+    require_intercept: bool,
     /// Port of intercept where -s names none
     #[arg(
         short = 'p', long, value_name = "PORT", default_value_t = DEFAULT_PORT,
@@ -202,6 +206,7 @@ impl CopyArgs {
         Ok(Settings {
             rules,
             intercepts,
+            require_intercept: self.require_intercept,
             intercept_of,
             interfaces: self.interfaces.clone(),
             hook: match self.hook {

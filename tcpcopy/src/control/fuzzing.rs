@@ -5,7 +5,6 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr},
     pin::{Pin, pin},
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -17,7 +16,7 @@ use super::{
     handshake::HandshakeError,
     link::{Link, Role},
     record::Cipher,
-    server::hear_hello,
+    server::hear,
 };
 
 /// A peer that says what it is given, so many octets at a time, then closes; what it hears it keeps.
@@ -110,13 +109,13 @@ fn at_once<F: Future>(future: F) -> Option<F::Output> {
 /// What security there is, with a key or without.
 #[must_use]
 pub fn security(key: Option<[u8; 32]>) -> Security {
-    key.map_or(Security::Insecure, |key| Security::Psk(Arc::new(Psk::from_octets(key))))
+    key.map_or(Security::Insecure, |key| Psk::from_octets(key).into())
 }
 
 /// `intercept` hears a peer that wants to register, and may have to refuse it. `None` if it waits for a peer that has
 /// said all.
 pub fn accept(peer: &mut Peer, security: &Security) -> Option<Result<Result<Hello, Refusal>, HandshakeError>> {
-    at_once(hear_hello(peer, security)).map(|heard| heard.map(|(_, hello)| hello))
+    at_once(hear(peer, security)).map(|heard| heard.map(|(_, hello)| hello))
 }
 
 /// `tcpcopy` introduces itself to a peer. `None` if it waits for a peer that has said all.

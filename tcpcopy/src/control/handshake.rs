@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     frame::{Frame, FrameError, MAX_OPENING_FRAME},
+    keyring::Keys,
     parameters::{PROTOCOL_VERSION, Security},
     record::{Cipher, HEADER, OpenError, TAG},
 };
@@ -125,28 +126,52 @@ where
     let ours = preamble(security, 0);
     stream.write_all(&ours).await?;
     let mut theirs = [0; PREAMBLE];
-    read_preamble(stream, &mut theirs).await?;
+    read_preamble(stream, &mut theirs, 0).await?;
     compare(&theirs, security)?;
     if theirs[7] != verdict::ACCEPTED {
         // It judged another preamble than the one that we sent.
         return Err(HandshakeError::Tampered);
     }
-    let Security::Psk(key) = security else { return Ok(Cipher::plain()) };
+    let Security::Psk(keyring) = security else { return Ok(Cipher::plain()) };
 
     let prologue = [ours, theirs].concat();
-    let mut noise = builder(key.octets(), &prologue)?.build_initiator().map_err(HandshakeError::Noise)?;
+    let keys = keyring.keys();
+    let builder = builder(keys.connecting().octets(), &prologue)?;
+    let mut noise = builder.build_initiator().map_err(HandshakeError::Noise)?;
     write_message(stream, &mut noise).await?;
-    read_message(stream, &mut noise).await?;
+    let message = match read_header(stream).await? {
+        MESSAGE => read_message(stream).await?,
+        0 => return Err(HandshakeError::BadKey),
+        len => return Err(FrameError::TooLarge(len).into()),
+    };
+    // The server checked our key before it answered: an answer that fails is not its own.
+    noise.read_message(&message, &mut []).map_err(|_| HandshakeError::Tampered)?;
     Ok(Cipher::noise(noise.into_transport_mode().map_err(HandshakeError::Noise)?))
 }
 
-/// The server's side of steps 1 and 2.
-pub(super) async fn respond<S>(stream: &mut S, security: &Security) -> Result<Cipher, HandshakeError>
+/// The proof that the first octet of a preamble has come.
+pub(super) struct FirstOctet(());
+
+/// Receives the first octet: until then nobody has said anything.
+pub(super) async fn first_octet<S>(stream: &mut S) -> Result<FirstOctet, HandshakeError>
+where
+    S: AsyncRead + Unpin,
+{
+    if stream.read_u8().await? == MAGIC[0] { Ok(FirstOctet(())) } else { Err(HandshakeError::NotTcpcopy) }
+}
+
+/// The server's side of steps 1 and 2, once the first octet has come.
+pub(super) async fn respond<S>(
+    stream: &mut S,
+    FirstOctet(()): FirstOctet,
+    security: &Security,
+) -> Result<Cipher, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut theirs = [0; PREAMBLE];
-    read_preamble(stream, &mut theirs).await?;
+    theirs[0] = MAGIC[0];
+    read_preamble(stream, &mut theirs, 1).await?;
     let judged = compare(&theirs, security);
     let ours = preamble(
         security,
@@ -158,19 +183,31 @@ where
     );
     stream.write_all(&ours).await?;
     judged?;
-    let Security::Psk(key) = security else { return Ok(Cipher::plain()) };
+    let Security::Psk(keyring) = security else { return Ok(Cipher::plain()) };
 
     let prologue = [theirs, ours].concat();
-    let mut noise = builder(key.octets(), &prologue)?.build_responder().map_err(HandshakeError::Noise)?;
-    if let Err(error) = read_message(stream, &mut noise).await {
-        if matches!(error, HandshakeError::BadKey) {
-            // Tell the honest client with the wrong key file; whoever else it is learns nothing new.
-            stream.write_all(&[0; HEADER]).await?;
-        }
-        return Err(error);
-    }
+    let message = match read_header(stream).await? {
+        MESSAGE => read_message(stream).await?,
+        len => return Err(FrameError::TooLarge(len).into()),
+    };
+    let Some(mut noise) = recognise(&keyring.keys(), &prologue, &message)? else {
+        // Tell the honest client with the wrong key file; whoever else it is learns nothing new.
+        stream.write_all(&[0; HEADER]).await?;
+        return Err(HandshakeError::BadKey);
+    };
     write_message(stream, &mut noise).await?;
     Ok(Cipher::noise(noise.into_transport_mode().map_err(HandshakeError::Noise)?))
+}
+
+/// Returns the server's side of a handshake under that of the accepted keys which opens the client's message.
+fn recognise(keys: &Keys, prologue: &[u8], message: &[u8]) -> Result<Option<HandshakeState>, HandshakeError> {
+    for key in keys.accepted() {
+        let mut noise = builder(key.octets(), prologue)?.build_responder().map_err(HandshakeError::Noise)?;
+        if noise.read_message(message, &mut []).is_ok() {
+            return Ok(Some(noise));
+        }
+    }
+    Ok(None)
 }
 
 /// Sends one frame of step 3.
@@ -205,12 +242,16 @@ fn preamble(security: &Security, verdict: u8) -> [u8; PREAMBLE] {
     [m0, m1, m2, m3, v0, v1, security.mode(), verdict]
 }
 
-/// Reads a preamble, and gives up at the first octet that is none of ours instead of waiting for eight.
-async fn read_preamble<S>(stream: &mut S, preamble: &mut [u8; PREAMBLE]) -> Result<(), HandshakeError>
+/// Reads a preamble of which so many octets are there, and gives up at the first octet that is none of ours instead of
+/// waiting for eight.
+async fn read_preamble<S>(
+    stream: &mut S,
+    preamble: &mut [u8; PREAMBLE],
+    mut filled: usize,
+) -> Result<(), HandshakeError>
 where
     S: AsyncRead + Unpin,
 {
-    let mut filled = 0;
     while filled < PREAMBLE {
         match stream.read(&mut preamble[filled..]).await? {
             0 => return Err(HandshakeError::Closed),
@@ -253,23 +294,13 @@ where
     Ok(stream.write_all(&record).await?)
 }
 
-async fn read_message<S>(stream: &mut S, noise: &mut HandshakeState) -> Result<(), HandshakeError>
+async fn read_message<S>(stream: &mut S) -> Result<[u8; MESSAGE], HandshakeError>
 where
     S: AsyncRead + Unpin,
 {
-    match read_header(stream).await? {
-        MESSAGE => {}
-        0 if noise.is_initiator() => return Err(HandshakeError::BadKey),
-        len => return Err(FrameError::TooLarge(len).into()),
-    }
     let mut message = [0; MESSAGE];
     stream.read_exact(&mut message).await?;
-    match noise.read_message(&message, &mut []) {
-        Ok(_) => Ok(()),
-        // The server checked our key before it answered: an answer that fails is not its own.
-        Err(_) if noise.is_initiator() => Err(HandshakeError::Tampered),
-        Err(_) => Err(HandshakeError::BadKey),
-    }
+    Ok(message)
 }
 
 async fn read_header<S>(stream: &mut S) -> Result<usize, HandshakeError>
@@ -308,7 +339,10 @@ mod tests {
             ended
         };
         let server = async {
-            let ended = respond(&mut b, server).await;
+            let ended = match first_octet(&mut b).await {
+                Ok(first) => respond(&mut b, first, server).await,
+                Err(error) => Err(error),
+            };
             drop(b);
             ended
         };

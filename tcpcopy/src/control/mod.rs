@@ -20,9 +20,9 @@ pub mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handshake;
+mod keyring;
 pub mod link;
 mod locked;
-mod log_limit;
 mod parameters;
 mod prefixes;
 mod psk;
@@ -40,6 +40,7 @@ pub use backoff::Backoff;
 pub use client::{ConnectError, Established, connect};
 pub use frame::{Frame, FrameError, HURRY, Stats};
 pub use handshake::HandshakeError;
+pub use keyring::Keyring;
 pub use link::{Link, LinkError, Sent};
 pub use parameters::{DEFAULT_PORT, HANDSHAKE_DEADLINE, PROTOCOL_VERSION, Security};
 pub use prefixes::{MAX_TARGETS, TargetPrefix};

@@ -1,9 +1,11 @@
 //! The pre-shared key and its file.
 //!
-//! The file holds one line: the 32 octets of the key as 64 hexadecimal digits. White space around them is ignored.
-//! It belongs to root, or to the user whose process reads it, and nobody else may be able to read or write it: but for a
-//! process that is not root, the group of root's file may read it, which is how such a process can be given a key that it
-//! cannot change.
+//! The file holds a key in each line, mostly one: its 32 octets as 64 hexadecimal digits. White space around them and
+//! empty lines are ignored. More than one there is while keys are rotated: see [`Keyring`](super::Keyring).
+//!
+//! The file belongs to root, or to the user whose process reads it, and nobody else may be able to read or write it: but
+//! for a process that is not root, the group of root's file may read it, which is how such a process can be given a key
+//! that it cannot change.
 
 use std::{
     fmt,
@@ -23,8 +25,10 @@ use super::{
 
 /// Octets of a key.
 const LENGTH: usize = 32;
-/// The longest file that is looked at: anything longer than a key with some white space is something else.
-const MAX_FILE: usize = 256;
+/// The most keys in a file. Each is tried when a peer proves its own.
+const MAX_KEYS: usize = 4;
+/// The longest file that is looked at: anything longer than the keys with some white space is something else.
+const MAX_FILE: usize = 512;
 
 /// A pre-shared key. Kept out of swap, erased from memory when dropped, and never printed.
 pub struct Psk(Locked<LENGTH>);
@@ -72,25 +76,48 @@ pub enum PskError {
         /// The path.
         path: PathBuf,
     },
+    /// No line with a key.
+    #[error(
+        "key file {path:?} is empty, and should hold the 64 hexadecimal digits of a key: copy it again from the other \
+         host, or make a new one with `tcpcopy keygen`"
+    )]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More keys than it takes to go from one to another.
+    #[error(
+        "key file {path:?} holds {found} keys, of which at most {MAX_KEYS} can be in use at a time: leave old ones out"
+    )]
+    TooMany {
+        /// The file.
+        path: PathBuf,
+        /// How many there are.
+        found: usize,
+    },
     /// Too few or too many digits.
     #[error(
-        "key file {path:?} holds {found} characters, not the 64 hexadecimal digits of a key: copy it again from the \
-         other host, or make a new one with `tcpcopy keygen`"
+        "key file {path:?} holds {found} characters in line {line}, not the 64 hexadecimal digits of a key: copy it \
+         again from the other host, or make a new one with `tcpcopy keygen`"
     )]
     Length {
         /// The file.
         path: PathBuf,
+        /// Counted from 1.
+        line: usize,
         /// How many characters there are, at least.
         found: usize,
     },
     /// Something other than a hexadecimal digit. The offending character is not shown: it is part of a secret.
     #[error(
-        "key file {path:?} has a character that is no hexadecimal digit at position {position}: copy it again from the \
-         other host, or make a new one with `tcpcopy keygen`"
+        "key file {path:?} has a character that is no hexadecimal digit in line {line} at position {position}: copy it \
+         again from the other host, or make a new one with `tcpcopy keygen`"
     )]
     Digit {
         /// The file.
         path: PathBuf,
+        /// Counted from 1.
+        line: usize,
         /// Counted from 1.
         position: usize,
     },
@@ -148,11 +175,12 @@ impl Psk {
         Ok(Self(key))
     }
 
-    /// Reads a key file.
+    /// Reads a key file: at least one key.
     ///
     /// # Errors
-    /// [`PskError`] when it is missing, of or open to other users, or not 64 hexadecimal digits.
-    pub fn read(path: &Path) -> Result<Self, PskError> {
+    /// [`PskError`] when it is missing, of or open to other users, or something else than 64 hexadecimal digits a
+    /// line.
+    pub fn read(path: &Path) -> Result<Vec<Self>, PskError> {
         Self::read_for(path, geteuid())
     }
 
@@ -160,7 +188,7 @@ impl Psk {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn read_for(path: &Path, user: Uid) -> Result<Self, PskError> {
+    pub fn read_for(path: &Path, user: Uid) -> Result<Vec<Self>, PskError> {
         let io_error = |source| PskError::Io { action: "read", path: path.into(), source };
         // O_NONBLOCK: a FIFO at this path must be refused below, not waited for here.
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -183,7 +211,14 @@ impl Psk {
         }
         let mut text = Locked::<MAX_FILE>::new().map_err(io_error)?;
         let length = read_all(&file, &mut *text).map_err(io_error)?;
-        Self::parse(text[..length].trim_ascii(), path)
+        let lines = text[..length].split(|&octet| octet == b'\n').map(<[u8]>::trim_ascii).zip(1..);
+        let keys = lines.filter(|(digits, _)| !digits.is_empty()).map(|(digits, line)| Self::parse(digits, line, path));
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        match keys.len() {
+            0 => Err(PskError::Empty { path: path.into() }),
+            1..=MAX_KEYS => Ok(keys),
+            found => Err(PskError::TooMany { path: path.into(), found }),
+        }
     }
 
     /// Writes the key into a new file that only its owner can access.
@@ -217,15 +252,15 @@ impl Psk {
         file.sync_all()
     }
 
-    fn parse(digits: &[u8], path: &Path) -> Result<Self, PskError> {
+    fn parse(digits: &[u8], line: usize, path: &Path) -> Result<Self, PskError> {
         if digits.len() != 2 * LENGTH {
-            return Err(PskError::Length { path: path.into(), found: digits.len() });
+            return Err(PskError::Length { path: path.into(), line, found: digits.len() });
         }
         let out_of_memory = |source| PskError::Io { action: "read", path: path.into(), source };
         let mut key = Locked::<LENGTH>::new().map_err(out_of_memory)?;
         for (i, &digit) in digits.iter().enumerate() {
             let value = char::from(digit).to_digit(16);
-            let value = value.ok_or_else(|| PskError::Digit { path: path.into(), position: i + 1 })?;
+            let value = value.ok_or_else(|| PskError::Digit { path: path.into(), line, position: i + 1 })?;
             key[i / 2] = key[i / 2] << 4 | value as u8;
         }
         Ok(Self(key))
@@ -288,14 +323,25 @@ mod tests {
         key.write_new(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read(&path).unwrap().len(), 65);
-        assert_eq!(Psk::read(&path).unwrap().octets(), key.octets());
+        assert_eq!(Psk::read(&path).unwrap()[0].octets(), key.octets());
     }
 
     #[test]
     fn the_file_is_hexadecimal_in_order() {
         let text: String = (0..32).map(|i| format!("{i:02X}")).collect();
         let (_directory, path) = file(&format!("  {text}\n\n"), 0o400);
-        assert_eq!(Psk::read(&path).unwrap().octets(), &std::array::from_fn(|i| i as u8));
+        assert_eq!(Psk::read(&path).unwrap()[0].octets(), &std::array::from_fn(|i| i as u8));
+    }
+
+    #[test]
+    fn keys_are_in_the_order_of_their_lines() {
+        let lines = |count| (1..=count).map(|n| format!("{n:02x}").repeat(32) + "\r\n\n").collect::<String>();
+        let (_directory, path) = file(&lines(MAX_KEYS), 0o600);
+        let keys = Psk::read(&path).unwrap();
+        assert_eq!(keys.iter().map(|key| usize::from(key.octets()[0])).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        let (_directory, path) = file(&lines(MAX_KEYS + 1), 0o600);
+        let error = Psk::read(&path).unwrap_err();
+        assert!(matches!(error, PskError::TooMany { found: 5, .. }), "{error}");
     }
 
     #[test]
@@ -367,14 +413,23 @@ mod tests {
 
     #[test]
     fn what_is_not_a_key_is_refused() {
-        for (content, found) in [("", 0), ("abc\n", 3), (&*"0".repeat(66), 66), (&*"0".repeat(1 << 20), MAX_FILE)] {
+        for (content, found) in [("abc\n", 3), (&*"0".repeat(66), 66), (&*"0".repeat(1 << 20), MAX_FILE)] {
             let (_directory, path) = file(content, 0o600);
             let error = Psk::read(&path).unwrap_err();
             assert!(matches!(error, PskError::Length { found: n, .. } if n == found), "{error}");
         }
-        let (_directory, path) = file(&format!("{}g{}", "0".repeat(40), "0".repeat(23)), 0o600);
+        for content in ["", " \n\t\n"] {
+            let (_directory, path) = file(content, 0o600);
+            let error = Psk::read(&path).unwrap_err();
+            assert!(matches!(error, PskError::Empty { .. }), "{error}");
+        }
+        let good = "0".repeat(64);
+        let (_directory, path) = file(&format!("{good}\n{}g{}", "0".repeat(40), "0".repeat(23)), 0o600);
         let error = Psk::read(&path).unwrap_err();
-        assert!(matches!(error, PskError::Digit { position: 41, .. }), "{error}");
+        assert!(matches!(error, PskError::Digit { line: 2, position: 41, .. }), "{error}");
+        let (_directory, path) = file(&format!("{good}\n{}", &good[1..]), 0o600);
+        let error = Psk::read(&path).unwrap_err();
+        assert!(matches!(error, PskError::Length { line: 2, found: 63, .. }), "{error}");
     }
 
     #[test]
@@ -399,6 +454,6 @@ mod tests {
     fn debug_output_hides_the_key() {
         let text = "5a".repeat(32);
         let (_directory, path) = file(&text, 0o600);
-        assert_eq!(format!("{:?}", Psk::read(&path).unwrap()), "Psk(..)");
+        assert_eq!(format!("{:?}", Psk::read(&path).unwrap()), "[Psk(..)]");
     }
 }

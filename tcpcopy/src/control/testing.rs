@@ -3,7 +3,6 @@
 use std::{
     net::{TcpListener, TcpStream},
     os::fd::AsFd,
-    sync::Arc,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +24,7 @@ pub(super) fn response(header: ResponseHeader, prefix: &[u8]) -> Response<'_> {
 
 /// A new key on each call.
 pub(super) fn psk() -> Security {
-    Security::Psk(Arc::new(Psk::generate().unwrap()))
+    Psk::generate().unwrap().into()
 }
 
 /// The ciphers of client and server after a handshake.

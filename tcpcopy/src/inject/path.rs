@@ -16,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::Level;
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tcpcopy_common::flow::IpAddress;
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::{
     finding::Finding,
+    log_limit::{LogLimit, limited},
     net::{
         NetError,
         interface::{self, Interface, Mac},
@@ -45,6 +47,8 @@ const RESOLVE: Duration = Duration::from_secs(3);
 const REVIEW: Duration = Duration::from_secs(5);
 /// The least time between two looks, so that a route flap of a full BGP table costs little.
 const CALM: Duration = Duration::from_millis(20);
+
+static UNREACHABLE: LogLimit = LogLimit::new("unreachable targets");
 
 /// How one target is reached at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -325,7 +329,11 @@ impl Watcher {
             Ok(Drained::All) => matters,
             Ok(Drained::Gap) => true,
             Err(e) => {
-                log::warn!("announcements of routes and neighbours cannot be read: {e}");
+                limited!(
+                    "unread announcements",
+                    Level::Warn,
+                    "announcements of routes and neighbours cannot be read: {e}"
+                );
                 true
             }
         }
@@ -403,9 +411,11 @@ enum Woken {
 
 fn report(target: IpAddr, before: &Path, now: &Path) {
     match now.way {
-        Way::Blocked => checks::unreachable(target).log(),
-        _ if before.way != now.way => log::info!("packets to the target {target} take another path now"),
-        _ => log::info!("the MTU of the path to the target {target} is now {}", now.mtu),
+        Way::Blocked => checks::unreachable(target).log_within(&UNREACHABLE),
+        _ if before.way != now.way => {
+            limited!("paths", Level::Info, "packets to the target {target} take another path now");
+        }
+        _ => limited!("MTUs", Level::Info, "the MTU of the path to the target {target} is now {}", now.mtu),
     }
 }
 

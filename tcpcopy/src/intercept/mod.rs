@@ -44,6 +44,13 @@ use crate::{
     summary::Report,
 };
 
+/// Returns the descriptors that a start takes on this host at the least.
+#[must_use]
+pub fn descriptors(settings: &Settings) -> usize {
+    // Who has not even one to ask with has too few in any case.
+    settings.descriptors(interfaces().map_or(0, |present| present.iter().filter(|i| !i.loopback).count()))
+}
+
 /// Intercepts until the process is asked to stop; returns what was counted, and what has ended it before its time.
 ///
 /// # Errors
@@ -51,7 +58,7 @@ use crate::{
 pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Ended> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
     // The port first: it tells a second intercept that there is one already, before anything is attached.
-    let listener = Listener::bind(&settings.listen, security)?;
+    let listener = Listener::bind(&settings.listen, security.clone())?;
 
     // Known before anything depends on it: at the end replayed connections are destroyed.
     SockDiag::open()?.preflight()?;
@@ -125,6 +132,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                 request = process.next_request() => match request {
                     Request::Stop(_) => break Ok(()),
                     Request::Fail(panicked) => break Err(panicked.into()),
+                    Request::Reload => security.reload().log(),
                     Request::Report => match figures() {
                         Ok(report) => process.show(&report),
                         Err(e) => log::warn!("cannot show the figures so far: {e}"),

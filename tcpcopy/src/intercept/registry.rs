@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use log::Level;
 use tcpcopy_common::{
     mark::{Epoch, MarkKey},
     prefix::Prefix,
@@ -18,6 +19,7 @@ use crate::{
     bpf::{BpfError, InstanceMaps},
     clock::now,
     control::{Accepted, Hello, Refusal, RefusalCode, Registry, Token, Welcome, random_bytes},
+    log_limit::limited,
     mailbox::Mailbox,
 };
 
@@ -135,7 +137,7 @@ impl Known {
             self.past += seen;
         }
         if let Err(e) = self.maps.remove(id) {
-            log::warn!("cannot forget instance {id:08x}: {e}");
+            limited!("instances that are not forgotten", Level::Warn, "cannot forget instance {id:08x}: {e}");
         }
     }
 }
@@ -149,7 +151,7 @@ impl Registry for Instances {
             return Err(Refusal::new(RefusalCode::BadPrefix, why));
         }
         let internal = |what: &str, e: &dyn std::fmt::Display| {
-            log::error!("{what} for {peer}: {e}");
+            limited!("instances that cannot be made", Level::Error, "{what} for {peer}: {e}");
             Refusal::new(RefusalCode::Full, "intercept cannot make an instance; see its log")
         };
         let (id, key, token) = match &hello.resume {
@@ -184,7 +186,9 @@ impl Registry for Instances {
                 (id, key, token)
             }
         };
-        log::info!(
+        limited!(
+            "registered workers",
+            Level::Info,
             "worker {} of {} at {peer} {} instance {id:08x}",
             hello.worker,
             hello.name(),

@@ -26,10 +26,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the descriptors that a start takes at the least: what it always opens, and two links for each interface.
+    /// Returns the descriptors that a start takes at the least: what it always opens, and links: one on each interface
+    /// of the host, of which there are so many, and another where sessions are learned.
     #[must_use]
-    pub fn descriptors(&self) -> usize {
-        descriptors::BASE + self.listen.len() + 2 * self.interfaces.len()
+    pub fn descriptors(&self, present: usize) -> usize {
+        descriptors::BASE + self.listen.len() + self.interfaces.len() + present.max(self.interfaces.len())
     }
 }
 

@@ -183,7 +183,7 @@ fn the_first_octets_of_real_answers_come_to_the_worker_that_asked_for_them() {
         let reporter = thread::spawn(move || reporter.run());
 
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let security = Security::Psk(Arc::new(Psk::generate().unwrap()));
+        let security = Security::from(Psk::generate().unwrap());
         let (address, serving) = runtime.block_on(async {
             let listener = Listener::bind(&["127.0.0.1:0".parse().unwrap()], security.clone()).unwrap();
             let address = listener.local_addresses().unwrap()[0];

@@ -24,8 +24,8 @@ pub(crate) mod testing;
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// No netlink socket to be had.
-    #[error("cannot open a netlink socket: {0}; a container's seccomp profile must allow AF_NETLINK")]
-    Open(#[source] io::Error),
+    #[error("cannot open a netlink socket: {}{}", .0, forbidden(.0))]
+    Open(io::Error),
     /// The kernel answered with an error.
     #[error("the kernel refused to {action}: {source}{}", remedy(.source))]
     Refused {
@@ -80,6 +80,16 @@ pub enum NetError {
     DestroyUnsupported,
 }
 
+/// What forbids a socket, where the kernel's answer is one of those that a filter gives.
+fn forbidden(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES | libc::EAFNOSUPPORT | libc::ENOSYS) => {
+            "; a container's seccomp profile must allow AF_NETLINK"
+        }
+        _ => "",
+    }
+}
+
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "; run as root or with CAP_NET_ADMIN",
@@ -92,5 +102,19 @@ fn candidates(found: &[String]) -> String {
     match found {
         [] => "no interface is up and has an address".into(),
         many => format!("{} have addresses", many.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_is_forbidden_is_blamed_on_a_filter() {
+        let text = |errno| NetError::Open(io::Error::from_raw_os_error(errno)).to_string();
+        assert!(text(libc::EPERM).contains("seccomp"));
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS] {
+            assert!(!text(errno).contains("seccomp"), "{}", text(errno));
+        }
     }
 }

@@ -1,20 +1,25 @@
 //! Keeping every worker's control channels up.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use log::Level;
 use tcpcopy_common::prefix::Prefix;
 use tcpcopy_replay::{Credentials, RoundTrip, TargetId};
-use tokio::{sync::mpsc::UnboundedReceiver, task::JoinSet};
+use tokio::{
+    sync::{Notify, Semaphore, mpsc::UnboundedReceiver},
+    task::{JoinError, JoinSet},
+};
 
 use super::host::{Notice, Order};
 use crate::{
-    control::{Backoff, ConnectError, Hello, Link, LinkError, Resume, Security, Welcome, connect},
+    control::{Backoff, ConnectError, Established, Hello, Link, LinkError, Resume, Security, Welcome, connect},
     finding::Finding,
+    log_limit::{LogLimit, limited},
     mailbox::Mailbox,
 };
 
@@ -35,8 +40,12 @@ struct Dialled {
     welcome: Welcome,
 }
 
+static BROKEN_CHANNELS: LogLimit = LogLimit::new("broken channels");
+
 /// How many are dialled at a time: an intercept takes only so many handshakes of a network at once.
 const AT_ONCE: usize = 16;
+/// How often a program that waits for its intercepts says so.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// Dials, and dials again, the channels of every worker, and hands each to its worker.
 pub(super) struct Channels {
@@ -48,6 +57,18 @@ pub(super) struct Channels {
     paced: bool,
     /// What each channel was given last, to take its sessions up again after a break.
     resume: HashMap<(u32, TargetId), Resume>,
+    /// The channels that are being dialled.
+    dialling: JoinSet<Result<Dialled, (u32, TargetId, ConnectError)>>,
+    turns: Arc<Semaphore>,
+}
+
+/// What to do about an intercept that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// Dial again, for ever.
+    Endless,
+    /// Dial again unless only a change of configuration can help.
+    WhileItMayCome,
 }
 
 impl Channels {
@@ -60,33 +81,87 @@ impl Channels {
         round_trip: RoundTrip,
     ) -> Self {
         let paced = round_trip != RoundTrip::Near;
-        Self { dials, security, workers, paced, resume: HashMap::new() }
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        Self { dials, security, workers, paced, resume: HashMap::new(), dialling: JoinSet::new(), turns }
     }
 
     /// Brings every channel up, each tried once.
     ///
     /// # Errors
     /// The first channel that cannot be established.
-    pub(super) async fn dial_all(&mut self) -> Result<(), ConnectError> {
-        let targets = self.dials.len() as u16;
-        let all = (0..self.workers.len() as u32).flat_map(|worker| (0..targets).map(move |target| (worker, target)));
-        let mut waiting = all.collect::<Vec<_>>().into_iter();
-        let mut dials = JoinSet::new();
-        loop {
-            for (worker, target) in waiting.by_ref().take(AT_ONCE - dials.len()) {
-                dials.spawn(self.dial(worker, TargetId(target)));
+    pub(super) async fn require_all(&mut self) -> Result<(), ConnectError> {
+        self.dial_all();
+        while let Some(dialled) = self.dialling.join_next().await {
+            self.hand_over(joined(dialled).map_err(|(.., error)| error)?);
+        }
+        Ok(())
+    }
+
+    /// Brings every channel up, or at least, once each was tried, all those of one intercept: the others are dialled on.
+    /// Tells `waiting` when there is one to wait for.
+    ///
+    /// # Errors
+    /// The first channel that can be established only when the configuration has changed.
+    pub(super) async fn wait_for_some(&mut self, waiting: &Notify) -> Result<(), ConnectError> {
+        self.dial_all();
+        let mut untried = self.dialling.len();
+        let mut missing: HashMap<SocketAddr, usize> = HashMap::new();
+        for dial in &self.dials {
+            *missing.entry(dial.intercept).or_default() += self.workers.len();
+        }
+        let mut silent = BTreeSet::new();
+        let mut reminder = tokio::time::interval_at((Instant::now() + REMINDER).into(), REMINDER);
+        while !missing.is_empty() {
+            let dialled = tokio::select! {
+                Some(dialled) = self.dialling.join_next() => joined(dialled),
+                _ = reminder.tick() => {
+                    silent.iter().for_each(|&address| still_missing(address).log());
+                    continue;
+                }
+            };
+            untried = untried.saturating_sub(1);
+            match dialled {
+                Ok(dialled) => {
+                    let address = self.intercept(dialled.target);
+                    self.hand_over(dialled);
+                    if let Some(channels) = missing.get_mut(&address) {
+                        *channels -= 1;
+                    }
+                }
+                Err((.., error)) if error.is_permanent() => return Err(error),
+                Err((worker, target, error)) => {
+                    let address = self.intercept(target);
+                    if silent.insert(address) {
+                        absent_intercept(address, &error).log();
+                        waiting.notify_one();
+                    }
+                    self.dialling.spawn(self.redial(worker, target, Patience::WhileItMayCome));
+                }
             }
-            match dials.join_next().await {
-                None => return Ok(()),
-                Some(Ok(dialled)) => self.hand_over(dialled?),
-                Some(Err(e)) => std::panic::resume_unwind(e.into_panic()),
+            let there = |(address, channels): (&SocketAddr, &usize)| (*channels == 0).then_some(*address);
+            let there: Vec<_> = missing.iter().filter_map(there).collect();
+            for address in &there {
+                if silent.remove(address) {
+                    log::info!("intercept {address} is there now");
+                }
+            }
+            if untried == 0 && !there.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn dial_all(&mut self) {
+        for worker in 0..self.workers.len() as u32 {
+            for target in 0..self.dials.len() as u16 {
+                self.dialling.spawn(self.dial(worker, TargetId(target)));
             }
         }
     }
 
     /// Redials what breaks, for ever.
     pub(super) async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
-        let mut dials = JoinSet::new();
         let mut reflecting = HashSet::new();
         let mut unseen = HashSet::new();
         let mut unjoinable_targets = HashSet::new();
@@ -96,8 +171,8 @@ impl Channels {
                     None => return,
                     Some((worker, Notice::LinkDown { target, error })) => {
                         let address = self.intercept(target);
-                        broken_channel(worker, address, &error).log();
-                        dials.spawn(self.redial(worker, target));
+                        broken_channel(worker, address, &error).log_within(&BROKEN_CHANNELS);
+                        self.dialling.spawn(self.redial(worker, target, Patience::Endless));
                     }
                     Some((_, Notice::Reflects { target })) => {
                         let address = self.intercept(target);
@@ -116,10 +191,22 @@ impl Channels {
                         }
                     }
                 },
-                Some(Ok(dialled)) = dials.join_next() => {
-                    let address = self.intercept(dialled.target);
-                    log::info!("worker {}: the channel to intercept {address} is up again", dialled.worker);
-                    self.hand_over(dialled);
+                Some(dialled) = self.dialling.join_next() => match joined(dialled) {
+                    Ok(dialled) => {
+                        let (worker, address) = (dialled.worker, self.intercept(dialled.target));
+                        let again = if self.resume.contains_key(&(worker, dialled.target)) { " again" } else { "" };
+                        limited!(
+                            "channels that are up",
+                            Level::Info,
+                            "worker {worker}: the channel to intercept {address} is up{again}"
+                        );
+                        self.hand_over(dialled);
+                    }
+                    // Of an intercept that was waited for at the start.
+                    Err((worker, target, error)) => {
+                        limited!("channels that cannot be established", Level::Warn, "worker {worker}: {error}");
+                        self.dialling.spawn(self.redial(worker, target, Patience::Endless));
+                    }
                 }
             }
         }
@@ -143,19 +230,31 @@ impl Channels {
         Hello::new(worker as u16, resume, &name.nodename().to_string_lossy()).with_prefixes(prefixes)
     }
 
-    fn dial(&self, worker: u32, target: TargetId) -> impl Future<Output = Result<Dialled, ConnectError>> + use<> {
+    fn dial(
+        &self,
+        worker: u32,
+        target: TargetId,
+    ) -> impl Future<Output = Result<Dialled, (u32, TargetId, ConnectError)>> + use<> {
         let address = self.intercept(target);
-        let security = self.security.clone();
+        let (security, turns) = (self.security.clone(), Arc::clone(&self.turns));
         let hello = self.hello(worker, target);
         async move {
-            let established = connect(address, &security, &hello).await?;
-            Ok(Dialled { worker, target, link: Box::new(established.link), welcome: established.welcome })
+            let _turn = turns.acquire().await;
+            match connect(address, &security, &hello).await {
+                Ok(established) => Ok(Dialled::new(worker, target, established)),
+                Err(error) => Err((worker, target, error)),
+            }
         }
     }
 
-    fn redial(&self, worker: u32, target: TargetId) -> impl Future<Output = Dialled> + use<> {
+    fn redial(
+        &self,
+        worker: u32,
+        target: TargetId,
+        patience: Patience,
+    ) -> impl Future<Output = Result<Dialled, (u32, TargetId, ConnectError)>> + use<> {
         let address = self.intercept(target);
-        let security = self.security.clone();
+        let (security, turns) = (self.security.clone(), Arc::clone(&self.turns));
         let mut hello = self.hello(worker, target);
         async move {
             // What only a change of configuration can mend is worth a line, but not one for each attempt.
@@ -165,23 +264,26 @@ impl Channels {
             loop {
                 tokio::time::sleep(delay).await;
                 delay = backoff.next_delay();
-                match connect(address, &security, &hello).await {
-                    Ok(established) => {
-                        return Dialled {
-                            worker,
-                            target,
-                            link: Box::new(established.link),
-                            welcome: established.welcome,
-                        };
-                    }
+                let turn = turns.acquire().await;
+                let outcome = connect(address, &security, &hello).await;
+                drop(turn);
+                match outcome {
+                    Ok(established) => return Ok(Dialled::new(worker, target, established)),
                     Err(error) if error.cannot_resume() => {
-                        log::info!("intercept {address} does not know our sessions any more; starting afresh");
+                        limited!(
+                            "instances that are made anew",
+                            Level::Info,
+                            "intercept {address} does not know our sessions any more; starting afresh"
+                        );
                         hello.resume = None;
                         // It is there, and what its predecessor has left at the target should not wait.
                         delay = Duration::ZERO;
                     }
+                    Err(error) if error.is_permanent() && patience == Patience::WhileItMayCome => {
+                        return Err((worker, target, error));
+                    }
                     Err(error) if error.is_permanent() && !told => {
-                        log::warn!("worker {worker}: {error}");
+                        limited!("channels that cannot be established", Level::Warn, "worker {worker}: {error}");
                         told = true;
                     }
                     Err(error) => log::debug!("worker {worker}: {error}"),
@@ -189,6 +291,30 @@ impl Channels {
             }
         }
     }
+}
+
+impl Dialled {
+    fn new(worker: u32, target: TargetId, established: Established) -> Self {
+        Self { worker, target, link: Box::new(established.link), welcome: established.welcome }
+    }
+}
+
+/// The value of a task, or its panic.
+fn joined<T>(task: Result<T, JoinError>) -> T {
+    task.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Finds that an intercept is not there at the start.
+fn absent_intercept(intercept: SocketAddr, error: &ConnectError) -> Finding {
+    Finding::warning(format!("waiting for intercept {intercept}"))
+        .because(error.to_string())
+        .remedy("nothing is replayed there until it is up")
+}
+
+/// Finds the same once more.
+fn still_missing(intercept: SocketAddr) -> Finding {
+    Finding::warning(format!("still waiting for intercept {intercept}"))
+        .remedy("nothing is replayed there until it is up")
 }
 
 fn broken_channel(worker: u32, intercept: SocketAddr, error: &LinkError) -> Finding {
@@ -242,6 +368,9 @@ mod tests {
                 LinkError::Closed
             )
         );
+        let absent = absent_intercept(address, &ConnectError::Timeout { address }).to_string();
+        assert!(absent.starts_with("waiting for intercept 10.0.0.3:36524: intercept at 10.0.0.3:36524 did not answer"));
+        assert!(absent.ends_with("; nothing is replayed there until it is up"), "{absent}");
         assert_eq!(
             early_acknowledgements(address).to_string(),
             "intercept 10.0.0.3:36524 acknowledges large answers itself, at once: -R has no effect on them; \

@@ -21,7 +21,7 @@ use tcpcopy_replay::{
     Checksums, Config, Engine, Identity,
     worker::{Replica, Worker},
 };
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::{Notify, mpsc::unbounded_channel};
 
 pub use self::settings::{Clients, Replay, Rule, Selection, Settings, most_targets};
 #[cfg(test)]
@@ -80,16 +80,26 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     drop(notices);
     let dials = plan.dials(&settings.intercepts);
     let mailboxes = Arc::clone(&workers.mailboxes);
-    let mut channels = Channels::new(dials, security, mailboxes, settings.replay.round_trip);
+    let mut channels = Channels::new(dials, security.clone(), mailboxes, settings.replay.round_trip);
     let starting = Instant::now();
     {
-        let mut dialling = std::pin::pin!(channels.dial_all());
+        let waiting = Notify::new();
+        let mut dialling = std::pin::pin!(async {
+            if settings.require_intercept {
+                channels.require_all().await
+            } else {
+                channels.wait_for_some(&waiting).await
+            }
+        });
         loop {
             tokio::select! {
                 dialled = &mut dialling => break dialled?,
+                // Whoever started a daemon need not wait as long.
+                () = waiting.notified() => process.announce_ready()?,
                 request = process.next_request() => match request {
                     Request::Stop(signal) => anyhow::bail!("stopped by {signal} before it was ready"),
                     Request::Fail(panicked) => return Err(panicked.into()),
+                    Request::Reload => security.reload().log(),
                     Request::Report => show_so_far(&process, &workers, &capture, starting),
                 },
             }
@@ -121,6 +131,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                 request = process.next_request() => match request {
                     Request::Stop(_) => break None,
                     Request::Fail(panicked) => break Some(panicked),
+                    Request::Reload => security.reload().log(),
                     Request::Report => show_so_far(&process, &workers, &capture, began),
                 },
                 share = ramp.next() => {

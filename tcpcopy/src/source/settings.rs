@@ -24,6 +24,8 @@ pub struct Settings {
     pub rules: Vec<Rule>,
     /// Where the control channels lead, each address once.
     pub intercepts: Vec<SocketAddr>,
+    /// Whether to end, and not to wait, when one of them is not there at the start.
+    pub require_intercept: bool,
     /// For each rule, the intercept that swallows its target's responses: an index into [`intercepts`](Self::intercepts).
     pub intercept_of: Vec<usize>,
     /// Interfaces that are captured from; empty to find them from the routes.
@@ -143,6 +145,7 @@ pub(super) mod testing {
         Settings {
             rules,
             intercepts: intercepts.iter().map(|address| address.parse().unwrap()).collect(),
+            require_intercept: false,
             intercept_of: intercept_of.to_vec(),
             interfaces: vec!["eth0".into()],
             hook: Hook::Auto,
