@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use lab::{
-    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE,
+    Family, Host, Lab, Mirror, MirrorOptions, PATIENCE, Program,
     capture::{End, Packet, Sniffer},
     eventually, figure,
     http::{Client, Limit, Load, RunningLoad, Server},
@@ -250,4 +250,38 @@ fn a_restarted_intercept_removes_what_the_killed_one_has_left() {
     let summary = mirror.stop().unwrap().tcpcopy;
     assert!(summary.count("replay", "orphans") >= 300, "{summary:?}");
     assert_eq!(summary.count("replay", "orphans_given_up"), 0, "{summary:?}");
+}
+
+/// The kernel is taken for one without SOCK_DESTROY: the services are told that their clients have reset the connections.
+#[test]
+fn nothing_is_left_at_the_end_where_the_kernel_cannot_destroy_sockets() {
+    let _guard = laboratory!();
+    for support in ["list", "nothing"] {
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
+        let mut command = mirror.intercept_command().unwrap();
+        let intercept = Program::start("intercept", command.env("TCPCOPY_TEST_SOCK_DIAG", support)).unwrap();
+        intercept.wait_ready().unwrap();
+        let warned = |line: &str| line.contains("WARN") && line.contains("destroy sockets of others");
+        intercept.wait_log(PATIENCE, warned).unwrap();
+        mirror.start_tcpcopy().unwrap();
+        let mut clients: Vec<Client> = Family::BOTH
+            .into_iter()
+            .flat_map(|family| (0..30).map(move |_| family))
+            .map(|family| Client::connect(&lab.client, lab.source.socket(family, LIVE_PORT)).unwrap())
+            .collect();
+        clients.iter_mut().for_each(|client| client.ask().unwrap());
+        assert_eq!(target.wait_for_requests(60, PATIENCE), 60);
+        assert_eq!(lab.target.connections(TARGET_PORT).unwrap(), 60);
+        let ended = intercept.stop().unwrap();
+        assert_eq!(lab.target.connections(TARGET_PORT).unwrap(), 0, "{support}: sockets are left\n{}", ended.stderr);
+        assert!(!ended.stderr.contains("may be left"), "{}", ended.stderr);
+        clients.iter_mut().for_each(|client| client.ask().unwrap());
+        // Sockets that were left would say goodbye.
+        drop(target);
+        drop(clients);
+        mirror.stop().unwrap().assert_no_leak();
+    }
 }

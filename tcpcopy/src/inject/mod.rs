@@ -24,4 +24,5 @@ mod stats;
 pub use error::{Backend, InjectError};
 pub use injector::{Injector, Sending};
 pub use path::Paths;
+pub(crate) use socket::raw as raw_socket;
 pub use stats::InjectStats;

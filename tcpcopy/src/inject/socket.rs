@@ -47,7 +47,7 @@ pub(super) fn frame(bypass_qdisc: bool) -> Result<OwnedFd, InjectError> {
 }
 
 /// Opens a raw socket for IPv4 or IPv6 packets that are complete but for the link layer.
-pub(super) fn raw(v6: bool) -> Result<OwnedFd, InjectError> {
+pub(crate) fn raw(v6: bool) -> Result<OwnedFd, InjectError> {
     let (name, domain) = if v6 { ("IPv6 raw", Domain::IPV6) } else { ("IPPROTO_RAW", Domain::IPV4) };
     open(name, || {
         let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(HEADER_INCLUDED)))?;

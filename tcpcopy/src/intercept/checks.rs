@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use crate::finding::Finding;
+use crate::{finding::Finding, net::sockdiag::Support};
 
 /// Looks for a strict reverse-path filter on an interface, which drops replayed packets without a word.
 pub(super) fn reverse_path_filter(interface: &str) -> Option<Finding> {
@@ -23,13 +23,30 @@ fn judge_reverse_path_filter(interface: &str, all: u8, own: u8) -> Option<Findin
     })
 }
 
+/// Finds that sockets of others cannot be destroyed on this kernel, or not even be listed.
+pub(super) fn socket_support(support: Support) -> Option<Finding> {
+    let what = match support {
+        Support::Destroy => return None,
+        Support::List => "this kernel cannot destroy sockets of others (SOCK_DESTROY)",
+        Support::Nothing => "this kernel can neither list nor destroy sockets of others (sock_diag)",
+    };
+    let finding = Finding::warning(what)
+        .because(
+            "at the end the service is told that its clients have reset the replayed connections; those of a lost tcpcopy \
+             stay until they time out",
+        )
+        .remedy("a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY can (as modules: modprobe tcp_diag)");
+    Some(finding)
+}
+
 /// Finds a client on the link of `interface` that does not answer ARP or neighbour discovery: answers to it wait for
 /// its link-layer address, and never come to the programs that swallow them.
 pub(super) fn absent_client(client: IpAddr, interface: &str) -> Finding {
     Finding::warning(format!("client {client} is on the link of {interface} but nobody answers for it"))
         .because("the answers to it wait for a neighbour, and its connections fail")
         .remedy(format!(
-            "give it one: ip neigh replace {client} lladdr 02:00:00:00:00:01 dev {interface} nud permanent"
+            "route its network by a neighbour that is made up (ip route add NETWORK via ADDRESS dev {interface}), or give it \
+             one: ip neigh replace {client} lladdr 02:00:00:00:00:01 dev {interface} nud permanent"
         ))
 }
 

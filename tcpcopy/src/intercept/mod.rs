@@ -6,6 +6,7 @@ mod reaper;
 mod refused;
 mod registry;
 mod reporter;
+mod resets;
 mod settings;
 mod summary;
 #[cfg(test)]
@@ -27,10 +28,11 @@ use self::{
     reaper::Reaper,
     registry::{Instances, lock},
     reporter::{ReportCounts, Reporter},
+    resets::Resets,
 };
 use crate::{
     affinity,
-    bpf::{BpfError, Intercept, InterceptSetup, Interceptor},
+    bpf::{BpfError, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
     control::{Listener, Security, ServerCounters},
     finding::Finding,
     mailbox::mailbox,
@@ -60,8 +62,11 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     // The port first: it tells a second intercept that there is one already, before anything is attached.
     let listener = Listener::bind(&settings.listen, security.clone())?;
 
-    // Known before anything depends on it: at the end replayed connections are destroyed.
-    SockDiag::open()?.preflight()?;
+    // Known before anything depends on it: at the end replayed connections are destroyed, or reset.
+    let support = SockDiag::open()?.preflight()?;
+    let unsupported = checks::socket_support(support);
+    unsupported.iter().for_each(Finding::log);
+    let resets = unsupported.map(|_| Resets::open()).transpose()?;
     // Watching starts before the first look, so that no interface slips through between.
     let mut monitor = watch(LinkMonitor::open()?)?;
     let present = interfaces()?;
@@ -105,7 +110,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
-    let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), inbox);
+    let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), support, inbox);
     let reaper = spawn("reaper", move || {
         privileges::keep(&[Need::Network, Need::Maps]);
         reaper.run()
@@ -151,10 +156,13 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     // First the channels, so that tcpcopy sends no more; then the keys, so that no more sessions are learned; then the
     // sockets; and the programs last, when nothing is left that could answer.
     instances.stop_reporting();
-    join(reporter);
+    let ring = join(reporter);
     instances.forget_all();
     stop_reaper.send(());
-    join(reaper);
+    let sessions = join(reaper);
+    if let (Some(resets), Some(ring), Some(sessions)) = (resets, ring, sessions) {
+        reset_all(resets, ring, sessions);
+    }
     let figures = figures()?;
     drop(logger);
     Ok(Ended { figures, failure: ended.err() })
@@ -221,7 +229,17 @@ fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) 
         .with_context(|| format!("cannot start the thread {name}"))
 }
 
-/// Waits for a thread to end. A panic of it was logged, and is what has ended the program: the end goes on all the same.
-fn join(thread: JoinHandle<()>) {
-    let _ = thread.join();
+/// Waits for a thread to end. A panic of it was logged, and is what has ended the program: the end goes on all the same,
+/// without what the thread had.
+fn join<T>(thread: JoinHandle<T>) -> Option<T> {
+    thread.join().ok()
+}
+
+/// Resets the replayed connections, where sockets cannot be destroyed.
+fn reset_all(mut resets: Resets, mut ring: RingReader, mut sessions: Sessions) {
+    match resets.reset_all(&mut sessions, &mut ring) {
+        Ok(0) => {}
+        Ok(left) => log::warn!("{left} replayed connections may be left; their answers may reach clients"),
+        Err(e) => log::error!("cannot reset the replayed connections: {e}"),
+    }
 }

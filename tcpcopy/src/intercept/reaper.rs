@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use log::Level;
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
@@ -33,11 +34,12 @@ use crate::{
     bpf::{BpfError, Sessions, TargetCounters, Walk},
     clock::now,
     finding::Finding,
+    log_limit::{LogLimit, limited},
     mailbox::{Closed, Inbox},
     net::{
         NetError, interface,
         neighbour::{self, Neighbour},
-        sockdiag::{Connections, SockDiag, TcpSocket},
+        sockdiag::{Connections, SockDiag, Support, TcpSocket},
     },
     poll,
 };
@@ -59,6 +61,11 @@ const FINAL_ROUNDS: u32 = 100;
 const FINAL_PAUSE: Duration = Duration::from_millis(20);
 /// After so many rounds in which there was nothing to destroy and nothing to swallow, all is over.
 const FINAL_QUIET: u32 = 3;
+
+/// Of so many absent clients the operator is told: who needs more lines needs a route, not a neighbour for each.
+const TOLD_CLIENTS: usize = 256;
+
+static ABSENT_CLIENTS: LogLimit = LogLimit::new("absent clients");
 
 /// Sessions that may have to go, or whose sockets may.
 type Suspects = HashMap<Flow, Session>;
@@ -84,9 +91,11 @@ pub(super) struct Reaper {
     walk_at: Nanos,
     /// Hosts that do not answer for their address, as of the last round.
     absent: HashSet<IpAddr>,
-    /// Clients about whom the operator was told already.
+    /// Clients about whom the operator was told already, [`TOLD_CLIENTS`] at most.
     unreachable: HashSet<IpAddr>,
     refused: RefusedSyns,
+    /// What can be done with sockets.
+    support: Support,
 }
 
 impl Reaper {
@@ -96,6 +105,7 @@ impl Reaper {
         sessions: Sessions,
         counters: Arc<TargetCounters>,
         instances: Arc<Instances>,
+        support: Support,
         inbox: Inbox<()>,
     ) -> Self {
         Self {
@@ -107,11 +117,13 @@ impl Reaper {
             absent: HashSet::new(),
             unreachable: HashSet::new(),
             refused: RefusedSyns::default(),
+            support,
         }
     }
 
-    /// Runs until it is told to stop, then destroys every replayed connection: after a panic of the rounds, too.
-    pub(super) fn run(mut self) {
+    /// Runs until it is told to stop, then destroys every replayed connection, if it can: after a panic of the rounds,
+    /// too. Returns the sessions, which are all that is left.
+    pub(super) fn run(mut self) -> Sessions {
         // What a round that panics leaves behind is true at every moment: sets of addresses, and a time.
         if catch_unwind(AssertUnwindSafe(|| self.rounds())).is_err() {
             // The main thread knows, and ends the program: first the channels and the keys, then this.
@@ -119,13 +131,20 @@ impl Reaper {
                 std::thread::sleep(FINAL_PAUSE);
             }
         }
-        self.destroy_all();
+        if self.support == Support::Destroy {
+            self.destroy_all();
+        }
+        self.sessions
     }
 
     fn rounds(&mut self) {
         loop {
             if let Err(e) = self.round(now()) {
-                log::warn!("cannot look after the replayed connections: {e}");
+                limited!(
+                    "the care for replayed connections",
+                    Level::Warn,
+                    "cannot look after the replayed connections: {e}"
+                );
             }
             poll::wait(&self.inbox, std::iter::empty(), INTERVAL);
             match self.inbox.next() {
@@ -170,10 +189,10 @@ impl Reaper {
                 }
             }
             if suspects.len() >= SUSPECTS {
-                destroyed += judge(&mut walk, &self.instances, now, std::mem::take(&mut suspects))?;
+                destroyed += judge(&mut walk, &self.instances, self.support, now, std::mem::take(&mut suspects))?;
             }
         }
-        destroyed += judge(&mut walk, &self.instances, now, suspects)?;
+        destroyed += judge(&mut walk, &self.instances, self.support, now, suspects)?;
         self.warn_of_unreachable_clients(absent.iter().filter(|n| waited_for.contains(&n.address)))?;
         Ok(destroyed)
     }
@@ -184,9 +203,9 @@ impl Reaper {
         clients: impl Iterator<Item = &'a Neighbour>,
     ) -> Result<(), NetError> {
         for neighbour in clients {
-            if self.unreachable.insert(neighbour.address) {
+            if self.unreachable.len() < TOLD_CLIENTS && self.unreachable.insert(neighbour.address) {
                 let device = interface::by_index(neighbour.ifindex)?.name;
-                checks::absent_client(neighbour.address, &device).log();
+                checks::absent_client(neighbour.address, &device).log_within(&ABSENT_CLIENTS);
             }
         }
         Ok(())
@@ -260,32 +279,44 @@ fn is_silent(session: &Session, now: Nanos) -> bool {
 }
 
 /// Destroys the sockets of suspects without an owner, and forgets the silent ones that have none; returns how many were destroyed.
-fn judge(walk: &mut Walk<'_>, instances: &Instances, now: Nanos, mut suspects: Suspects) -> Result<usize, ReapError> {
+fn judge(
+    walk: &mut Walk<'_>,
+    instances: &Instances,
+    support: Support,
+    now: Nanos,
+    mut suspects: Suspects,
+) -> Result<usize, ReapError> {
     if suspects.is_empty() {
         return Ok(0);
     }
-    let mut sock_diag = SockDiag::open()?;
-    let mut orphans = Vec::new();
-    sock_diag.connections(Connections::NotInTimeWait, |socket| {
-        if let Some(session) = suspects.remove(&socket.flow())
-            && !instances.is_known(session.instance)
-        {
-            orphans.push((socket.clone(), session));
-        }
-    })?;
-    let orphans = opened_by_sessions(walk.sessions(), orphans)?;
-    orphans.iter().for_each(|socket| destroy(&mut sock_diag, socket));
-    for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
-        if let Err(e) = walk.forget(flow, session) {
-            log::warn!("cannot forget a session: {e}");
+    let mut destroyed = 0;
+    if support != Support::Nothing {
+        let mut sock_diag = SockDiag::open()?;
+        let mut orphans = Vec::new();
+        sock_diag.connections(Connections::NotInTimeWait, |socket| {
+            if let Some(session) = suspects.remove(&socket.flow())
+                && !instances.is_known(session.instance)
+            {
+                orphans.push((socket.clone(), session));
+            }
+        })?;
+        if support == Support::Destroy {
+            let orphans = opened_by_sessions(walk.sessions(), orphans)?;
+            orphans.iter().for_each(|socket| destroy(&mut sock_diag, socket));
+            destroyed = orphans.len();
         }
     }
-    Ok(orphans.len())
+    for (flow, session) in suspects.iter().filter(|(_, session)| is_silent(session, now)) {
+        if let Err(e) = walk.forget(flow, session) {
+            limited!("sessions that are not forgotten", Level::Warn, "cannot forget a session: {e}");
+        }
+    }
+    Ok(destroyed)
 }
 
 fn destroy(sock_diag: &mut SockDiag, socket: &TcpSocket) {
     if let Err(e) = sock_diag.destroy_socket(socket) {
-        log::warn!("cannot destroy a replayed connection: {e}");
+        limited!("connections that are not destroyed", Level::Warn, "cannot destroy a replayed connection: {e}");
     }
 }
 
@@ -320,7 +351,8 @@ mod tests {
         let Intercept { instances, sessions, counters, .. } = Interceptor::load(&setup).unwrap();
         let instances = Arc::new(Instances::new(instances, mailbox().unwrap().0));
         let owner = instances.register(&Hello::new(0, None, "test"), SocketAddr::from(([0; 4], 0))).unwrap();
-        (Reaper::new(sessions, Arc::new(counters), instances, mailbox().unwrap().1), owner.instance)
+        let inbox = mailbox().unwrap().1;
+        (Reaper::new(sessions, Arc::new(counters), instances, Support::Destroy, inbox), owner.instance)
     }
 
     impl Reaper {
@@ -412,7 +444,14 @@ mod tests {
             let seen = Session { opened_ns: 5, instance: gone, isn: [1; 4], state: state::OPEN, ..Session::zeroed() };
             let later = Session { opened_ns: 6, ..seen };
             let judged = |reaper: &mut Reaper, seen: Session| {
-                judge(&mut reaper.sessions.walk(), &reaper.instances, NOW, Suspects::from([(flow, seen)])).unwrap()
+                judge(
+                    &mut reaper.sessions.walk(),
+                    &reaper.instances,
+                    Support::Destroy,
+                    NOW,
+                    Suspects::from([(flow, seen)]),
+                )
+                .unwrap()
             };
             // The session has gone, because a client of the target's own has come, or there is another, or it looks
             // for an orphan.

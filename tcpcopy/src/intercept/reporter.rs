@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use log::Level;
 use tcpcopy_common::{
     figures,
     figures::{Section, counter},
@@ -27,6 +28,7 @@ use crate::{
     bpf::RingReader,
     clock::{nap, now},
     control::{Batch, Frame, HURRY, Link, LinkError, Sent, Stats},
+    log_limit::limited,
     mailbox::{Closed, Inbox},
     poll::{self, Interest},
 };
@@ -89,8 +91,8 @@ impl Reporter {
         Self { ring, inbox, instances, owners, counts, published, naps: Naps::new(now(), NAP) }
     }
 
-    /// Runs until it is told to stop.
-    pub(super) fn run(mut self) {
+    /// Runs until it is told to stop; returns the ring.
+    pub(super) fn run(mut self) -> RingReader {
         let mut stats_at = now().after(STATS_INTERVAL);
         loop {
             let mut stop = false;
@@ -121,7 +123,8 @@ impl Reporter {
                     self.say_goodbye(id);
                 }
                 self.part(now);
-                return self.publish();
+                self.publish();
+                return self.ring;
             }
             if records < RECORDS_PER_TURN {
                 self.rest(now, stats_at.since(now));
@@ -190,7 +193,7 @@ impl Reporter {
         for id in ended {
             self.say_goodbye(id);
             if self.owners.remove(&id).is_some() {
-                log::info!("instance {id:08x} has ended");
+                limited!("ended instances", Level::Info, "instance {id:08x} has ended");
             }
             self.instances.ended(id);
         }
@@ -228,7 +231,9 @@ impl Reporter {
             poll::wait(&self.inbox, links.iter().map(|link| link.interest()), left.min(STATS_INTERVAL));
         }
         for link in links {
-            log::warn!(
+            limited!(
+                "channels that were not closed",
+                Level::Warn,
                 "{} has not closed its control channel; what it still sends may be answered to real clients",
                 link.peer()
             );
@@ -238,7 +243,10 @@ impl Reporter {
     fn send_stats(&mut self, id: u32) {
         let wire = match self.instances.wire_stats(id) {
             Ok(wire) => wire,
-            Err(e) => return log::warn!("cannot read what was seen of instance {id:08x}: {e}"),
+            Err(e) => {
+                limited!("unread figures", Level::Warn, "cannot read what was seen of instance {id:08x}: {e}");
+                return;
+            }
         };
         let Some(owner) = self.owners.get(&id) else { return };
         let stats = Stats { wire, responses_dropped: owner.dropped };
@@ -260,7 +268,7 @@ impl Reporter {
 
     fn lose(&mut self, id: u32, error: &LinkError) {
         if self.owners.remove(&id).is_some() {
-            log::warn!("the channel of instance {id:08x} broke: {error}");
+            limited!("broken channels", Level::Warn, "the channel of instance {id:08x} broke: {error}");
             self.instances.lost(id);
         }
     }

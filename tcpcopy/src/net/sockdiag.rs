@@ -92,6 +92,28 @@ pub enum Destroyed {
     NotFound,
 }
 
+/// What a kernel can do with the TCP sockets of other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// List and destroy them.
+    Destroy,
+    /// List them: it was built without CONFIG_INET_DIAG_DESTROY.
+    List,
+    /// Neither: it was built without CONFIG_INET_DIAG, or has no module for TCP.
+    Nothing,
+}
+
+impl Support {
+    /// What a test wants the kernel to be taken for.
+    fn pretended(name: std::ffi::OsString) -> Option<Self> {
+        match name.to_str() {
+            Some("list") => Some(Self::List),
+            Some("nothing") => Some(Self::Nothing),
+            _ => None,
+        }
+    }
+}
+
 /// A connection to the kernel's `sock_diag`; keep one for many questions.
 pub struct SockDiag {
     netlink: Netlink,
@@ -106,27 +128,31 @@ impl SockDiag {
         Ok(Self { netlink: Netlink::open(NETLINK_SOCK_DIAG)? })
     }
 
-    /// Makes sure that the kernel can list and destroy TCP sockets, before something depends on it.
+    /// Asks what the kernel can do with the TCP sockets of others, before something depends on it.
     ///
     /// # Errors
-    /// [`NetError::DestroyUnsupported`] when it cannot.
-    pub fn preflight(&mut self) -> Result<(), NetError> {
+    /// When it cannot be asked.
+    pub fn preflight(&mut self) -> Result<Support, NetError> {
+        if let Some(support) = std::env::var_os("TCPCOPY_TEST_SOCK_DIAG").and_then(Support::pretended) {
+            return Ok(support);
+        }
         // No socket has port 0, so a kernel that can, finds nothing (ENOENT); but so answers one that lacks tcp_diag,
         // and only a dump tells these two apart.
         let nobody = request(SocketId { cookie: NO_COOKIE, ..SocketId::new_v4() }, AF_INET, StateFlags::empty());
-        match self.netlink.change(SockDiagDestroy::new(SockDiagMessage::InetRequest(nobody)), 0) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(e) if is_unsupported(&e) => return Err(NetError::DestroyUnsupported),
+        let destroys = match self.netlink.change(SockDiagDestroy::new(SockDiagMessage::InetRequest(nobody)), 0) {
+            Ok(()) => true,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(e) if is_unsupported(&e) => false,
             Err(source) => return Err(NetError::Refused { action: "destroy a socket".into(), source }),
-            Ok(()) => {}
-        }
+        };
         match self.dump(Family::V4, StateFlags::SYN_SENT, drop) {
+            Ok(()) => Ok(if destroys { Support::Destroy } else { Support::List }),
             Err(NetError::Refused { source, .. })
                 if is_unsupported(&source) || source.raw_os_error() == Some(libc::ENOENT) =>
             {
-                Err(NetError::DestroyUnsupported)
+                Ok(Support::Nothing)
             }
-            other => other,
+            Err(e) => Err(e),
         }
     }
 
@@ -251,7 +277,7 @@ mod tests {
     fn a_connection_is_found_and_destroyed_and_its_listener_lives_on() {
         isolated(|_| {
             let mut diag = SockDiag::open().unwrap();
-            diag.preflight().unwrap();
+            assert_eq!(diag.preflight().unwrap(), Support::Destroy);
             // The second: an IPv4 connection of a dual-stack listener. Its socket is one of AF_INET6.
             for (listen, connect, family) in [
                 ("127.0.0.1:0", "127.0.0.1", Family::V4),
