@@ -5,6 +5,8 @@
 //! the FIN waits until the target has sent as many octets as the live server had, or is quiet for long. A target whose
 //! answers are shorter would be waited for in vain; that is learned.
 
+use crate::time::Nanos;
+
 /// Farewells in a row that waited in vain, after which few wait.
 const MOST_IN_VAIN: u8 = 3;
 /// Of those, 1 in this many is tried.
@@ -31,6 +33,17 @@ impl Farewells {
     pub(crate) const fn judge(&mut self, owed: bool) {
         self.vain = if owed { 0 } else { self.vain.saturating_add(1) };
     }
+}
+
+/// What was decided when the live client's end was first looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Parting {
+    #[default]
+    Undecided,
+    /// It waits, since then.
+    Waits(Nanos),
+    /// It waits for no more than the gate.
+    Goes,
 }
 
 #[cfg(test)]

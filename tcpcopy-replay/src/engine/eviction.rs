@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::candidates::Candidate;
 use crate::{
     engine::{Connection, Engine, Replay},
     stats::Reason,
@@ -22,24 +23,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: usize = 16;
 /// What a search remembers at least.
 const BATCH: usize = 64;
-
-/// Connections to be ended when there is no room, as a search has found them.
-#[derive(Debug, Default)]
-pub(super) struct Candidates {
-    /// The last is the first to go.
-    found: Vec<Candidate>,
-    /// When the last search was, if it has found nobody.
-    vain: Option<Nanos>,
-}
-
-/// A connection that was idle when it was found. It still is if its last activity is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    /// Whether it has a session: what has none goes first.
-    active: bool,
-    last_activity: Nanos,
-    id: Id,
-}
 
 impl Engine {
     /// Makes room for another connection; returns whether there is any.

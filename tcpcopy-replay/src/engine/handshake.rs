@@ -19,7 +19,6 @@ use super::{
 };
 use crate::{
     engine::Engine,
-    input::offset::LiveOffset,
     multipath::Multipath,
     segment::{LiveAnswer, LiveSegment},
     stats::{Reason, Refusal},
@@ -228,7 +227,7 @@ impl Engine {
         }
         // A first segment may acknowledge what the live server has said first, unless the SYN-ACK tells.
         let read = (answer.is_some() || segment.payload.is_empty()).then_some(first);
-        if let Err(reason) = self.open_session(now, id, Origin { offset: LiveOffset::START, mark: 0, read }) {
+        if let Err(reason) = self.open_session(now, id, Origin::whole(read)) {
             self.forget(id, reason);
             self.stats.bytes.refuse(reason, carried.len() as u64);
             return self.refuse(segment, reason);

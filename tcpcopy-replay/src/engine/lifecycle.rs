@@ -80,8 +80,7 @@ impl Engine {
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(target, &wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
-        let standing = Standing::at(origin.offset, connection.stream.slice(origin.offset, HEAD));
-        let session = Session::new(now, target, flow, attempt, opening, origin, standing, self.rewrite());
+        let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite());
         self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;
@@ -255,15 +254,16 @@ impl Engine {
                             && stream.begins_request(number)
                             && joining::may_join(joins, Some(reason), stream.slice(mark.offset, HEAD)) =>
                     {
-                        break Some((mark.offset, mark.ack));
+                        let standing = Standing::at(mark.offset, stream.slice(mark.offset, HEAD));
+                        break Some(Origin { offset: mark.offset, mark: number, read: mark.ack, standing });
                     }
                     Some(_) => number += 1,
                     None => break None,
                 }
             };
-            let keep = begin.map_or(stream.end(), |(offset, _)| offset);
+            let keep = begin.map_or(stream.end(), |origin| origin.offset);
             self.stats.bytes.discard(reason, keep.since(stream.start()));
-            let Some((offset, read)) = begin else {
+            let Some(origin) = begin else {
                 let over = stream.fin().is_some() || stream.reset().is_some();
                 stream.release(&mut self.pool, keep);
                 if over {
@@ -275,7 +275,7 @@ impl Engine {
             };
             // The mark stays: the session passes it like any other. What lies before it goes with the next release.
             let before = stream.start();
-            match self.open_session(now, id, Origin { offset, mark: number, read }) {
+            match self.open_session(now, id, origin) {
                 Ok(()) => {
                     self.stats.joined += 1;
                     self.release(id);

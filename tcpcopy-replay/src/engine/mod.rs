@@ -6,11 +6,12 @@
 //! | [`handshake`], [`half_open`], [`visibility`] | handshakes of live clients, until the live server has accepted them |
 //! | [`response`] | handles responses reported by targets |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
-//! | [`eviction`] | which connection ends when there are as many as allowed |
+//! | [`eviction`], [`candidates`] | which connection ends when there are as many as allowed |
 //! | [`joining`] | which connections are joined in the middle |
 //! | [`orphans`], [`orphan_table`] | removes connections that were left open at a target |
 //! | [`lookup`] | from a four-tuple to a connection |
 
+mod candidates;
 mod eviction;
 mod half_open;
 mod handshake;
@@ -34,7 +35,7 @@ use tcpcopy_common::{
 };
 
 use self::{
-    eviction::Candidates,
+    candidates::Candidates,
     half_open::HalfOpens,
     orphan_table::Orphans,
     visibility::{Visibility, Withheld},

@@ -73,6 +73,14 @@ pub(crate) struct Origin {
     pub mark: u64,
     /// What the live client had read by then, if that is known.
     pub read: Option<LiveAck>,
+    pub standing: Standing,
+}
+
+impl Origin {
+    /// The beginning of the live connection.
+    pub(crate) const fn whole(read: Option<LiveAck>) -> Self {
+        Self { offset: LiveOffset::START, mark: 0, read, standing: Standing::Good }
+    }
 }
 
 /// One replay of a live connection.
@@ -103,7 +111,6 @@ impl Session {
         ports_tried: u8,
         opening: Opening,
         origin: Origin,
-        standing: Standing,
         rewrite: Rewrite,
     ) -> Self {
         let shared = Shared {
@@ -121,7 +128,7 @@ impl Session {
             base: origin.read.unwrap_or_default(),
             request: origin.offset,
             newest: Newest::Kept,
-            standing,
+            standing: origin.standing,
             fruitless: 0,
             answers: Answers::default(),
             greeting_due: origin.offset > LiveOffset::START,

@@ -7,7 +7,7 @@ use super::{
 use crate::stats::Reason;
 
 /// A server that ends a connection unless it begins with a login; the number of octets is its complaint.
-fn with_login(complaint: u32, end: fn(u64) -> Act) -> App {
+fn with_login(complaint: u32, end: End) -> App {
     let mut answers = lines(50);
     Box::new(move |input| match input {
         Some((octets, _)) if !octets.starts_with(b"login") => refusal(complaint, end),
@@ -15,12 +15,15 @@ fn with_login(complaint: u32, end: fn(u64) -> Act) -> App {
     })
 }
 
-fn refusal(complaint: u32, end: fn(u64) -> Act) -> Vec<Act> {
+fn refusal(complaint: u32, end: End) -> Vec<Act> {
     if complaint > 0 { vec![Act::Write(0, complaint), end(100_000)] } else { vec![end(100_000)] }
 }
 
+/// Makes the end of a connection, after so many nanoseconds.
+type End = fn(u64) -> Act;
+
 /// Ends, and octets that are said before.
-const ENDS: [(u32, fn(u64) -> Act); 4] = [(0, Act::Close), (0, Act::Reset), (60, Act::Close), (60, Act::Reset)];
+const ENDS: [(u32, End); 4] = [(0, Act::Close), (0, Act::Reset), (60, Act::Close), (60, Act::Reset)];
 
 fn talk(lab: &mut Lab, clients: &mut [Client], words: &[u8]) {
     for client in &mut *clients {

@@ -4,7 +4,7 @@ use super::{
     open::Open,
     shared::{Context, Shared},
 };
-use crate::{store::moment::Moment, tcp::seq::LiveAck, time::Nanos};
+use crate::{causality::farewell::Parting, store::moment::Moment, tcp::seq::LiveAck};
 
 /// Whether the live client's FIN or RST may follow what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +15,6 @@ pub(super) enum Farewell {
     Forced,
     /// Not yet.
     Waits,
-}
-
-/// What was decided when the live client's end was first looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Parting {
-    #[default]
-    Undecided,
-    /// It waits, since then.
-    Waits(Nanos),
-    /// It waits for no more than the gate.
-    Goes,
 }
 
 impl Open {

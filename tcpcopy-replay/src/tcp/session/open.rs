@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use super::{
-    farewell::Parting,
     outcome::{Final, Outcome},
     shared::{Context, Shared},
 };
 use crate::{
-    causality::joining::{AT_ONCE, Standing},
+    causality::{
+        farewell::Parting,
+        joining::{AT_ONCE, Standing},
+    },
     input::{offset::SentOffset, stream::Stream},
     report::SegmentReport,
     stats::Reason,
