@@ -93,6 +93,8 @@ counters! {
         Collision = counter(Section::RefusedSyns).named("collision"),
         /// Sessions given up because the target's own traffic took their four-tuple.
         Reclaimed = counter(Section::Sessions).named("reclaimed"),
+        /// SYNs that only asked whether they are seen: reported, and dropped.
+        Probed = counter(Section::Sessions).named("probes_seen"),
         /// Response segments swallowed.
         Swallowed = counter(Section::Swallowed).named("swallowed_segments"),
         /// Payload octets of the swallowed response segments.

@@ -65,9 +65,10 @@ impl Mark {
     #[inline(always)]
     pub fn judge(&self, key: &MarkKey, flow: &Flow, isn: [u8; 4], now: Epoch) -> Judgement {
         let age = now.0.wrapping_sub(self.stamp as u32) & LOW_EPOCH as u32;
-        let stamp = Stamp { meets: self.stamp & MEETS != 0, epoch: Epoch(now.0.wrapping_sub(age)) };
+        let (meets, probes) = (self.stamp & MEETS != 0, self.stamp & PROBES != 0);
+        let stamp = Stamp { meets, probes, epoch: Epoch(now.0.wrapping_sub(age)) };
         let instance = u32::from_be_bytes(self.instance);
-        if stamp.octet() != self.stamp || number(&sealed(key, instance, stamp, flow, isn)) != number(&self.tag) {
+        if number(&sealed(key, instance, stamp, flow, isn)) != number(&self.tag) {
             Judgement::Forged
         } else if age > EPOCHS_GOOD {
             Judgement::Stale
@@ -118,12 +119,17 @@ pub struct Stamp {
     /// left one there, of which the target's programs know nothing any more. Without it such a connection is somebody
     /// else's, and is left alone.
     pub meets: bool,
+    /// The SYN only asks whether the target's programs see it: they report it, and drop it.
+    pub probes: bool,
     /// When it was made.
     pub epoch: Epoch,
 }
 
 /// The bit of [`Mark::stamp`] for [`Stamp::meets`].
 pub const MEETS: u8 = 0x80;
+
+/// The bit of [`Mark::stamp`] for [`Stamp::probes`].
+pub const PROBES: u8 = 0x40;
 
 /// What the session left behind has sent lies at most so many numbers below the ISN of a SYN that may meet it: by
 /// this the target's programs tell its socket from one of somebody else, who has numbers of his own. More than Linux
@@ -135,7 +141,7 @@ impl Stamp {
     #[inline(always)]
     pub const fn octet(self) -> u8 {
         let [low, ..] = self.epoch.0.to_le_bytes();
-        low & LOW_EPOCH | if self.meets { MEETS } else { 0 }
+        low & LOW_EPOCH | if self.meets { MEETS } else { 0 } | if self.probes { PROBES } else { 0 }
     }
 
     /// The octets that the tag covers, as a little-endian number: that in the mark, three zeros, and the whole epoch.
@@ -248,9 +254,13 @@ mod tests {
         reference.write(bytemuck::bytes_of(&flow));
         reference.write(&isn);
         reference.write(&77u32.to_be_bytes());
-        reference.write(&[0xb4, 0, 0, 0, 0x74, 3, 2, 1]);
-        let mark = Mark::new(&key, 77, Stamp { meets: true, epoch: Epoch(0x0102_0374) }, &flow, isn);
-        assert_eq!((mark.stamp, &mark.tag[..]), (0xb4, &reference.finish().to_le_bytes()[..7]));
+        let unsealed = reference;
+        for (probes, stamp) in [(false, 0xb4), (true, 0xf4)] {
+            let mut reference = unsealed;
+            reference.write(&[stamp, 0, 0, 0, 0x74, 3, 2, 1]);
+            let mark = Mark::new(&key, 77, Stamp { meets: true, probes, epoch: Epoch(0x0102_0374) }, &flow, isn);
+            assert_eq!((mark.stamp, &mark.tag[..]), (stamp, &reference.finish().to_le_bytes()[..7]));
+        }
     }
 
     #[test]
@@ -258,8 +268,8 @@ mod tests {
         let flow = |port| Flow::tcp((IpAddress::from_v4([192, 0, 2, 7]), [0, port]), (IpAddress([3; 16]), [0, 80]));
         let key = MarkKey { k0: 1, k1: 2 };
         let now = Epoch(1000);
-        for meets in [false, true] {
-            let mark = Mark::new(&key, 77, Stamp { meets, epoch: now }, &flow(1), [0; 4]);
+        for (meets, probes) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mark = Mark::new(&key, 77, Stamp { meets, probes, epoch: now }, &flow(1), [0; 4]);
             assert_eq!(mark.judge(&key, &flow(1), [0; 4], now), Judgement::Valid);
             assert_eq!(mark.judge(&key, &flow(2), [0; 4], now), Judgement::Forged);
             assert_eq!(mark.judge(&key, &flow(1), [1; 4], now), Judgement::Forged);
@@ -282,7 +292,7 @@ mod tests {
             (MarkKey { k0: 1, k1: 2 }, Flow::tcp((IpAddress([1; 16]), [0, 1]), (IpAddress([2; 16]), [0, 2])));
         // The second: while the number comes round.
         for made in [1000, u32::MAX - 1] {
-            let mark = Mark::new(&key, 5, Stamp { meets: false, epoch: Epoch(made) }, &flow, [9; 4]);
+            let mark = Mark::new(&key, 5, Stamp { epoch: Epoch(made), ..Stamp::default() }, &flow, [9; 4]);
             let judged = |age: u32| mark.judge(&key, &flow, [9; 4], Epoch(made.wrapping_add(age)));
             assert!((0..=3).all(|age| judged(age) == Judgement::Valid));
             assert!((4..64).all(|age| judged(age) == Judgement::Stale));

@@ -114,6 +114,12 @@ pub mod kind {
     pub const RECLAIMED: u8 = 3;
     /// The session's SYN was refused because the session map is full; `seq` is the refused ISN.
     pub const MAP_FULL: u8 = 4;
+    /// A probe has come, and was dropped: see [`Stamp::probes`](crate::mark::Stamp::probes). `seq` is its sequence
+    /// number; `intercept` adds [`option`](super::option)s, and in `ack` how many reports of the instance it has lost.
+    pub const PROBED: u8 = 5;
+    /// A SYN has come again of a session whose SYN was not answered, as far as the target's programs have seen; `seq`
+    /// is the session's ISN. `intercept` adds [`option`](super::option)s.
+    pub const UNANSWERED: u8 = 6;
 }
 
 /// Bits of [`ResponseHeader::options`].
@@ -124,6 +130,14 @@ pub mod option {
     pub const REFLECTED: u8 = 2;
     /// The target's programs have reported everything before this payload, be it that the reports were lost later.
     pub const IN_ORDER: u8 = 4;
+    /// Of [`PROBED`](super::kind::PROBED) and [`UNANSWERED`](super::kind::UNANSWERED): the service listens here, and has
+    /// no room for another connection until it accepts one.
+    pub const SERVICE_FULL: u8 = 8;
+    /// Of [`UNANSWERED`](super::kind::UNANSWERED): this host has a socket for the connection, and so has answered it.
+    pub const ANSWERED: u8 = 16;
+    /// Of [`UNANSWERED`](super::kind::UNANSWERED): it has answered, and the answer waits for a neighbour that says
+    /// nothing.
+    pub const NEIGHBOUR_SILENT: u8 = 32;
 }
 
 /// Maximum octets of an answer with PSH at its end that is left to the source to acknowledge: there it costs nothing

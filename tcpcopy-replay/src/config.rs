@@ -38,6 +38,10 @@ pub struct Credentials {
 pub struct Config {
     /// Indexed by [`LiveSegment::rule`](crate::segment::LiveSegment::rule).
     pub rules: Vec<RuleTarget>,
+    /// By rule, an address of this host that its target can answer: probes come from there, which prove that the
+    /// target's `intercept` sees what is sent there. Unspecified: none is known, so that nothing can be proved. Empty:
+    /// nothing is proved, nor watched.
+    pub probe_from: Vec<IpAddr>,
     /// How long a session that still has something to send, or whose live connection is over, may be without a captured
     /// segment and without progress at the target; then it is reset and counted.
     pub session_timeout: Duration,
@@ -93,6 +97,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             rules: Vec::new(),
+            probe_from: Vec::new(),
             session_timeout: Duration::from_secs(120),
             keepalive_timeout: None,
             loopback_client: None,

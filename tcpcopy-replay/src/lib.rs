@@ -44,11 +44,11 @@ pub mod worker;
 
 pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
-    engine::Engine,
+    engine::{Engine, Fault, FuseEvent},
     identity::{AddressPool, Identity, Ports, Slot},
     multipath::Multipath,
     record::{BadRecord, Checksums, LiveRecord},
-    report::{Report, SegmentReport, SessionReport, SynReport, UnknownKind},
+    report::{ProbeReport, Report, SegmentReport, SessionReport, SynReport, UnansweredReport, UnknownKind},
     segment::{LiveAnswer, LiveOptions, LiveSegment, SynOptions, Transmit, TransmitOptions},
     stats::{ByReason, Histogram, Ledger, Reason, Refused, Sessions, Stats, Unbalanced},
     tcp::RoundTrip,

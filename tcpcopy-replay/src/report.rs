@@ -19,6 +19,10 @@ pub enum Report<'a> {
     MapFull(SynReport),
     /// A client of the target's own opened a connection on the session's four-tuple, which ended the session.
     Reclaimed(SessionReport),
+    /// A probe has come, and was dropped.
+    Probed(ProbeReport),
+    /// A SYN has come again of a session whose SYN the target's programs have not seen answered.
+    Unanswered(UnansweredReport),
 }
 
 /// The headers of a response segment, and the first octets of its payload where they are asked for.
@@ -69,6 +73,31 @@ pub struct SynReport {
     pub isn: u32,
 }
 
+/// A probe that the target's programs have seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// Of the probe; it is no session's.
+    pub session: SessionReport,
+    /// Its sequence number.
+    pub seq: u32,
+    /// How many reports of the instance were lost so far, modulo 2³².
+    pub lost: u32,
+    /// The service has no room for another connection until it accepts one.
+    pub full: bool,
+}
+
+/// A SYN that was let in twice, and that nothing seems to have answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnansweredReport {
+    /// The session.
+    pub session: SessionReport,
+    /// The target itself knows why: the service has no room for another connection until it accepts one, or the answer
+    /// waits for a neighbour that says nothing.
+    pub explained: bool,
+    /// The target has a socket for it, and so has answered it.
+    pub answered: bool,
+}
+
 /// A report of a kind that this release does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("report of unknown kind {0}")]
@@ -83,12 +112,24 @@ impl<'a> Report<'a> {
         let header = response.header();
         let session = SessionReport { flow: header.flow, instance: header.instance };
         let syn = || SynReport { session, isn: u32::from_be_bytes(header.seq) };
+        let has = |bit| header.options & bit != 0;
         Ok(match header.kind {
             kind::SEGMENT => Self::Segment(SegmentReport::new(session, header, response.prefix())),
             kind::ICMP_ERROR => Self::IcmpError(session),
             kind::COLLISION => Self::Collision(syn()),
             kind::MAP_FULL => Self::MapFull(syn()),
             kind::RECLAIMED => Self::Reclaimed(session),
+            kind::PROBED => Self::Probed(ProbeReport {
+                session,
+                seq: u32::from_be_bytes(header.seq),
+                lost: u32::from_be_bytes(header.ack),
+                full: has(option::SERVICE_FULL),
+            }),
+            kind::UNANSWERED => Self::Unanswered(UnansweredReport {
+                session,
+                explained: has(option::SERVICE_FULL | option::NEIGHBOUR_SILENT),
+                answered: has(option::ANSWERED),
+            }),
             kind => return Err(UnknownKind(kind)),
         })
     }
@@ -100,6 +141,8 @@ impl<'a> Report<'a> {
             Self::Segment(segment) => &segment.session,
             Self::Collision(syn) | Self::MapFull(syn) => &syn.session,
             Self::IcmpError(session) | Self::Reclaimed(session) => session,
+            Self::Probed(probe) => &probe.session,
+            Self::Unanswered(unanswered) => &unanswered.session,
         }
     }
 
@@ -163,8 +206,20 @@ mod tests {
         for report in expected {
             assert_eq!((report.session(), report.is_reflected()), (&session, false));
         }
-        for kind in 5..=u8::MAX {
+        for kind in 7..=u8::MAX {
             assert_eq!(Report::parse(&header(kind).into()), Err(UnknownKind(kind)));
+        }
+    }
+
+    #[test]
+    fn what_intercept_has_found_out_is_read() {
+        let session = SessionReport { flow: flow(40_000), instance: 7 };
+        for (options, explained, answered) in [(0, false, false), (8, true, false), (16, false, true), (48, true, true)]
+        {
+            let read = |kind| Report::parse(&ResponseHeader { options, ..header(kind) }.into());
+            let full = options & 8 != 0;
+            assert_eq!(read(5), Ok(Report::Probed(ProbeReport { session, seq: 9, lost: 256, full })));
+            assert_eq!(read(6), Ok(Report::Unanswered(UnansweredReport { session, explained, answered })));
         }
     }
 

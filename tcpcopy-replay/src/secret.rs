@@ -16,6 +16,8 @@ pub(crate) enum Purpose {
     DealtPort(u8),
     /// The address of a pool that a client has.
     PoolAddress,
+    /// The port of a probe.
+    Probe,
 }
 
 /// The key of a pseudo-random function of four-tuples.
@@ -44,6 +46,7 @@ impl Secret {
             Purpose::OtherPort(n) => (2, n),
             Purpose::DealtPort(n) => (3, n),
             Purpose::PoolAddress => (4, 0),
+            Purpose::Probe => (5, 0),
         };
         mark::hash(&self.0, purpose, flow, [number, 0, 0, 0], 0)
     }
@@ -60,7 +63,7 @@ mod tests {
     fn seed_four_tuple_purpose_and_number_each_make_another_hash() {
         let mut hashes = HashSet::new();
         let purposes = (0..40).flat_map(|n| [Purpose::OtherPort(n), Purpose::DealtPort(n)]);
-        let purposes: Vec<_> = purposes.chain([Purpose::Opening, Purpose::PoolAddress]).collect();
+        let purposes: Vec<_> = purposes.chain([Purpose::Opening, Purpose::PoolAddress, Purpose::Probe]).collect();
         for seed in [0, 1, u64::MAX] {
             for port in 0..10 {
                 for &purpose in &purposes {

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    net::IpAddr,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{
         Arc,
@@ -33,6 +34,8 @@ pub struct Weather {
     pub reorder: u32,
     /// How long every frame is on its way.
     pub delay: Duration,
+    /// TCP to the host comes only from this host, as where a switch knows which addresses are behind each port.
+    pub only_from: Option<[IpAddr; 2]>,
     /// Seed of the dice.
     pub seed: u64,
 }
@@ -216,7 +219,8 @@ fn carry(sockets: &[Socket; 2], weather: Weather, tallies: &[Tally; 2], stop: &A
                 };
                 let frame = &buffer[..length];
                 let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-                if losses[from].admit(frame, dice.falls(weather.lose)) {
+                let is_foreign = from == 0 && weather.only_from.is_some_and(|addresses| is_foreign(frame, addresses));
+                if is_foreign || losses[from].admit(frame, dice.falls(weather.lose)) {
                     count(&tally.lost);
                     continue;
                 }
@@ -277,6 +281,19 @@ fn connection(frame: &[u8]) -> &[u8] {
     }
 }
 
+/// Returns whether a frame is TCP from none of these addresses.
+fn is_foreign(frame: &[u8], addresses: [IpAddr; 2]) -> bool {
+    let source = match connection(frame) {
+        [] => return false,
+        [a, b, c, d, ..] if connection(frame).len() == 12 => IpAddr::from([*a, *b, *c, *d]),
+        both => match both.first_chunk::<16>() {
+            Some(source) => IpAddr::from(*source),
+            None => return false,
+        },
+    };
+    !addresses.contains(&source)
+}
+
 /// xorshift64.
 struct Dice(u64);
 
@@ -308,6 +325,23 @@ mod tests {
         assert_eq!(fates(1, 6), [true, true, true, true, false, true]);
         assert_eq!(fates(2, 2), [true, true], "connections have counts of their own");
         assert_eq!(fates(1, 4), [true, true, true, false]);
+    }
+
+    #[test]
+    fn only_tcp_from_another_address_is_foreign() {
+        let addresses = ["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
+        let mut v4 = frame(80);
+        assert!(is_foreign(&v4, addresses));
+        v4[24 + 12..24 + 16].copy_from_slice(&[10, 0, 0, 2]);
+        assert!(!is_foreign(&v4, addresses));
+        let mut v6 = vec![0; 10 + 14 + 60];
+        (v6[24], v6[24 + 6]) = (0x60, 6);
+        assert!(is_foreign(&v6, addresses));
+        (v6[24 + 8], v6[24 + 23]) = (0xfd, 2);
+        assert!(!is_foreign(&v6, addresses));
+        v6[24 + 6] = 58;
+        (v6[24 + 8], v6[24 + 23]) = (0, 0);
+        assert!(!is_foreign(&v6, addresses), "neighbour discovery");
     }
 
     #[test]

@@ -56,6 +56,8 @@ sections! {
     FinsDiscarded = "fins_discarded",
     /// What the replay did beside sending each octet once.
     Replay = "replay",
+    /// Targets to which nothing was sent, and why; those that another worker or copy has stopped are not counted again.
+    StoppedTargets = "stopped_targets",
     /// Packets that were built and not sent.
     NotInjected = "not_injected",
     /// SYNs that were dropped at the target because they are no session's.

@@ -5,7 +5,7 @@ use bytemuck::Zeroable as _;
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    mark::{Epoch, Judgement, MEETS, Mark},
+    mark::{Epoch, Judgement, MEETS, Mark, PROBES},
     response::{REFLECTION, ResponseHeader, Session, kind, state},
     tcp_flags::{ACK, FIN, SYN},
 };
@@ -29,7 +29,7 @@ pub enum Verdict {
     Drop,
 }
 
-/// Why a marked SYN is dropped.
+/// Why a marked SYN opens no session.
 enum Refusal {
     /// The reason, and the counter of it.
     Counted(TargetCounter),
@@ -109,6 +109,10 @@ fn learn_syn(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
         Err(Refusal::Reported(reason, kind)) => {
             reason.count();
             report(flow, instance, kind, tcp.seq);
+            if kind == kind::UNANSWERED {
+                count_segments(packet.segments(), instance, ip, tcp);
+                return Syn::Opens;
+            }
         }
     }
     Syn::Refused
@@ -144,6 +148,9 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
         Judgement::Valid => {}
         Judgement::Stale => return Err(Refusal::Counted(TargetCounter::Stale)),
         Judgement::Forged => return Err(Refusal::Counted(TargetCounter::BadTag)),
+    }
+    if mark.stamp & PROBES != 0 {
+        return Err(Refusal::Reported(TargetCounter::Probed, kind::PROBED));
     }
     let state = if mark.stamp & MEETS == 0 { state::OPENING } else { state::MEETING };
     let prefix = maps::prefix(instance, flow);
@@ -188,11 +195,15 @@ fn is_repeated(present: &Session, isn: [u8; 4], now: u64) -> bool {
     ahead < 0 && now.wrapping_sub(present.opened_ns) < RECENT_NS
 }
 
-/// The session is there already: fine if it is the same one.
+/// The session is there already: fine if it is the same one. If nothing has answered its SYN, which has come again, the
+/// owner should know.
 #[inline(always)]
 fn join(flow: &Flow, session: &Session) -> Result<(), Refusal> {
     match maps::session_seen(flow) {
         Some(old) if old.instance == session.instance && old.isn == session.isn => {
+            if old.state != state::OPEN {
+                return Err(Refusal::Reported(TargetCounter::SynRepeated, kind::UNANSWERED));
+            }
             TargetCounter::SynRepeated.count();
             Ok(())
         }

@@ -337,7 +337,8 @@ impl Engine {
         let [soon, loss] = match &connection.replay {
             Replay::Parked(..) => [Moment::NEVER; 2],
             Replay::Active(session) => {
-                let channel_up = self.credentials(session.target()).is_some();
+                let lets = self.fuses.lets(connection.rule, session.is_visible());
+                let channel_up = lets && self.credentials(session.target()).is_some();
                 let loss = session.retransmit_at(channel_up);
                 late = late.min(session.state_deadline(channel_up));
                 if session.is_open() {

@@ -5,6 +5,7 @@
 //! | [`live`] | handles segments captured from live clients |
 //! | [`handshake`], [`half_open`], [`visibility`] | handshakes of live clients, until the live server has accepted them |
 //! | [`response`] | handles responses reported by targets |
+//! | [`fuse`], [`stopping`] | stops what is sent to a target that does not see it, or whose answers are not seen |
 //! | [`lifecycle`] | how sessions begin, move, end; the timers of connections |
 //! | [`eviction`], [`candidates`] | which connection ends when there are as many as allowed |
 //! | [`joining`] | which connections are joined in the middle |
@@ -13,6 +14,7 @@
 
 mod candidates;
 mod eviction;
+mod fuse;
 mod half_open;
 mod handshake;
 mod joining;
@@ -22,6 +24,7 @@ mod lookup;
 mod orphan_table;
 mod orphans;
 mod response;
+mod stopping;
 #[cfg(test)]
 pub(crate) mod tests;
 mod visibility;
@@ -34,8 +37,10 @@ use tcpcopy_common::{
     tcp_flags::{RST, SYN},
 };
 
+pub use self::fuse::{Fault, FuseEvent};
 use self::{
     candidates::Candidates,
+    fuse::Fuses,
     half_open::HalfOpens,
     orphan_table::Orphans,
     visibility::{Visibility, Withheld},
@@ -94,6 +99,7 @@ pub struct Engine {
     channels: Vec<Option<Credentials>>,
     /// One entry per channel.
     orphans: Vec<Orphans>,
+    fuses: Fuses,
     /// Indexed by rule.
     profiles: Box<[ServerProfile]>,
     pool: Pool,
@@ -221,6 +227,7 @@ impl Engine {
             final_segments: VecDeque::new(),
             channels: Vec::new(),
             orphans: Vec::new(),
+            fuses: Fuses::new(&config, Secret::new(seed)),
             profiles: vec![ServerProfile::default(); config.rules.len()].into(),
             pool: Pool::new(seed ^ 3, config.max_memory.saturating_sub(half_open.budget())),
             stats: Stats::default(),
@@ -252,7 +259,8 @@ impl Engine {
             self.channels.resize(index + 1, None);
             self.orphans.resize_with(index + 1, Orphans::default);
         }
-        self.channels[index] = Some(credentials);
+        let known = self.channels[index].replace(credentials);
+        self.fuse_channel_up(now, target, known.is_none_or(|known| known.instance != credentials.instance));
         self.ask_for_orphans(target);
         for id in self.sessions_of(target) {
             let Some(Connection { replay: Replay::Active(session), .. }) = self.connections.get_mut(id) else {
@@ -281,6 +289,7 @@ impl Engine {
         if let Some(channel) = self.channels.get_mut(usize::from(target.0)) {
             *channel = None;
         }
+        self.fuses.handle_channel_down(target);
         for segment in std::mem::take(&mut self.final_segments) {
             if segment.target == target {
                 self.leave_orphan(now, segment.target, segment.flow, segment.seq);
@@ -319,11 +328,13 @@ impl Engine {
         self.due = due;
         self.expire_orphans(now);
         self.expire_handshakes(now);
+        self.expire_fuses(now);
     }
 
     /// Resets every open replayed connection, and counts it as aborted by the shutdown.
     pub fn handle_shutdown(&mut self, _now: Nanos) {
         self.end_handshakes();
+        self.fuses.handle_shutdown();
         for id in self.connections.ids() {
             self.abandon(id, Reason::Shutdown, Final::Reset);
             self.forget(id, Reason::Shutdown);
@@ -333,7 +344,10 @@ impl Engine {
     /// Returns when to call [`handle_timeout`](Self::handle_timeout), if nothing else happens.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Nanos> {
-        [self.timers.next(), self.orphans_deadline(), self.handshake_deadline()].into_iter().flatten().min()
+        [self.timers.next(), self.orphans_deadline(), self.handshake_deadline(), self.fuses.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns the next segment to send to a target. Its payload, at most 64 KiB less headers, is borrowed from the
@@ -342,12 +356,15 @@ impl Engine {
         let (id, plan) = loop {
             // First of all, because a RST makes room for the SYN of the connection that follows.
             if let Some(segment) = self.final_segments.pop_front() {
-                if self.credentials(segment.target).is_some() {
+                if self.credentials(segment.target).is_some() && self.lets_final(&segment) {
                     self.stats.resets_sent += u64::from(segment.flags.contains(RST));
                     return Some(segment.transmit());
                 }
                 self.leave_orphan(now, segment.target, segment.flow, segment.seq);
                 continue;
+            }
+            if let Some(probe) = self.poll_probe(now) {
+                return Some(probe);
             }
             if let Some(syn) = self.poll_orphans(now) {
                 return Some(syn);
@@ -378,7 +395,7 @@ impl Engine {
         match self.with_session(now, id, Session::poll)? {
             Poll::Transmit(plan) => {
                 if plan.flags.contains(SYN) {
-                    self.settle_syn(id);
+                    self.settle_syn(now, id);
                 }
                 Some(plan)
             }
@@ -394,10 +411,12 @@ impl Engine {
     }
 
     /// Accounts for the live client's SYN, which is replayed just now or was before.
-    fn settle_syn(&mut self, id: Id) {
-        if let Some(connection) = self.connections.get_mut(id)
-            && connection.syn == Flag::Pending
-        {
+    fn settle_syn(&mut self, now: Nanos, id: Id) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if let Replay::Active(session) = &connection.replay {
+            self.fuses.handle_syn(now, connection.rule, session.flow(), session.is_first_syn());
+        }
+        if connection.syn == Flag::Pending {
             connection.syn = Flag::Settled;
             self.stats.syns.send(1);
         }
@@ -413,13 +432,16 @@ impl Engine {
         let connection = self.connections.get_mut(id)?;
         let distance = connection.distance(self.config.round_trip);
         let Replay::Active(session) = &mut connection.replay else { return None };
+        let lets = self.fuses.lets(connection.rule, session.is_visible());
+        let credentials = self.channels.get(usize::from(session.target().0)).copied().flatten();
         let mut cx = Context {
             now,
             config: &self.config,
             stats: &mut self.stats,
             profile: &mut self.profiles[usize::from(connection.rule)],
             distance,
-            credentials: self.channels.get(usize::from(session.target().0)).copied().flatten(),
+            credentials: credentials.filter(|_| lets),
+            withheld: if credentials.is_some() { Reason::TargetStopped } else { Reason::NoChannel },
         };
         Some(call(session, &connection.stream, &mut cx))
     }

@@ -65,6 +65,10 @@ impl Engine {
         for index in 0..self.orphans.len() {
             let Some(credentials) = self.channels[index] else { continue };
             while let Some(flow) = self.orphans[index].next() {
+                if !self.fuses.lets_to(TargetId(index as u16), &flow) {
+                    self.orphans[index].postpone(now, &flow);
+                    continue;
+                }
                 match self.id_at_target(&flow).and_then(|id| self.connections.get(id)) {
                     // Its own SYN has probed what was left there.
                     Some(Connection { replay: Replay::Active(session), .. })

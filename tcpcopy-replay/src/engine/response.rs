@@ -26,6 +26,9 @@ impl Engine {
             self.stats.stale_responses += 1;
             return;
         }
+        if self.handle_fuse_report(now, target, report) {
+            return;
+        }
         match self.session_of(target, &flow) {
             Some(id) => self.handle_session_report(now, id, report),
             None => self.handle_stray(target, report),
@@ -53,6 +56,7 @@ impl Engine {
                 Report::MapFull(syn) if refused(syn.isn) => cx.stats.session_map_full += 1,
                 // Of an earlier SYN.
                 Report::Collision(_) | Report::MapFull(_) => cx.stats.stale_responses += 1,
+                Report::Probed(_) | Report::Unanswered(_) => {}
             }
             None
         });

@@ -130,6 +130,18 @@ figures! {
         pub orphans_settled: u64 = counter(Section::Replay),
         /// Orphaned connections abandoned after all probes timed out.
         pub orphans_given_up: u64 = counter(Section::Replay),
+        /// SYNs that only asked whether the target's `intercept` sees them.
+        pub probes_sent: u64 = counter(Section::Replay),
+        /// Targets to which nothing is sent now; each worker and copy counts its own.
+        pub stopped: u64 = gauge(Section::StoppedTargets).named("stopped_now"),
+        /// Times that nothing more was sent because `intercept` did not report the probes sent there.
+        pub probe_unseen: u64 = counter(Section::StoppedTargets),
+        /// Times that nothing more was sent because `intercept` reported probes, and no SYN of a client.
+        pub syns_unseen: u64 = counter(Section::StoppedTargets),
+        /// Times that nothing more was sent because no SYN that had come to the target was answered.
+        pub unanswered: u64 = counter(Section::StoppedTargets),
+        /// Times that nothing more was sent because the target had answered SYNs, and `intercept` had not seen that.
+        pub answers_unseen: u64 = counter(Section::StoppedTargets),
         /// Segments that waited for an answer until they were more than 5 ms old: the replay trails behind.
         pub gate_late: u64 = counter(Section::Replay),
         /// Times that a segment reached the limit of waiting for an answer.

@@ -52,6 +52,9 @@ reasons! {
     IdleTimeout = "idle_timeout",
     /// The control channel was down when the session should have begun.
     NoChannel = "no_channel",
+    /// Nothing was sent to the target when the session should have begun, or it was reset for that: what is sent there
+    /// is not seen by the target's `intercept`, or what is answered.
+    TargetStopped = "target_stopped",
     /// The target's `intercept` started afresh and knows none of its sessions.
     ChannelLost = "channel_lost",
     /// The connection cannot be joined in the middle: the target ended it at once, or has ended several of its service.

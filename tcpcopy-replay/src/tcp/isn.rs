@@ -59,13 +59,26 @@ pub(crate) fn syn_options(
     opening: Opening,
     meets: bool,
 ) -> TransmitOptions {
+    let stamp = Stamp { meets, probes: false, epoch: credentials.epoch };
+    let syn = marked(config, credentials, stamp, flow, opening.isn);
+    TransmitOptions { syn: Some(syn), timestamps: Some((opening.tsval, 0)) }
+}
+
+/// Returns the options of a SYN that only asks whether it is seen: see [`Stamp::probes`].
+pub(crate) fn probe_options(
+    config: &Config,
+    credentials: &Credentials,
+    flow: &Flow,
+    seq: ReplaySeq,
+) -> TransmitOptions {
+    let stamp = Stamp { meets: false, probes: true, epoch: credentials.epoch };
+    TransmitOptions { syn: Some(marked(config, credentials, stamp, flow, seq)), timestamps: None }
+}
+
+fn marked(config: &Config, credentials: &Credentials, stamp: Stamp, flow: &Flow, isn: ReplaySeq) -> SynOptions {
     let mss = if flow.server.is_v4() { config.mss_v4 } else { config.mss_v6 };
-    let stamp = Stamp { meets, epoch: credentials.epoch };
-    let mark = Mark::new(&credentials.key, credentials.instance, stamp, flow, opening.isn.to_be());
-    TransmitOptions {
-        syn: Some(SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }),
-        timestamps: Some((opening.tsval, 0)),
-    }
+    let mark = Mark::new(&credentials.key, credentials.instance, stamp, flow, isn.to_be());
+    SynOptions { mss, window_scale: Some(WINDOW_SCALE), mark }
 }
 
 #[cfg(test)]

@@ -239,6 +239,11 @@ impl Session {
         }
     }
 
+    /// Whether the SYN that was sent last is the first of its connection.
+    pub(crate) const fn is_first_syn(&self) -> bool {
+        self.shared.rto.expirations() == 0
+    }
+
     /// The instance that the target knows the present connection by.
     pub(crate) const fn instance(&self) -> Option<u32> {
         if self.is_visible() { Some(self.shared.instance) } else { None }

@@ -83,7 +83,9 @@ impl<Figures, Error> HandleReports<Figures, Error> for Reception<'_, Figures, Er
     }
 
     fn handle_figures(&mut self, target: TargetId, figures: Figures) {
-        self.channels[usize::from(target.0)].current = figures;
+        let channel = &mut self.channels[usize::from(target.0)];
+        channel.current = figures;
+        self.replicas[channel.replica].engine.handle_heard(self.now, target);
     }
 
     fn handle_epoch(&mut self, target: TargetId, epoch: Epoch) {

@@ -161,6 +161,10 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
             let now = host.now();
             self.take_orders(now, &mut host);
             let next = self.turn(now);
+            for (copy, Replica { engine, .. }) in self.replicas.iter_mut().enumerate() {
+                let events = std::iter::from_fn(|| engine.poll_fuse_event());
+                self.notices.extend(events.map(|event| Notice::Fuse { copy, event }));
+            }
             for notice in self.notices.drain(..) {
                 host.notify(notice);
             }
@@ -188,6 +192,11 @@ impl<C: Capture, S: Sink, R: Reports> Worker<C, S, R> {
         {
             match order {
                 Order::LinkUp(target, link, credentials) => self.link_up(now, target, link, credentials),
+                Order::Fuse(event) => {
+                    for Replica { engine, .. } in &mut self.replicas {
+                        engine.handle_fuse_event(now, event);
+                    }
+                }
                 Order::Stop => self.phase = Phase::Draining,
             }
         }

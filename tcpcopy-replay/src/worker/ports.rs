@@ -9,6 +9,7 @@ use tcpcopy_common::{flow::Flow, mark::Epoch, response::Response};
 use super::snapshot::Snapshot;
 use crate::{
     config::{Credentials, TargetId},
+    engine::FuseEvent,
     record::{BadRecord, LiveRecord},
     segment::Transmit,
     time::Nanos,
@@ -109,7 +110,7 @@ pub trait HandleReports<Figures, Error> {
     /// ahead.
     fn handle_responses<'a>(&mut self, target: TargetId, responses: impl Iterator<Item = Response<'a>> + Clone);
 
-    /// Handles the figures of the instance at the other end.
+    /// Handles the figures of the instance at the other end, which come every second.
     fn handle_figures(&mut self, target: TargetId, figures: Figures);
 
     /// Handles that another epoch has begun at the target.
@@ -150,6 +151,8 @@ pub trait Host<C: Capture, S: Sink, R: Reports>: Clock {
 pub enum Order<Link> {
     /// A channel to a target was established.
     LinkUp(TargetId, Link, Credentials),
+    /// Follow a fuse of another engine that has blown, or become whole again.
+    Fuse(FuseEvent),
     /// Handle what was captured, reset the replayed sessions and end. Nothing is captured any more.
     Stop,
 }
@@ -168,6 +171,13 @@ pub enum Notice<Error> {
     Reflects {
         /// Which.
         target: TargetId,
+    },
+    /// What is sent to a target is seen there and answered, or is not: told when that changes, and once at the start.
+    Fuse {
+        /// Which copy has found that.
+        copy: usize,
+        /// What it has found.
+        event: FuseEvent,
     },
     /// Clients of a service complete handshakes without a SYN-ACK of it that was captured: told once for each rule of
     /// an engine.

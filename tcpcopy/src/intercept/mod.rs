@@ -7,6 +7,7 @@ mod refused;
 mod registry;
 mod reporter;
 mod resets;
+mod services;
 mod settings;
 mod summary;
 #[cfg(test)]

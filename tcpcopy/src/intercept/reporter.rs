@@ -12,7 +12,7 @@ use tcpcopy_common::{
     figures,
     figures::{Section, counter},
     mark::Epoch,
-    response::Response,
+    response::{Response, ResponseHeader, kind},
     wakeup::MAX_SLEEP_MS,
 };
 use tcpcopy_replay::{
@@ -23,6 +23,7 @@ use tcpcopy_replay::{
 use super::{
     orders::Order,
     registry::{Instances, lock},
+    services::Services,
 };
 use crate::{
     bpf::RingReader,
@@ -76,6 +77,7 @@ pub(super) struct Reporter {
     counts: ReportCounts,
     published: Arc<Mutex<ReportCounts>>,
     naps: Naps,
+    services: Services,
 }
 
 impl Reporter {
@@ -88,7 +90,8 @@ impl Reporter {
         published: Arc<Mutex<ReportCounts>>,
     ) -> Self {
         let (owners, counts) = (HashMap::new(), ReportCounts::default());
-        Self { ring, inbox, instances, owners, counts, published, naps: Naps::new(now(), NAP) }
+        let (naps, services) = (Naps::new(now(), NAP), Services::default());
+        Self { ring, inbox, instances, owners, counts, published, naps, services }
     }
 
     /// Runs until it is told to stop; returns the ring.
@@ -134,7 +137,7 @@ impl Reporter {
 
     /// Moves records from the ring into the owners' batches and sends these; returns how many records there were.
     fn report(&mut self, budget: usize) -> usize {
-        let Self { ring, owners, counts, naps, .. } = self;
+        let Self { ring, owners, counts, naps, services, instances, .. } = self;
         let mut broken = Vec::new();
         let used = ring.used();
         let records = ring.drain(budget, |record| {
@@ -143,9 +146,18 @@ impl Reporter {
                 return;
             };
             let instance = response.header().instance;
+            let (kind, flow) = (response.header().kind, response.header().flow);
             let Some(owner) = owners.get_mut(&instance) else {
                 counts.unowned += 1;
                 return;
+            };
+            let response = match kind {
+                kind::PROBED | kind::UNANSWERED => {
+                    let ack = lost_reports(instances, instance, owner).to_be_bytes();
+                    let options = services.look_up(&flow, now());
+                    Response::from(ResponseHeader { options, ack, ..*response.header() })
+                }
+                _ => response,
             };
             if let Err(e) = owner.collect(&response, counts) {
                 broken.push((instance, e));
@@ -288,6 +300,13 @@ impl Reporter {
             }
         }
     }
+}
+
+/// How many reports of an instance its owner has not got, modulo 2³².
+fn lost_reports(instances: &Instances, instance: u32, owner: &Owner) -> u32 {
+    let in_ring = instances.wire_stats(instance).map_or(0, |wire| wire.reports_lost);
+    let [.., a, b, c, d] = in_ring.wrapping_add(owner.dropped).to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 impl Owner {

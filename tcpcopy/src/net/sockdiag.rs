@@ -37,6 +37,9 @@ pub struct TcpSocket {
     pub cookie: [u8; 8],
     /// Index of the interface that it is bound to, or 0.
     pub ifindex: u32,
+    /// Of a listener: connections that wait to be accepted, and how many may. It takes no more while there are more of
+    /// them than may wait.
+    pub waiting: (u32, u32),
 }
 
 impl TcpSocket {
@@ -48,6 +51,7 @@ impl TcpSocket {
             state: header.state,
             cookie: id.cookie,
             ifindex: id.interface_id,
+            waiting: (header.recv_queue, header.send_queue),
         }
     }
 
@@ -188,6 +192,25 @@ impl SockDiag {
         Ok(())
     }
 
+    /// Returns the socket that would get a segment of `flow`: its server's end, be it half open, or the listener.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn find(&mut self, flow: &Flow) -> Result<Option<TcpSocket>, NetError> {
+        let (family, id) =
+            if flow.server.is_v4() { (AF_INET, SocketId::new_v4()) } else { (AF_INET6, SocketId::new_v6()) };
+        let id = SocketId {
+            source_port: u16::from_be_bytes(flow.server_port),
+            destination_port: u16::from_be_bytes(flow.client_port),
+            source_address: flow.server.into(),
+            destination_address: flow.client.into(),
+            cookie: NO_COOKIE,
+            ..id
+        };
+        let query = SockDiagMessage::InetRequest(request(id, family, StateFlags::all()));
+        self.netlink.get(query, &[libc::ENOENT], "look up a TCP socket")
+    }
+
     fn dump(&mut self, family: Family, states: StateFlags, each: impl FnMut(TcpSocket)) -> Result<(), NetError> {
         let (id, family) = match family {
             Family::V4 => (SocketId::new_v4(), AF_INET),
@@ -303,6 +326,32 @@ mod tests {
                 // The kernel's look-up ends at the listener now, which must not be taken for the connection.
                 assert_eq!(diag.destroy_socket(found[0]).unwrap(), Destroyed::NotFound);
                 TcpStream::connect(connect).expect("the listener still listens");
+            }
+        });
+    }
+
+    #[test]
+    fn what_would_get_a_segment_is_found_and_whether_it_is_full() {
+        isolated(|_| {
+            let mut diag = SockDiag::open().unwrap();
+            for (listen, connect) in [("127.0.0.1:0", "127.0.0.1"), ("[::]:0", "127.0.0.1"), ("[::1]:0", "::1")] {
+                let listen: SocketAddr = listen.parse().unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::for_address(listen), socket2::Type::STREAM, None).unwrap();
+                socket.bind(&listen.into()).unwrap();
+                socket.listen(1).unwrap();
+                let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+                let server = SocketAddr::new(connect.parse().unwrap(), port);
+                let stranger = flow(SocketAddr::new(server.ip(), 9), server);
+                let mut found = |flow| diag.find(flow).unwrap().map(|socket| (socket.state, socket.waiting));
+                assert_eq!(found(&stranger), Some((TCP_LISTEN, (0, 1))), "{listen}");
+                let first = TcpStream::connect(server).unwrap();
+                let _second = TcpStream::connect(server).unwrap();
+                assert_eq!(found(&stranger), Some((TCP_LISTEN, (2, 1))), "{listen}");
+                let known = flow(first.local_addr().unwrap(), server);
+                assert_eq!(found(&known).map(|(state, _)| state), Some(TCP_ESTABLISHED), "{listen}");
+                drop(socket);
+                assert_eq!(found(&stranger), None, "{listen}");
             }
         });
     }

@@ -3,19 +3,22 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use log::Level;
 use tcpcopy_common::prefix::Prefix;
-use tcpcopy_replay::{Credentials, RoundTrip, TargetId};
+use tcpcopy_replay::{Credentials, FuseEvent, RoundTrip, TargetId};
 use tokio::{
     sync::{Notify, Semaphore, mpsc::UnboundedReceiver},
     task::{JoinError, JoinSet},
 };
 
-use super::host::{Notice, Order};
+use super::{
+    host::{Notice, Order},
+    stopped::{News, Stopped},
+};
 use crate::{
     control::{Backoff, ConnectError, Established, Hello, Link, LinkError, Resume, Security, Welcome, connect},
     finding::Finding,
@@ -60,6 +63,9 @@ pub(super) struct Channels {
     /// The channels that are being dialled.
     dialling: JoinSet<Result<Dialled, (u32, TargetId, ConnectError)>>,
     turns: Arc<Semaphore>,
+    stopped: Arc<Mutex<Stopped>>,
+    /// What workers have said before the start was over.
+    early: Vec<(u32, Notice)>,
 }
 
 /// What to do about an intercept that is not there.
@@ -70,6 +76,9 @@ enum Patience {
     /// Dial again unless only a change of configuration can help.
     WhileItMayCome,
 }
+
+/// The longest wait for the workers to prove the ways to the targets, or to give up; they need less.
+const PROVING: Duration = Duration::from_secs(3);
 
 impl Channels {
     /// Nothing is dialled yet.
@@ -82,7 +91,9 @@ impl Channels {
     ) -> Self {
         let paced = round_trip != RoundTrip::Near;
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { dials, security, workers, paced, resume: HashMap::new(), dialling: JoinSet::new(), turns }
+        let (resume, dialling) = (HashMap::new(), JoinSet::new());
+        let (stopped, early) = (Arc::default(), Vec::new());
+        Self { dials, security, workers, paced, resume, dialling, turns, stopped, early }
     }
 
     /// Brings every channel up, each tried once.
@@ -160,15 +171,56 @@ impl Channels {
         }
     }
 
+    /// Returns what workers find out about the targets.
+    pub(super) fn stopped(&self) -> Arc<Mutex<Stopped>> {
+        Arc::clone(&self.stopped)
+    }
+
+    /// Waits until the workers know of each of their `fuses` whether the target's programs see what is sent there.
+    pub(super) async fn prove(&mut self, notices: &mut UnboundedReceiver<(u32, Notice)>, fuses: usize) {
+        let proving = async {
+            let mut known = HashSet::new();
+            while known.len() < fuses {
+                match notices.recv().await {
+                    None => break,
+                    Some((worker, Notice::Fuse { copy, event })) => {
+                        known.insert((worker, copy, event.target));
+                        self.note(worker, copy, event);
+                    }
+                    Some(other) => self.early.push(other),
+                }
+            }
+        };
+        if tokio::time::timeout(PROVING, proving).await.is_err() {
+            log::debug!("some ways to targets are neither proved nor given up yet");
+        }
+    }
+
+    /// Notes what a worker has found out about a target, and tells the log and the other workers.
+    fn note(&self, worker: u32, copy: usize, event: FuseEvent) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let News { finding, order } = stopped.note((worker, copy), event, Instant::now());
+        drop(stopped);
+        finding.iter().for_each(Finding::log);
+        if let Some(event) = order {
+            self.workers.iter().for_each(|mailbox| mailbox.send(Order::Fuse(event)));
+        }
+    }
+
     /// Redials what breaks, for ever.
     pub(super) async fn keep_up(mut self, mut notices: UnboundedReceiver<(u32, Notice)>) {
         let mut reflecting = HashSet::new();
         let mut unseen = HashSet::new();
         let mut unjoinable_targets = HashSet::new();
+        let mut early = std::mem::take(&mut self.early).into_iter();
         loop {
+            let first = early.next();
+            let next = async { if first.is_some() { first } else { notices.recv().await } };
             tokio::select! {
-                notice = notices.recv() => match notice {
+                biased;
+                notice = next => match notice {
                     None => return,
+                    Some((worker, Notice::Fuse { copy, event })) => self.note(worker, copy, event),
                     Some((worker, Notice::LinkDown { target, error })) => {
                         let address = self.intercept(target);
                         broken_channel(worker, address, &error).log_within(&BROKEN_CHANNELS);

@@ -7,10 +7,12 @@ mod plan;
 mod ramp;
 mod reports;
 mod settings;
+mod stopped;
 mod summary;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -30,7 +32,7 @@ use self::{
     capture::Ring,
     channels::Channels,
     host::{Host, Notice, Order, Snapshot},
-    plan::Plan,
+    plan::{CopyPlan, Plan},
     ramp::{Ramp, initial_share},
     reports::Links,
     summary::Summary,
@@ -39,7 +41,7 @@ use crate::{
     affinity,
     bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
     clock,
-    control::{Security, random_bytes},
+    control::{ConnectError, Security, random_bytes},
     finding::Finding,
     inject::{Injector, Paths, Sending},
     mailbox::{Mailbox, mailbox},
@@ -75,7 +77,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     })?;
     let logger = capture.logger().map(crate::bpf::forward_log).transpose()?;
 
-    let (notices, notice_receiver) = unbounded_channel();
+    let (notices, mut notice_receiver) = unbounded_channel();
     let workers = Workers::start(&settings, &plan, rings, capture.checksums(), &notices)?;
     drop(notices);
     let dials = plan.dials(&settings.intercepts);
@@ -84,12 +86,15 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let starting = Instant::now();
     {
         let waiting = Notify::new();
+        let fuses = settings.workers as usize * plan.copies.iter().map(targets).sum::<usize>();
         let mut dialling = std::pin::pin!(async {
             if settings.require_intercept {
-                channels.require_all().await
+                channels.require_all().await?;
             } else {
-                channels.wait_for_some(&waiting).await
+                channels.wait_for_some(&waiting).await?;
             }
+            channels.prove(&mut notice_receiver, fuses).await;
+            Ok::<_, ConnectError>(())
         });
         loop {
             tokio::select! {
@@ -123,6 +128,11 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
 
     let began = Instant::now();
     let mut progress = tokio::time::interval_at((began + PROGRESS_INTERVAL).into(), PROGRESS_INTERVAL);
+    let stopped_targets = channels.stopped();
+    let remind = || {
+        let stopped = stopped_targets.lock().unwrap_or_else(PoisonError::into_inner);
+        stopped.reminders().for_each(|finding| finding.log());
+    };
     let keeping_up = tokio::spawn(channels.keep_up(notice_receiver));
     let mut ramp = Ramp::new(&settings.selection);
     let stopped = caught(async {
@@ -147,6 +157,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                         Ok(counters) => {
                             let summary = Summary::new(&workers.snapshots(), counters, began.elapsed());
                             log::info!("{}", summary.one_line());
+                            remind();
                         }
                         Err(e) => log::warn!("{e}"),
                     }
@@ -159,6 +170,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     log::info!("stopping");
     capture.detach();
     keeping_up.abort();
+    remind();
     let snapshots = workers.stop();
     drop(logger);
     let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
@@ -279,6 +291,7 @@ fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, inj
     let engines = settings.workers as usize * plan.copies.len();
     Config {
         rules: plan.copies[copy].rules.clone(),
+        probe_from: plan.copies[copy].rules.iter().map(|rule| own_address(rule.address)).collect(),
         identity: Identity { addresses: settings.clients.addresses.clone(), ports: plan.ports(settings, worker, copy) },
         session_timeout: replay.session_timeout,
         keepalive_timeout: replay.keepalive_timeout,
@@ -293,6 +306,22 @@ fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, inj
         max_sessions: defaults.max_sessions / engines,
         ..defaults
     }
+}
+
+/// How many targets the rules of a copy have.
+fn targets(copy: &CopyPlan) -> usize {
+    copy.rules.iter().map(|rule| (rule.target, rule.address)).collect::<HashSet<_>>().len()
+}
+
+/// The address that this host has for another; unspecified when it knows no way there.
+fn own_address(peer: SocketAddr) -> IpAddr {
+    let unspecified = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // Nothing is sent: the kernel only looks for the route.
+    let local = UdpSocket::bind(SocketAddr::new(unspecified, 0)).and_then(|socket| {
+        socket.connect(peer)?;
+        socket.local_addr()
+    });
+    local.map_or(unspecified, |local| local.ip())
 }
 
 /// The maximum segment size on a path with this MTU, for so many octets of headers.

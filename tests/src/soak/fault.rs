@@ -76,6 +76,7 @@ impl Fault {
             duplicate: dice.u32(0..20),
             reorder: dice.u32(0..50),
             delay: Duration::from_millis(dice.u64(0..5)),
+            only_from: None,
             seed: dice.u64(..),
         }
     }

@@ -170,7 +170,7 @@ impl Lab {
 
     fn respond(&mut self, (responses, later): (Vec<ResponseHeader>, Vec<(u64, Later)>)) {
         for response in responses {
-            if !self.target.sessions.contains(&response.flow) {
+            if response.kind != kind::PROBED && !self.target.sessions.contains(&response.flow) {
                 self.leaked.push(response);
                 continue;
             }

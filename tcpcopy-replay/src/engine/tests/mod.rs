@@ -11,6 +11,7 @@ mod distance;
 mod fairness;
 mod fins;
 mod forgery;
+mod fuse;
 mod gating;
 mod harness;
 mod idle;

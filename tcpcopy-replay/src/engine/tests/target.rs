@@ -72,7 +72,25 @@ pub(crate) struct Conn {
     seen: usize,
 }
 
+/// What becomes of SYNs on the way to the service, and of its answers to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// As it should be.
+    Clear,
+    /// They come to a host whose programs know nothing of us.
+    Elsewhere,
+    /// Only those from this address arrive.
+    OnlyFrom(IpAddress),
+    /// The programs let them in, and then they are dropped; what `intercept` finds out about it.
+    Dropped(u8),
+    /// The answers leave without the programs seeing them.
+    Astray,
+}
+
 pub(crate) struct Target {
+    pub way: Way,
+    /// How many reports were lost.
+    pub reports_lost: u32,
     pub conns: HashMap<Flow, Conn>,
     /// Connections replaced by a new SYN or reset, in that order.
     pub past: Vec<(Flow, Conn)>,
@@ -106,6 +124,8 @@ pub(crate) struct Target {
 impl Target {
     pub(super) fn new() -> Self {
         Self {
+            way: Way::Clear,
+            reports_lost: 0,
             conns: HashMap::new(),
             past: Vec::new(),
             new_app: Box::new(|_| lines(100)),
@@ -198,6 +218,31 @@ impl Target {
         assert_eq!(syn.mark.instance, self.instance.to_be_bytes());
         let judgement = syn.mark.judge(&KEY, &p.flow, p.seq.to_be_bytes(), self.epoch);
         assert_eq!(judgement, Judgement::Valid, "the mark proves the owner");
+        if matches!(self.way, Way::OnlyFrom(address) if address != p.flow.client) {
+            return;
+        }
+        let is_known = self.sessions.contains(&p.flow);
+        let probes = syn.mark.stamp & mark::PROBES != 0;
+        let mut finding = self.header(p.flow, None, p.seq, 0, TcpFlags::NONE);
+        (finding.kind, finding.options) = match self.way {
+            _ if probes => (kind::PROBED, 0),
+            Way::Astray => (kind::UNANSWERED, option::ANSWERED),
+            Way::Dropped(options) => (kind::UNANSWERED, options),
+            _ => (kind::UNANSWERED, 0),
+        };
+        if probes && self.way != Way::Elsewhere {
+            finding.ack = self.reports_lost.to_be_bytes();
+            out.push(finding);
+            return;
+        }
+        if let Way::Dropped(_) | Way::Astray = self.way {
+            self.sessions.insert(p.flow);
+            self.syns.push((p.flow, p.seq));
+            if is_known {
+                out.push(finding);
+            }
+            return;
+        }
         self.syns.push((p.flow, p.seq));
         // In TIME-WAIT there is nothing that a SYN could disturb.
         let open = |conn: &Conn| !(conn.closed && conn.fin_received);
@@ -208,7 +253,9 @@ impl Target {
             out.push(collision);
             return;
         }
-        self.sessions.insert(p.flow);
+        if self.way != Way::Elsewhere {
+            self.sessions.insert(p.flow);
+        }
         if self.refuse_syns.0 > 0 {
             self.refuse_syns.0 -= 1;
             let mut refusal = self.header(p.flow, None, p.seq, 0, TcpFlags::NONE);

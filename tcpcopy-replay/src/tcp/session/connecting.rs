@@ -70,7 +70,7 @@ impl Connecting {
         if self.syn == Syn::Unsent {
             // Only while the channel is down: otherwise it has nothing that is due.
             if cx.now.since(self.since) >= CHANNEL_PATIENCE {
-                return Outcome::Aborted(Reason::NoChannel, Final::Nothing);
+                return Outcome::Aborted(cx.withheld, Final::Nothing);
             }
         } else if expired {
             if shared.rto.expirations() >= MAX_SYN_RETRIES {

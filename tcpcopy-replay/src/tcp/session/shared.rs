@@ -41,8 +41,10 @@ pub(crate) struct Context<'a> {
     pub profile: &'a mut ServerProfile,
     /// Of the live client; `None` until its handshake has shown it.
     pub distance: Option<Distance>,
-    /// Of the target's channel; `None` while it is down.
+    /// Of the target's channel; `None` while it is down, or nothing may be sent to the target.
     pub credentials: Option<Credentials>,
+    /// Why there are none.
+    pub withheld: Reason,
 }
 
 /// The newest request.

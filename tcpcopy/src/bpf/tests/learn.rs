@@ -3,7 +3,7 @@ use bytemuck::bytes_of;
 use tcpcopy_common::{
     counters::TargetCounter::{self, *},
     flow::Flow,
-    mark::{Epoch, MEETS, Mark, MarkKey, Stamp},
+    mark::{Epoch, MEETS, Mark, MarkKey, PROBES, Stamp},
     response::{Response, ResponseHeader, Session, WireStats, kind, state},
     tcp_flags::{ACK, FIN, PSH, SYN},
 };
@@ -155,7 +155,7 @@ pub(super) fn marked_syn_to(client: &str, server: &str, instance: u32, isn: u32)
 
 /// The stamp of a mark that is made now.
 pub(super) fn fresh() -> Stamp {
-    Stamp { meets: false, epoch: Epoch::at(crate::clock::now().0) }
+    Stamp { epoch: Epoch::at(crate::clock::now().0), ..Stamp::default() }
 }
 
 pub(super) fn stamped_syn(packet: Packet, instance: u32, stamp: Stamp, isn: u32) -> Packet {
@@ -176,6 +176,7 @@ fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
     for (client, what) in [("192.0.2.7:40000", "IPv4"), ("[2001:db8::7]:40000", "IPv6")] {
         let syn = marked_syn(client, 1, ISN);
         fixture.expect(what, &syn, TCX_NEXT, Some(Learned));
+        answered(&mut fixture.sessions, &syn.flow());
         fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
         let data = Packet { flags: ACK | PSH | FIN, payload: vec![0; 100], options: vec![1; 12], ..syn.clone() };
         fixture.expect(what, &data, TCX_NEXT, None);
@@ -190,6 +191,63 @@ fn a_valid_mark_opens_a_session_and_the_same_syn_is_only_counted() {
     let stats = fixture.instances.wire_stats(1).unwrap();
     assert_eq!(stats, WireStats { segments: 6, payload_bytes: 200, syns: 4, fins: 2, ..WireStats::default() });
     assert_eq!(fixture.instances.wire_stats(2).unwrap(), WireStats::default());
+}
+
+/// A probe tells that it was seen, and nothing else comes of it: neither a session nor an answer.
+#[test]
+fn a_probe_is_reported_and_dropped() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    for (client, what) in [("192.0.2.7:40000", "IPv4"), ("[2001:db8::7]:40000", "IPv6")] {
+        let syn = marked_syn(client, 1, ISN);
+        let probe = stamped_syn(syn.clone(), 1, Stamp { probes: true, ..fresh() }, 77);
+        // Also one of a session's own four-tuple, which it leaves alone.
+        for open in [false, true] {
+            if open {
+                fixture.expect(what, &syn, TCX_NEXT, Some(Learned));
+            }
+            let entries = fixture.entries();
+            fixture.expect(what, &probe, TC_ACT_SHOT, Some(Probed));
+            let expected = ResponseHeader {
+                flow: syn.flow(),
+                seq: [0, 0, 0, 77],
+                kind: kind::PROBED,
+                instance: 1,
+                ..bytemuck::Zeroable::zeroed()
+            };
+            assert_eq!(fixture.reports(), [expected], "{what}");
+            assert_eq!(fixture.entries(), entries, "{what}");
+        }
+    }
+    assert_eq!(fixture.instances.wire_stats(1).unwrap().syns, 2, "those of the sessions");
+}
+
+/// What the programs have let in and not seen answered, their owner should know.
+#[test]
+fn a_syn_that_comes_again_without_an_answer_is_reported_and_passes() {
+    if !privileged() {
+        return;
+    }
+    let mut fixture = Fixture::new(16, 1 << 16);
+    for (client, what) in [("192.0.2.7:40000", "IPv4"), ("[2001:db8::7]:40000", "IPv6")] {
+        for (port, meets) in [(40_000, false), (40_001, true)] {
+            let mut syn = marked_syn(client, 1, ISN);
+            syn.source.set_port(port);
+            let syn = stamped_syn(syn, 1, Stamp { meets, ..fresh() }, ISN);
+            fixture.expect(what, &syn, TCX_NEXT, Some(Learned));
+            assert_eq!(fixture.reports(), [], "{what}");
+            fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
+            let reports = fixture.reports().into_iter().map(|r| (r.flow, r.kind, r.seq, r.instance));
+            let expected = (syn.flow(), kind::UNANSWERED, ISN.to_be_bytes(), 1);
+            assert_eq!(reports.collect::<Vec<_>>(), [expected], "{what}");
+            answered(&mut fixture.sessions, &syn.flow());
+            fixture.expect(what, &syn, TCX_NEXT, Some(SynRepeated));
+            assert_eq!(fixture.reports(), [], "{what}");
+        }
+    }
+    assert_eq!(fixture.instances.wire_stats(1).unwrap().syns, 12);
 }
 
 #[test]
@@ -207,6 +265,7 @@ fn a_mark_that_is_not_valid_is_dropped() {
     let table = [
         ("tag", BadTag, with(&|p| p.options[MARK + 9] ^= 1)),
         ("stamp", BadTag, with(&|p| p.options[MARK + 8] ^= MEETS)),
+        ("a probe", BadTag, with(&|p| p.options[MARK + 8] ^= PROBES)),
         ("another ISN", BadTag, with(&|p| p.seq += 1)),
         ("another port", BadTag, with(&|p| p.source.set_port(40_001))),
         ("another address", BadTag, with(&|p| p.destination = "10.0.0.4:80".parse().unwrap())),
@@ -234,7 +293,7 @@ fn a_mark_that_was_made_seconds_ago_is_dropped() {
     for client in ["192.0.2.7:40000", "[2001:db8::7]:40000"] {
         let of_age = |epochs: u32, isn| {
             let Epoch(now) = Epoch::at(crate::clock::now().0);
-            let stamp = Stamp { meets: false, epoch: Epoch(now.wrapping_sub(epochs)) };
+            let stamp = Stamp { epoch: Epoch(now.wrapping_sub(epochs)), ..Stamp::default() };
             stamped_syn(marked_syn(client, 1, isn), 1, stamp, isn)
         };
         // Another epoch may begin at any moment: what was too old is so all the more, until the number comes round.
@@ -243,6 +302,7 @@ fn a_mark_that_was_made_seconds_ago_is_dropped() {
         }
         fixture.expect("very old", &of_age(1000, ISN), TC_ACT_SHOT, Some(BadTag));
         fixture.expect("new", &of_age(0, ISN), TCX_NEXT, Some(Learned));
+        answered(&mut fixture.sessions, &of_age(0, ISN).flow());
         fixture.expect("a little old", &of_age(2, ISN), TCX_NEXT, Some(SynRepeated));
         fixture.expect("of a session that is known, but old", &of_age(4, ISN), TC_ACT_SHOT, Some(Stale));
         // A newer session has the four-tuple, and the SYN of the one before it comes again.
@@ -348,6 +408,6 @@ fn a_full_map_refuses_new_sessions_but_not_known_ones() {
     fixture.expect("no room", &marked_syn("192.0.2.7:3", 1, 77), TC_ACT_SHOT, Some(MapFull));
     fixture.expect("repeated", &marked_syn("192.0.2.7:2", 1, ISN), TCX_NEXT, Some(SynRepeated));
     fixture.expect("reused", &marked_syn("192.0.2.7:2", 1, 78), TCX_NEXT, Some(Learned));
-    let [report] = fixture.reports()[..] else { panic!("one report") };
-    assert_eq!((report.kind, report.instance, report.seq), (kind::MAP_FULL, 1, 77u32.to_be_bytes()));
+    let reports: Vec<_> = fixture.reports().iter().map(|r| (r.kind, r.instance, u32::from_be_bytes(r.seq))).collect();
+    assert_eq!(reports, [(kind::MAP_FULL, 1, 77), (kind::UNANSWERED, 1, ISN)]);
 }

@@ -327,7 +327,7 @@ impl<'a> World<'a> {
                     self.put(self.now.after(self.down_for[index]), Event::Established(index, how));
                 }
             }
-            Notice::AnswersUnseen { .. } | Notice::Unjoinable { .. } => {}
+            Notice::AnswersUnseen { .. } | Notice::Unjoinable { .. } | Notice::Fuse { .. } => {}
             Notice::Reflects { target } => {
                 let site = &mut self.sites[usize::from(target.0)];
                 assert!(!std::mem::replace(&mut site.reflects, true), "a target's reflection is told twice");
