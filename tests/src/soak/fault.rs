@@ -1,19 +1,10 @@
 //! What goes wrong in a soak.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{fmt, time::Duration};
 
 use serde::Serialize;
 
-use super::{LIVE_WITNESS, Soak};
-use crate::{
-    Family,
-    bad_path::Weather,
-    forge::{ACK, PSH, RST, SYN, Segment},
-};
+use crate::bad_path::Weather;
 
 /// Something that goes wrong, for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,13 +48,6 @@ const ALL: [Fault; 11] = [
     Fault::Forgery,
 ];
 
-/// The number of a request that nobody has sent.
-pub(super) const FORGED: u64 = u64::MAX;
-/// Forgeries in a row: of each a SYN, data and a RST.
-const FORGERIES: u32 = 500;
-/// The queue of an interface is full.
-const ENOBUFS: i32 = 105;
-
 impl Fault {
     pub(super) fn draw(dice: &mut fastrand::Rng) -> Self {
         dice.choice(ALL).unwrap_or(Self::Forgery)
@@ -97,45 +81,5 @@ impl fmt::Display for Fault {
             Self::BadPath => "loss, duplication and reordering",
             Self::Forgery => "forged SYNs, data and RSTs",
         })
-    }
-}
-
-impl Soak {
-    /// A stranger knocks, and asks without having been answered, from addresses that nobody has.
-    pub(super) fn forge(&mut self) -> anyhow::Result<()> {
-        let payload = format!("GET /size/1?id={FORGED} HTTP/1.1\r\nHost: live\r\n\r\n").into_bytes();
-        for _ in 0..FORGERIES {
-            self.forged += 1;
-            let number = self.forged;
-            for family in Family::BOTH {
-                let client = SocketAddr::new(nowhere(family, number), self.dice.u16(1_024..));
-                let server = self.lab.source.socket(family, LIVE_WITNESS);
-                let isn = self.dice.u32(..);
-                let next = isn.wrapping_add(1);
-                let data = Segment::new(client, server, ACK | PSH, next, self.dice.u32(..));
-                for segment in [
-                    Segment::new(client, server, SYN, isn, 0),
-                    Segment { payload: payload.clone(), ..data },
-                    Segment::new(client, server, RST, self.dice.u32(..), 0),
-                ] {
-                    match self.forger.send(&segment) {
-                        Err(error) if error.raw_os_error() != Some(ENOBUFS) => return Err(error.into()),
-                        _ => {}
-                    }
-                }
-            }
-            if number.is_multiple_of(16) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An address that nobody has, on a way that all hosts know.
-fn nowhere(family: Family, number: u32) -> IpAddr {
-    match family {
-        Family::V4 => Ipv4Addr::from((198 << 24 | 18 << 16) + number % (1 << 17)).into(),
-        Family::V6 => Ipv6Addr::new(0xfd66, 0, 0, 0, 0, 0, (number >> 16) as u16, number as u16).into(),
     }
 }

@@ -5,15 +5,24 @@ use std::{collections::BTreeMap, thread, time::Duration};
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
 
-use super::{CALM, Fault, LAST_REQUESTS, LIVE_WITNESS, Options, Soak, fault::FORGED};
+use super::{
+    fault::Fault,
+    forgery::FORGED,
+    ledger::unbalanced,
+    world::{LIVE_WITNESS, Soak},
+};
 use crate::{
-    Family, PATIENCE, Summary,
+    Family, PATIENCE,
     capture::{Packet, Sniffer},
     eventually,
     http::{Limit, Load, RunningLoad},
     traces::{BpfObjects, differences, network_state},
 };
 
+/// Requests of the last test, of each family.
+const LAST_REQUESTS: u64 = 50;
+/// What follows the last fault is calm, and is watched for so long.
+const CALM: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
 /// The most memory of a program beside its rings, octets.
 const MOST_MEMORY: u64 = 64 * MIB;
@@ -52,11 +61,12 @@ pub struct Report {
 /// left.
 pub(super) fn reach(
     mut soak: Soak,
-    options: &Options,
+    seed: u64,
     loads: Vec<RunningLoad>,
     strangers: Sniffer,
     before: [Vec<String>; 2],
 ) -> anyhow::Result<Report> {
+    let seconds = soak.began.elapsed().as_secs();
     soak.tell("calm");
     let first = soak.sizes()?;
     thread::sleep(CALM);
@@ -122,8 +132,8 @@ pub(super) fn reach(
         }
     }
     Ok(Report {
-        seed: options.seed,
-        seconds: options.time.as_secs(),
+        seed,
+        seconds,
         faults,
         answered,
         slowest_ms: slowest / 1_000_000,
@@ -155,18 +165,6 @@ fn everything_arrives(soak: &mut Soak) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns where the figures of a `tcpcopy` that has ended do not add up.
-pub(super) fn unbalanced(summary: &Summary) -> Vec<String> {
-    let ledgers = ["bytes", "syns", "fins"].map(|ledger| (ledger, "captured", ["sent", "pending", "discarded"]));
-    let sessions = ("sessions", "seen", ["finished", "active", "aborted"]);
-    let wrong = ledgers.into_iter().chain([sessions]).filter_map(|(section, total, parts)| {
-        let [total, parts] =
-            [summary.count(section, total), parts.iter().map(|part| summary.count(section, part)).sum::<u64>()];
-        (total != parts).then(|| format!("{section} do not add up: {total} came, and {parts} are accounted for"))
-    });
-    wrong.collect()
-}
-
 impl Report {
     /// Returns the report as tables.
     pub fn table(&self) -> String {
@@ -192,24 +190,5 @@ impl Report {
             add(&format!("most memory of {name} beside its rings"), octets >> 10, "KiB");
         }
         format!("{table}\n{figures}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_does_not_add_up_is_named() {
-        let ledger = serde_json::json!({"captured": 7, "sent": 4, "pending": 1, "discarded": 2});
-        let mut summary = serde_json::json!({
-            "bytes": ledger, "syns": ledger, "fins": ledger,
-            "sessions": {"seen": 3, "finished": 1, "active": 0, "aborted": 2},
-        });
-        assert_eq!(unbalanced(&Summary(summary.clone())), Vec::<String>::new());
-        summary["fins"]["sent"] = 5.into();
-        summary["sessions"]["seen"] = 4.into();
-        let wrong = unbalanced(&Summary(summary));
-        assert!(wrong.len() == 2 && wrong[0].contains("fins") && wrong[1].contains("sessions"), "{wrong:?}");
     }
 }
