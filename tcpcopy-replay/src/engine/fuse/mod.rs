@@ -16,13 +16,15 @@
 //! to what was sent before shows that it was wrong, or the channel comes up anew: trying would mean sending what may be
 //! answered to real clients.
 
+mod fault;
 mod watch;
 
 use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use tcpcopy_common::flow::{Flow, IpAddress};
 
-use self::watch::Watch;
+pub use self::fault::Fault;
+use self::watch::{Watch, tick};
 use crate::{
     config::{Config, TargetId},
     secret::{Purpose, Secret},
@@ -53,19 +55,6 @@ const UNCONFIRMED: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(1600);
 /// A fuse that has had a response so recently does not follow those that blow in other engines.
 const RECENT: Duration = Duration::from_secs(1);
-
-/// Why nothing is sent to a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// The target's programs do not report probes.
-    ProbeUnseen,
-    /// Probes of this host are reported, but neither SYNs nor probes from clients' addresses are.
-    SynsUnseen,
-    /// SYNs have come to the target's programs, and nothing has answered them.
-    Unanswered,
-    /// SYNs have come to the target's programs, and the target has answered them without its programs seeing that.
-    AnswersUnseen,
-}
 
 /// What has become of a fuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,12 +132,6 @@ pub(super) struct Probe {
     pub flow: Flow,
     /// Tells when it was sent: see [`tick`].
     pub seq: ReplaySeq,
-}
-
-/// The time in units of some 1 ms, which is the sequence number of a probe: so the report of one tells when it was
-/// sent.
-const fn tick(time: Nanos) -> ReplaySeq {
-    ReplaySeq::new((time.0 >> 20) as u32)
 }
 
 impl Fuse {

@@ -15,8 +15,14 @@ use std::time::Duration;
 
 use tcpcopy_common::flow::Flow;
 
-use super::{Fault, tick};
+use super::fault::Fault;
 use crate::{store::moment::Moment, tcp::seq::ReplaySeq, time::Nanos};
+
+/// The time in units of some 1 ms, which is the sequence number of a probe: so the report of one tells when it was
+/// sent.
+pub(super) const fn tick(time: Nanos) -> ReplaySeq {
+    ReplaySeq::new((time.0 >> 20) as u32)
+}
 
 /// How long a SYN may stay without a response until probes are sent: longer than most round trips.
 const QUIET: Duration = Duration::from_millis(500);
