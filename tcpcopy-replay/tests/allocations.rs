@@ -23,7 +23,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if COUNTED.get() {
             CALLS.set(CALLS.get() + 1);
-            OCTETS.set(OCTETS.get() + layout.size() as u64);
+            OCTETS.set(OCTETS.get().wrapping_add(layout.size() as u64));
         }
         // SAFETY: the caller's promise is passed on.
         unsafe { System.alloc(layout) }
@@ -31,7 +31,8 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         if COUNTED.get() {
-            OCTETS.set(OCTETS.get() - layout.size() as u64);
+            // A thread may free what was allocated before it counted.
+            OCTETS.set(OCTETS.get().wrapping_sub(layout.size() as u64));
         }
         // SAFETY: likewise.
         unsafe { System.dealloc(pointer, layout) }
