@@ -136,9 +136,12 @@ impl RealServer {
     }
 }
 
-/// Whether Python has a module.
+/// The distribution's Python, which has the modules of its packages; another that comes first in `PATH` has not.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// Whether [`PYTHON`] has a module.
 pub fn python_has(module: &str) -> bool {
-    let import = std::process::Command::new("python3").args(["-c", &format!("import {module}")]).output();
+    let import = std::process::Command::new(PYTHON).args(["-c", &format!("import {module}")]).output();
     import.is_ok_and(|output| output.status.success())
 }
 

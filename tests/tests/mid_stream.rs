@@ -8,7 +8,7 @@ use lab::{
     http::{Limit, Load, Method},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
-    servers::RealServer,
+    servers::{PYTHON, RealServer, python_has},
 };
 
 const CONNECTIONS: usize = 64;
@@ -78,7 +78,7 @@ fn open_connections_are_joined_at_a_request() {
 #[test]
 fn open_connections_of_a_protocol_with_a_memory_are_left_alone_after_a_few_tries() {
     let _guard = laboratory!();
-    if !lab::servers::python_has("grpc") {
+    if !python_has("grpc") {
         return lab::skip("open_connections_of_a_protocol_with_a_memory", "Python has no grpc (python3-grpcio)");
     }
     const OLD: u64 = 7;
@@ -87,12 +87,12 @@ fn open_connections_of_a_protocol_with_a_memory_are_left_alone_after_a_few_tries
     let lab = Lab::bridge().unwrap();
     let notes = |port: u16| directory.path().join(port.to_string());
     let serve = |host: &Host, port: u16| {
-        let line = format!("python3 {script} serve {port} {}", notes(port).display());
+        let line = format!("{PYTHON} {script} serve {port} {}", notes(port).display());
         RealServer::custom(host, port, &line).unwrap()
     };
     let (_live, _target) = (serve(&lab.source, LIVE_PORT), serve(&lab.target, TARGET_PORT));
     let server = lab.source.socket(Family::V4, LIVE_PORT);
-    let mut chain = lab.client.command("python3");
+    let mut chain = lab.client.command(PYTHON);
     let old =
         Program::start("chain", chain.arg(script).args(["chain", &server.to_string(), &OLD.to_string()])).unwrap();
     let round = |old: &Program, least: u64| {
@@ -106,7 +106,7 @@ fn open_connections_of_a_protocol_with_a_memory_are_left_alone_after_a_few_tries
     let now = round(&old, 0);
     round(&old, now + 20);
     // Who connects after the start is replayed.
-    lab.client.output(&format!("python3 {script} burst {server} 2 10")).unwrap();
+    lab.client.output(&format!("{PYTHON} {script} burst {server} 2 10")).unwrap();
     let fresh = || std::fs::read_to_string(notes(TARGET_PORT)).unwrap_or_default().matches("burst").count();
     assert!(lab::eventually(PATIENCE, || fresh() == 20), "{} of 20", fresh());
     old.stop().unwrap();

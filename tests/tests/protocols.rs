@@ -13,7 +13,7 @@ use lab::{
     http::{Limit, Load, Style},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
-    servers::RealServer,
+    servers::{PYTHON, RealServer, python_has},
     streams::Streams,
 };
 
@@ -160,7 +160,7 @@ fn http_2_in_cleartext() {
 #[test]
 fn grpc_calls_under_way_at_once_before_a_close() {
     let _guard = laboratory!();
-    if !lab::servers::python_has("grpc") {
+    if !python_has("grpc") {
         return lab::skip("grpc_calls_under_way_at_once_before_a_close", "Python has no grpc (python3-grpcio)");
     }
     let directory = tempfile::tempdir().unwrap();
@@ -174,12 +174,12 @@ fn grpc_calls_under_way_at_once_before_a_close() {
     };
     mirrored(
         |host, port| {
-            let line = format!("python3 {script} serve {port} {}", notes(port).display());
+            let line = format!("{PYTHON} {script} serve {port} {}", notes(port).display());
             RealServer::custom(host, port, &line).unwrap()
         },
         |lab, server| {
             for (channels, calls) in [(4, 200), (10, 1)] {
-                lab.client.output(&format!("python3 {script} burst {server} {channels} {calls}")).unwrap();
+                lab.client.output(&format!("{PYTHON} {script} burst {server} {channels} {calls}")).unwrap();
             }
             assert_eq!(sorted(&lab.source, LIVE_PORT).lines().count(), 4 * 200 + 10);
         },

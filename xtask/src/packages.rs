@@ -51,12 +51,15 @@ const PROGRAMS: &[(&str, &str, Purpose)] = &[
     ("strip", "binutils", Purpose::Kernels),
 ];
 
+/// The distribution's Python, which has the modules of its packages; another that comes first in `PATH` has not.
+const PYTHON: &str = "/usr/bin/python3";
+
 /// A module of Python, the package that has it, and what for.
 const MODULES: &[(&str, &str, Purpose)] = &[("grpc", "python3-grpcio", Purpose::Test)];
 
 /// Installs the packages whose programs or modules are missing.
 pub fn install(purpose: Purpose) -> anyhow::Result<()> {
-    let has = |module: &str| shell::output(Command::new("python3").args(["-c", &format!("import {module}")])).is_ok();
+    let has = |module: &str| shell::output(Command::new(PYTHON).args(["-c", &format!("import {module}")])).is_ok();
     let programs =
         PROGRAMS.iter().filter(|(program, _, needed)| purpose.includes(*needed) && shell::find(program).is_none());
     let modules = MODULES.iter().filter(|(module, _, needed)| purpose.includes(*needed) && !has(module));
