@@ -77,7 +77,7 @@ fn link(data: &[u8]) {
         eprintln!("{whole:?}");
     }
     assert_eq!(whole, pieces, "in pieces of {chunk} octets");
-    let allowed: &[u8] = if of_tcpcopy { &[4, 5, 6] } else { &[6, 7] };
+    let allowed: &[u8] = if of_tcpcopy { &[4, 5, 6, 8] } else { &[6, 7] };
     assert!(whole.frames.iter().all(|frame| allowed.contains(&frame[0])), "a frame out of place is handed over");
     // Every frame that was handed over came in this order, in records of its own.
     let mut rest = octets;

@@ -197,48 +197,39 @@ fn goes_on(lab: &Lab, mirror: &mut Mirror, target: &Server, family: Family) {
     said(mirror, lab.target.address(family), "is replayed to from now on");
 }
 
-/// The answers have no way back to the clients: SYNs are learned, nothing is swallowed.
-#[test]
-fn a_target_that_answers_no_syn_is_left_alone_until_intercept_is_started_again() {
-    let _guard = laboratory!();
+/// With a route to the clients by which their answers do not come to where intercept looks, the target is stopped, with
+/// these words and this figure, until intercept is started again.
+fn is_left_alone(route: &str, said: &str, figure: &str) {
     let lab = Lab::bridge().unwrap();
     let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
     let target = Server::start(&lab.target, TARGET_PORT).unwrap();
     let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
     for family in Family::BOTH {
         let bits = if family == Family::V4 { 32 } else { 128 };
-        let route = format!("blackhole {}/{bits}", lab.client.address(family));
+        let route = route.replace("CLIENT", &format!("{}/{bits}", lab.client.address(family)));
         lab.target.ip(&[format!("route add {route}")]).unwrap();
-        stops(&lab, &mirror, &target, family, "has seen no answer to any of them");
+        stops(&lab, &mirror, &target, family, said);
         lab.target.ip(&[format!("route del {route}")]).unwrap();
         goes_on(&lab, &mut mirror, &target, family);
     }
     let outcome = mirror.stop().unwrap();
-    assert!(outcome.tcpcopy.count("stopped_targets", "unanswered") >= 2, "{}", outcome.table);
+    assert!(outcome.tcpcopy.count("stopped_targets", figure) >= 2, "{}", outcome.table);
     assert_eq!(outcome.tcpcopy.get("stopped_targets", "stopped_now"), Some(0), "{}", outcome.table);
     outcome.assert_no_leak();
 }
 
-/// The service answers, and its answers do not come by where intercept looks.
+/// The answers have no way back to the clients: SYNs are learned, nothing is swallowed.
+#[test]
+fn a_target_that_answers_no_syn_is_left_alone_until_intercept_is_started_again() {
+    let _guard = laboratory!();
+    is_left_alone("blackhole CLIENT", "has seen no answer to any of them", "unanswered");
+}
+
+/// The service answers, and its answers leave by the loopback interface, where nobody looks and where they end.
 #[test]
 fn a_target_whose_answers_are_not_seen_is_left_alone_until_intercept_is_started_again() {
     let _guard = laboratory!();
-    let lab = Lab::bridge().unwrap();
-    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
-    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let mut mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
-    for family in Family::BOTH {
-        // By the loopback interface, where nobody looks and where they end.
-        let bits = if family == Family::V4 { 32 } else { 128 };
-        let route = format!("{}/{bits} dev lo", lab.client.address(family));
-        lab.target.ip(&[format!("route add {route}")]).unwrap();
-        stops(&lab, &mirror, &target, family, "intercept has not seen that");
-        lab.target.ip(&[format!("route del {route}")]).unwrap();
-        goes_on(&lab, &mut mirror, &target, family);
-    }
-    let outcome = mirror.stop().unwrap();
-    assert!(outcome.tcpcopy.count("stopped_targets", "answers_unseen") >= 2, "{}", outcome.table);
-    outcome.assert_no_leak();
+    is_left_alone("CLIENT dev lo", "intercept has not seen that", "answers_unseen");
 }
 
 /// The network lets packets pass only from where they seem to come.

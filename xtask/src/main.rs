@@ -1,22 +1,21 @@
 //! Commands for working on tcpcopy: `cargo xtask --help`.
 
-mod bench;
 mod build;
-mod demo;
 mod figures;
 mod fuzz;
 mod kernels;
+mod laboratory;
 mod lint;
 mod packages;
 mod run;
 mod setup;
 mod shell;
-mod soak;
 mod test;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use packages::Purpose;
 
 /// Set-up, build, run, demo and test of tcpcopy.
 #[derive(Parser)]
@@ -39,11 +38,11 @@ enum Command {
     /// Fuzz: the replay engine in a simulated world, or any of the targets guided by coverage.
     Fuzz(fuzz::Arguments),
     /// Mirror live traffic between namespaces of this machine and show what arrived.
-    Demo(demo::Arguments),
+    Demo(laboratory::Arguments),
     /// Mirror while one thing after another goes wrong, and see whether anything was lost, leaked or left behind.
-    Soak(soak::Arguments),
+    Soak(laboratory::Arguments),
     /// Compare what mirroring costs: nothing, tcpcopy, nginx's mirror, and others.
-    Bench(bench::Arguments),
+    Bench(laboratory::Arguments),
     /// Write docs/figures.md from the declarations of figures.
     Figures,
     /// Check formatting and lints, of the eBPF programs too.
@@ -68,9 +67,9 @@ fn run() -> anyhow::Result<()> {
         Command::Run(arguments) => run::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
-        Command::Demo(arguments) => demo::run(&arguments),
-        Command::Soak(arguments) => soak::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Demo(arguments) => laboratory::run("demo", Purpose::Demo, &arguments),
+        Command::Soak(arguments) => laboratory::run("soak", Purpose::Test, &arguments),
+        Command::Bench(arguments) => laboratory::run("bench", Purpose::Test, &arguments),
         Command::Figures => figures::write(),
         Command::Lint => lint::run(),
     }

@@ -18,6 +18,9 @@ use super::{
     target::Conn,
 };
 
+/// A new connection's numbers lie at least so far ahead of the old one's (RFC 6528), which is farther than any segment is
+/// displaced: else an octet of the new one could be the next of the old one, to which nobody could see a difference.
+const APART: u32 = 0x2_1357;
 const EPOCH: Epoch = Epoch(3);
 /// Transmissions at a time, of which a session's window allows few.
 const MOST_TRANSMISSIONS: usize = 20_000;
@@ -202,7 +205,7 @@ impl<'a> World<'a> {
                 self.ids = self.ids.wrapping_add(1);
                 let client = self.client(who);
                 client.id = id;
-                client.isn = client.seq.wrapping_add(u32::from(isn) << 12);
+                client.isn = client.seq.wrapping_add(u32::from(isn) << 12).wrapping_add(APART);
                 client.seq = client.isn.wrapping_add(1).wrapping_add(length.into());
                 let isn = client.isn;
                 self.capture(who, isn, SYN, length.into());

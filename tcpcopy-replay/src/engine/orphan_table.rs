@@ -41,7 +41,8 @@ enum Stage {
     Waiting,
     /// A SYN was sent, which times out then.
     Asked(Nanos),
-    /// A session has the four-tuple, and may be about to send a SYN itself; to be looked at again then.
+    /// A session has the four-tuple, and may be about to send a SYN itself, or nothing may be sent to the target; to be
+    /// looked at again then.
     Postponed(Nanos),
 }
 
@@ -111,6 +112,16 @@ impl Orphans {
             let until = now.after(RETRY);
             orphan.stage = Stage::Postponed(until);
             self.later.push_back((until, *flow));
+        }
+    }
+
+    /// Lets those that were put off wait again at once: what they were put off for may be over.
+    pub(super) fn hurry(&mut self) {
+        for (flow, orphan) in &mut self.known {
+            if matches!(orphan.stage, Stage::Postponed(_)) {
+                orphan.stage = Stage::Waiting;
+                self.waiting.push_back(*flow);
+            }
         }
     }
 

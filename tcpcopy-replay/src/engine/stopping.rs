@@ -88,6 +88,9 @@ impl Engine {
     fn settle_fuses(&mut self, now: Nanos) {
         while let Some(Change { target, server, reset }) = self.fuses.poll_change() {
             self.stats.stopped = self.fuses.stopped();
+            if let Some(orphans) = self.orphans.get_mut(usize::from(target.0)) {
+                orphans.hurry();
+            }
             for id in self.sessions_of(target) {
                 let Some(Connection { replay: Replay::Active(session), .. }) = self.connections.get(id) else {
                     continue;

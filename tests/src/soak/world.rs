@@ -14,7 +14,7 @@ use super::{fault::Fault, forgery, ledger::unbalanced};
 use crate::{
     Family, Lab, Mirror, PATIENCE, Program,
     bad_path::BadPath,
-    eventually,
+    eventually, figure,
     forge::Forger,
     http::{Limit, Load, Server},
     mirror::{LIVE_PORT, TARGET_PORT},
@@ -87,6 +87,9 @@ impl Soak {
         if let (Fault::KillIntercept, Some(killed)) = (fault, self.tcpcopy_killed) {
             thread::sleep(FORGETTING.saturating_sub(killed.elapsed()));
         }
+        if fault == Fault::KillTcpcopy {
+            self.wait_for_orphans()?;
+        }
         let began = Instant::now();
         match fault {
             Fault::KillTcpcopy => {
@@ -158,6 +161,31 @@ impl Soak {
         }
         self.tell(&format!("{fault} ({:.1} s)", began.elapsed().as_secs_f64()));
         Ok(())
+    }
+
+    /// Waits until `tcpcopy` has probed every socket that a killed `intercept` has left: until then nobody but it knows
+    /// them, and it is not killed (docs/limitations.md).
+    fn wait_for_orphans(&mut self) -> anyhow::Result<()> {
+        let settled = || {
+            let program = self.mirror.tcpcopy();
+            program.signal(Signal::USR1)?;
+            let table = program.output();
+            let [orphans, settled, given_up] =
+                ["orphans", "orphans settled", "orphans given up"].map(|name| figure(&table, name).unwrap_or(0));
+            anyhow::Ok(orphans == settled + given_up)
+        };
+        // A table is of the second before; two that agree are not from before the kill.
+        let (mut result, mut agreed) = (Ok(false), 0);
+        let over = eventually(PATIENCE, || {
+            thread::sleep(Duration::from_millis(500));
+            result = settled();
+            agreed = if matches!(result, Ok(true)) { agreed + 1 } else { 0 };
+            agreed > 3 || result.is_err()
+        });
+        if !over {
+            self.violations.push("sockets that a killed intercept has left are never accounted for".into());
+        }
+        result.map(|_| ())
     }
 
     /// Waits until a restarted program mirrors, and notes how long it took.

@@ -374,3 +374,15 @@ fn a_report_of_an_old_probe_proves_nothing() {
     lab.report(&report(now));
     assert_eq!(events(&mut lab), [None]);
 }
+
+/// What a killed `intercept` has left is unknown to its successor until it was probed: not a moment longer than need be.
+#[test]
+fn orphans_are_probed_as_soon_as_the_way_is_proved() {
+    let mut lab = proved(Way::Clear);
+    visit(&mut lab, 40_000);
+    run(&mut lab, 10);
+    lab.restart_intercept(500);
+    run(&mut lab, 10);
+    let stats = lab.engine.stats();
+    assert_eq!((stats.orphans, stats.orphans_settled, lab.target.conns.len()), (1, 1, 0));
+}
