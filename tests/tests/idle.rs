@@ -197,17 +197,17 @@ fn after_its_ring_was_full_tcpcopy_sleeps() {
     let report = Load { method: Method::Post(1000), ..load }.run(&lab.client).unwrap();
     assert_eq!(report.failed.first(), None, "{} live requests failed", report.failed.len());
     mirror.tcpcopy().signal(Signal::CONT).unwrap();
-    // Both rings have been read when these are replayed: four of four are in one ring once in eight runs, and then the
-    // other is read in the seconds that are watched.
-    let late: Vec<Client> = (0..4)
-        .map(|_| {
-            let mut client = connect(&lab);
-            ask(&mut client);
-            client
-        })
-        .collect();
-    let arrived = |id: u64| target.arrivals().iter().any(|arrival| arrival.id == id);
-    assert!(eventually(PATIENCE, || late.iter().all(|client| arrived(client.port().into()))), "{:?}", target.count());
+    // What comes while the rings are still full is lost as well. A connection that is replayed shows that one has been
+    // read; the other is, at the latest, in the seconds that are watched.
+    let mut late = Vec::new();
+    let is_replayed = || {
+        let mut client = connect(&lab);
+        ask(&mut client);
+        late.push(client);
+        let arrived = |id: u64| target.arrivals().iter().any(|arrival| arrival.id == id);
+        late.iter().any(|client| arrived(client.port().into()))
+    };
+    assert!(eventually(PATIENCE, is_replayed), "{} requests are replayed", target.count());
     let programs = [("tcpcopy", mirror.tcpcopy()), ("intercept", mirror.intercept())];
     assert_idle("after a full ring", &programs, wait);
     let outcome = mirror.stop().unwrap();

@@ -49,6 +49,11 @@ impl Answers {
         self.concurrent |= self.writes > 1;
     }
 
+    /// Records that the live client speaks a protocol in which several requests may be under way.
+    pub(crate) const fn record_concurrency(&mut self) {
+        self.concurrent = true;
+    }
+
     /// Records that a request is let through which the live client sent after it had read `live` octets. `early`: not
     /// because the target has answered.
     pub(crate) fn record_request(&mut self, live: u32, early: bool) {
@@ -61,8 +66,8 @@ impl Answers {
             Self { behind, last: live, received: 0, early: self.early(), writes: 0, newest_early: early, concurrent };
     }
 
-    /// Whether the live client has written more than once without having read anything in between: several requests,
-    /// perhaps, were under way at once.
+    /// Whether several requests, perhaps, were under way at once: the live client has written more than once without
+    /// having read anything in between, or speaks a protocol that is made for it.
     pub(crate) const fn is_concurrent(&self) -> bool {
         self.concurrent
     }

@@ -1,12 +1,20 @@
-//! Frames of HTTP/2 that nobody answers.
+//! What is to be known of HTTP/2: how a connection begins, and which frames nobody answers.
 //!
-//! A client sends an acknowledgement of SETTINGS or PING, or a WINDOW_UPDATE, because it has read something; the server
+//! From the beginning on several requests may be under way, all of them in one segment, too. A client sends an acknowledgement of SETTINGS or PING, or a WINDOW_UPDATE, because it has read something; the server
 //! says nothing to it. A request that follows must not wait for an answer to that, but for one to what was asked before.
 
 /// Octets of a frame's header (RFC 9113, section 4.1).
 const HEADER: usize = 9;
 /// The ACK flag of SETTINGS and PING (RFC 9113, sections 6.5 and 6.7).
 const ACK: u8 = 1;
+
+/// What a client sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Whether with these octets a client begins to speak HTTP/2.
+pub(crate) fn begin_connection(octets: &[u8]) -> bool {
+    octets.starts_with(PREFACE)
+}
 
 /// Whether these octets are whole frames, to none of which a server answers (RFC 9113, section 6). They say so
 /// themselves: the lengths fit, and frames that are not on a stream are not.
@@ -63,7 +71,7 @@ mod tests {
     fn requests_are_and_whatever_is_no_frame() {
         for other in [
             Vec::new(),
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            PREFACE.to_vec(),
             b"GET / HTTP/1.1\r\n\r\n".to_vec(),
             // SETTINGS, PING, HEADERS and DATA.
             frame(4, 0, 0, 6),

@@ -38,11 +38,27 @@ fn a_client_closes_when_all_that_it_has_called_is_answered() {
     client.fin(&mut lab, 200 * 50);
     lab.run_ms(1_395);
     assert!(!lab.only().fin_received);
-    lab.run_ms(10);
+    lab.run_ms(30);
     assert!(lab.only().fin_received);
     lab.run_ms(100);
     lab.assert_nothing_lost();
     assert_eq!((lab.engine.stats().farewells_in_vain, lab.engine.stats().gate_expired), (0, 0));
+}
+
+/// They may all come in one segment.
+#[test]
+fn a_client_of_http2_has_several_requests_under_way_from_the_beginning() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| slowly(50, 7));
+    let mut client = Client::new(40_000);
+    client.syn(&mut lab);
+    client.send(&mut lab, 0, &[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &b"call\n".repeat(20)].concat());
+    // The preface has four lines.
+    client.fin(&mut lab, 24 * 50);
+    lab.run_ms(24 * 7 - 1);
+    assert!(!lab.only().fin_received);
+    lab.run_ms(30);
+    assert!(lab.only().fin_received);
 }
 
 #[test]
@@ -54,8 +70,29 @@ fn a_client_that_resets_does_so_too() {
     client.rst(&mut lab, 20 * 50);
     lab.run_ms(135);
     assert!(!lab.only().reset);
-    lab.run_ms(10);
+    lab.run_ms(30);
     assert!(lab.only().reset);
+}
+
+/// A PING of the target's, say, which the live server has not sent.
+#[test]
+fn what_the_target_says_beside_its_answers_counts_for_none_of_them() {
+    let mut lab = Lab::new();
+    lab.target.new_app = Box::new(|_| {
+        let mut answers = slowly(50, 5);
+        Box::new(move |input| {
+            let begins = matches!(input, Some((_, 0)));
+            let noise = begins.then_some(Act::Write(0, 120));
+            noise.into_iter().chain(answers(input)).collect()
+        })
+    });
+    let mut client = Client::new(40_000);
+    calls(&mut lab, &mut client, 10);
+    client.fin(&mut lab, 10 * 50);
+    lab.run_ms(48);
+    assert!(!lab.only().fin_received);
+    lab.run_ms(30);
+    assert!(lab.only().fin_received);
 }
 
 /// What the client had not read it did not wait for.

@@ -1,10 +1,16 @@
 //! The end of a live connection that had several requests under way: it waits for the answers to all of them.
 
+use std::time::Duration;
+
 use super::{
     open::Open,
     shared::{Context, Shared},
 };
 use crate::{causality::farewell::Parting, store::moment::Moment, tcp::seq::LiveAck};
+
+/// How long a target that has sent enough must have been quiet. Some of it may be no answer: a server of HTTP/2 asks by
+/// PING and opens windows when it likes to, which the live one has not done, or not as often.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// Whether the live client's FIN or RST may follow what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +29,11 @@ impl Open {
     pub(super) fn farewell(&mut self, shared: &mut Shared, ack: Option<LiveAck>, cx: &mut Context<'_>) -> Farewell {
         let parting = self.rare().parting;
         if !self.owes_answers(shared, ack, cx) {
+            let quiet = shared.last_progress.after(QUIET);
+            if cx.now < quiet && self.has_answered_several(shared, ack, cx) {
+                shared.gate_until = Moment::at(quiet);
+                return Farewell::Waits;
+            }
             if let Parting::Waits(_) = parting {
                 self.rare_mut().parting = Parting::Undecided;
                 shared.gate_until = Moment::NEVER;
@@ -54,12 +65,19 @@ impl Open {
 
     /// Whether several requests may be under way, and the target has sent less than the live server had.
     fn owes_answers(&self, shared: &Shared, ack: Option<LiveAck>, cx: &Context<'_>) -> bool {
-        if !cx.config.gate || !shared.answers.is_concurrent() || self.receiver.is_finished() {
-            return false;
-        }
-        let Some(ack) = ack.filter(|_| shared.read.is_some()) else { return false };
         // Totals wrap, their difference does not. One number may be the live server's FIN.
-        let missing = (ack.distance(shared.base) as u32).wrapping_sub(self.receiver.octets()) as i32;
-        missing > 1
+        self.answers_read(shared, ack, cx).is_some_and(|read| read.wrapping_sub(self.receiver.octets()) as i32 > 1)
+    }
+
+    /// Whether several requests may have been under way, of which the live client has read an answer.
+    fn has_answered_several(&self, shared: &Shared, ack: Option<LiveAck>, cx: &Context<'_>) -> bool {
+        self.answers_read(shared, ack, cx).is_some_and(|read| read > 1)
+    }
+
+    /// Returns how many octets the live client had read at its end, modulo 2^32, if several requests may be under way.
+    fn answers_read(&self, shared: &Shared, ack: Option<LiveAck>, cx: &Context<'_>) -> Option<u32> {
+        let waits = cx.config.gate && shared.answers.is_concurrent() && !self.receiver.is_finished();
+        let ack = ack.filter(|_| waits && shared.read.is_some())?;
+        Some(ack.distance(shared.base) as u32)
     }
 }

@@ -5,7 +5,7 @@ use super::shared::{Context, Newest, Shared};
 use crate::{
     causality::{
         answers::Answers,
-        frames::are_unanswered,
+        frames::{are_unanswered, begin_connection},
         gate::{LATE, Permit},
         greeting::{FirstSpeaker, PROBE},
     },
@@ -47,7 +47,8 @@ impl Shared {
             if begin >= end {
                 break;
             }
-            if are_unanswered(self.octets_of(stream, mark.offset)) {
+            let octets = self.octets_of(stream, mark.offset);
+            if are_unanswered(octets) {
                 // It waits for nothing, and nothing waits for an answer to it.
                 self.next_mark += 1;
                 cx.stats.lag.record(cx.now.since(self.gate.ready(mark.time)));
@@ -69,6 +70,9 @@ impl Shared {
                 cx.stats.gate_wait.record(waited);
             }
             asks = true;
+            if begin_connection(octets) {
+                self.answers.record_concurrency();
+            }
             self.note_read(mark.ack);
             if mark.push {
                 self.answers.record_write();
