@@ -62,6 +62,7 @@ impl<'a> Response<'a> {
     /// A header (in host order), and the first octets of the payload that it is of. `None` when its
     /// [`prefix_len`](ResponseHeader::prefix_len) contradicts these, or the payload's length, or what a [`Prefix`] can
     /// be.
+    #[inline]
     #[must_use]
     pub fn new(header: ResponseHeader, prefix: &'a [u8]) -> Option<Self> {
         let possible = header.prefix_len <= Prefix::MOST.octets() && u32::from(header.prefix_len) <= header.payload_len;
@@ -70,6 +71,7 @@ impl<'a> Response<'a> {
 
     /// Reads a record of the ring, which may be longer than the report in it. `None` when it is shorter, or its lengths
     /// contradict each other.
+    #[inline]
     #[must_use]
     pub fn from_record(record: &'a [u8]) -> Option<Self> {
         let (header, rest) = record.split_first_chunk::<{ size_of::<ResponseHeader>() }>()?;
@@ -78,12 +80,14 @@ impl<'a> Response<'a> {
     }
 
     /// The headers.
+    #[inline]
     #[must_use]
     pub const fn header(&self) -> &ResponseHeader {
         &self.header
     }
 
     /// The first octets of the payload: none, unless the session's [`Prefix`] asks for them.
+    #[inline]
     #[must_use]
     pub const fn prefix(&self) -> &'a [u8] {
         self.prefix
@@ -92,6 +96,7 @@ impl<'a> Response<'a> {
 
 /// A report of headers only.
 impl From<ResponseHeader> for Response<'_> {
+    #[inline]
     fn from(header: ResponseHeader) -> Self {
         Self { header: ResponseHeader { prefix_len: 0, ..header }, prefix: &[] }
     }

@@ -12,7 +12,7 @@ use tcpcopy::control::{
     connect, frame::MAX_FRAME,
 };
 use tcpcopy_common::{
-    capture::CaptureHeader,
+    capture::{CaptureHeader, note},
     mark::{Epoch, MarkKey},
     response::ResponseHeader,
 };
@@ -22,25 +22,28 @@ use tokio::sync::mpsc;
 /// Records of a batch: what `intercept` sends at once when it is not busy, and when it is.
 const BATCHES: [usize; 3] = [1, 16, 256];
 
-/// A ring record with so much payload, to the segment that the engine takes.
+/// A ring record with so much payload, to the segment that the engine takes: where the kernel has verified the checksum
+/// (`record`), and where that is left to the parser (`checksum`).
 fn parser(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("parser");
     group.throughput(Throughput::Elements(1));
     for payload in [0usize, 100, 1_448, 65_000] {
-        let header = CaptureHeader { payload_len: payload as u32, ..bytemuck::Zeroable::zeroed() };
-        let mut record = bytemuck::bytes_of(&header).to_vec();
-        // A TCP header without options.
-        record.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, 0, 0, 0, 0, 0, 0, 0]);
-        record.resize(record.len() + payload, 7);
-        group.bench_function(BenchmarkId::new("record", payload), |bencher| {
-            bencher.iter(|| {
-                let Ok(LiveRecord::Segment(segment)) = LiveRecord::parse(black_box(&record), Checksums::Complete)
-                else {
-                    panic!("a record that is whole is refused")
-                };
-                assert_eq!(black_box(segment).payload.len(), payload);
+        for (name, notes) in [("record", note::VERIFIED), ("checksum", 0)] {
+            let header = CaptureHeader { payload_len: payload as u32, notes, ..bytemuck::Zeroable::zeroed() };
+            let mut record = bytemuck::bytes_of(&header).to_vec();
+            // A TCP header without options.
+            record.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5 << 4, 0, 0, 0, 0, 0, 0, 0]);
+            record.resize(record.len() + payload, 7);
+            group.bench_function(BenchmarkId::new(name, payload), |bencher| {
+                bencher.iter(|| {
+                    let Ok(LiveRecord::Segment(segment)) = LiveRecord::parse(black_box(&record), Checksums::Complete)
+                    else {
+                        panic!("a record that is whole is refused")
+                    };
+                    assert_eq!(black_box(segment).payload.len(), payload);
+                });
             });
-        });
+        }
     }
     group.finish();
 }
@@ -58,7 +61,7 @@ fn collect(headers: &[ResponseHeader], batch: &mut Batch) {
     }
 }
 
-/// Frames of response headers, collected and encoded as the report thread does it, without a channel.
+/// Frames of response headers, collected and encoded as the report thread does it, and decoded, without a channel.
 fn frames(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("frames");
     for count in BATCHES {
@@ -66,10 +69,13 @@ fn frames(criterion: &mut Criterion) {
         let mut batch = Batch::new();
         group.throughput(Throughput::Elements(count as u64));
         let mut octets = Vec::with_capacity(MAX_FRAME);
+        group.bench_function(BenchmarkId::new("collect", count), |bencher| {
+            bencher.iter(|| collect(black_box(&headers), &mut batch));
+        });
+        collect(&headers, &mut batch);
         group.bench_function(BenchmarkId::new("encode", count), |bencher| {
             bencher.iter(|| {
                 octets.clear();
-                collect(black_box(&headers), &mut batch);
                 Frame::Responses(batch.responses()).encode(&mut octets).expect("a frame that fits");
             });
         });

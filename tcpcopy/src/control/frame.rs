@@ -15,7 +15,7 @@ use tcpcopy_common::{
 use super::{
     prefixes::{MAX_TARGETS, TargetPrefix},
     registration::{MAX_NAME, MAX_REFUSAL, RefusalCode, Resume, Token, Welcome},
-    responses::{ROOM, Responses},
+    responses::{self, ROOM, Responses},
 };
 
 /// The largest frame, in octets: a Noise message (65,535) less its authentication tag (16).
@@ -115,7 +115,6 @@ mod kind {
     pub(super) const HELLO: u8 = 1;
     pub(super) const WELCOME: u8 = 2;
     pub(super) const REFUSED: u8 = 3;
-    pub(super) const RESPONSES: u8 = 4;
     pub(super) const STATS: u8 = 5;
     pub(super) const BYE: u8 = 6;
     pub(super) const HURRY: u8 = 7;
@@ -129,7 +128,7 @@ impl<'a> Frame<'a> {
             Self::Hello { .. } => kind::HELLO,
             Self::Welcome(_) => kind::WELCOME,
             Self::Refused { .. } => kind::REFUSED,
-            Self::Responses(_) => kind::RESPONSES,
+            Self::Responses(_) => responses::KIND,
             Self::Stats(_) => kind::STATS,
             Self::Epoch(_) => kind::EPOCH,
             Self::Bye => kind::BYE,
@@ -144,10 +143,18 @@ impl<'a> Frame<'a> {
             Self::Hello { name, prefixes, .. } => HELLO + name.len() + size_of_val(*prefixes),
             Self::Welcome(_) => 1 + 4 + 16 + 4 + 16,
             Self::Refused { text, .. } => 1 + 1 + text.len(),
-            Self::Responses(responses) => 1 + responses.octets().len(),
+            Self::Responses(responses) => responses.frame().len(),
             Self::Stats(_) => 1 + 8 * 8,
             Self::Epoch(_) => 1 + 4,
             Self::Bye | Self::Hurry => 1,
+        }
+    }
+
+    /// What [`encode`](Self::encode) appends, of a frame that is kept in that form.
+    pub(super) const fn encoded(&self) -> Option<&'a [u8]> {
+        match self {
+            Self::Responses(responses) => Some(responses.frame()),
+            _ => None,
         }
     }
 
@@ -169,6 +176,10 @@ impl<'a> Frame<'a> {
             return Err(FrameError::Body { kind: self.kind(), len: len - 1 });
         }
         out.reserve(len);
+        if let Some(encoded) = self.encoded() {
+            out.extend_from_slice(encoded);
+            return Ok(());
+        }
         out.push(self.kind());
         match self {
             Self::Hello { worker, resume, name, prefixes } => {
@@ -193,7 +204,6 @@ impl<'a> Frame<'a> {
                 out.push(code.to_wire());
                 out.extend_from_slice(text.as_bytes());
             }
-            Self::Responses(responses) => out.extend_from_slice(responses.octets()),
             Self::Stats(Stats { wire, responses_dropped }) => {
                 let WireStats { segments, payload_bytes, syns, fins, swallowed, swallowed_bytes, reports_lost } = wire;
                 for number in
@@ -203,7 +213,8 @@ impl<'a> Frame<'a> {
                 }
             }
             Self::Epoch(epoch) => out.extend_from_slice(&epoch.0.to_le_bytes()),
-            Self::Bye | Self::Hurry => {}
+            // Nothing more, or encoded above.
+            Self::Bye | Self::Hurry | Self::Responses(_) => {}
         }
         Ok(())
     }
@@ -217,19 +228,22 @@ impl<'a> Frame<'a> {
         if octets.len() > MAX_FRAME {
             return Err(FrameError::TooLarge(octets.len()));
         }
+        let bad_body = FrameError::Body { kind, len: body.len() };
+        if kind == responses::KIND {
+            return Responses::read(octets).map(Self::Responses).ok_or(bad_body);
+        }
         let mut reader = Reader(body);
         let frame = match kind {
             kind::HELLO => reader.hello(),
             kind::WELCOME => reader.welcome(),
             kind::REFUSED => reader.refused(),
-            kind::RESPONSES => reader.responses(),
             kind::STATS => reader.stats(),
             kind::EPOCH => reader.u32().map(|number| Self::Epoch(Epoch(number))),
             kind::BYE => Some(Self::Bye),
             kind::HURRY => Some(Self::Hurry),
             kind => return Err(FrameError::UnknownKind(kind)),
         };
-        frame.filter(|_| reader.0.is_empty()).ok_or(FrameError::Body { kind, len: body.len() })
+        frame.filter(|_| reader.0.is_empty()).ok_or(bad_body)
     }
 }
 
@@ -288,10 +302,6 @@ impl<'a> Reader<'a> {
     fn refused(&mut self) -> Option<Frame<'a>> {
         let [code] = self.array()?;
         Some(Frame::Refused { code: RefusalCode::from_wire(code), text: text(self.rest(), MAX_REFUSAL)? })
-    }
-
-    fn responses(&mut self) -> Option<Frame<'a>> {
-        Responses::read(self.rest()).map(Frame::Responses)
     }
 
     fn stats(&mut self) -> Option<Frame<'a>> {

@@ -56,12 +56,17 @@ impl Cipher {
             out.extend_from_slice(&header);
             return frame.encode(out).inspect_err(|_| out.truncate(start));
         };
-        self.scratch.clear();
-        frame.encode(&mut self.scratch)?;
+        let encoded = if let Some(encoded) = frame.encoded() {
+            encoded
+        } else {
+            self.scratch.clear();
+            frame.encode(&mut self.scratch)?;
+            &self.scratch
+        };
         out.extend_from_slice(&header);
         out.resize(start + HEADER + len, 0);
         // Fails only beyond 2^64 messages or for sizes that were checked above.
-        noise.write_message(&self.scratch, &mut out[start + HEADER..]).map_err(|_| {
+        noise.write_message(encoded, &mut out[start + HEADER..]).map_err(|_| {
             out.truncate(start);
             FrameError::TooLarge(len)
         })?;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use tcpcopy_common::response::{Response, ResponseHeader};
 
+/// The first octet of a frame of reports.
+pub(super) const KIND: u8 = 4;
 /// Octets of a report without payload.
 const HEADER: usize = size_of::<ResponseHeader>();
 /// Octets of all reports in a frame: a Noise message (65,535) less its authentication tag (16) and the kind of the
@@ -13,10 +15,10 @@ pub(super) const ROOM: usize = 65_535 - 16 - 1;
 /// The most reports in one frame, all of them without payload.
 pub const MAX_RESPONSES: usize = ROOM / HEADER;
 
-/// Reports for one frame, collected in the form in which they travel.
+/// Reports for one frame, collected in the form in which they travel, so that the frame is copied or encrypted at once.
 #[derive(Clone)]
 pub struct Batch {
-    octets: Vec<u8>,
+    frame: Vec<u8>,
     len: usize,
 }
 
@@ -24,17 +26,20 @@ impl Batch {
     /// An empty batch, with room for a whole frame.
     #[must_use]
     pub fn new() -> Self {
-        Self { octets: Vec::with_capacity(ROOM), len: 0 }
+        let mut frame = Vec::with_capacity(1 + ROOM);
+        frame.push(KIND);
+        Self { frame, len: 0 }
     }
 
     /// Adds a report. False when the frame has no room for it: then the batch is as it was, and must be sent first. An
     /// empty batch has room for any report. Does not allocate.
+    #[inline]
     #[must_use = "a report that did not fit is to be added to the next batch"]
     pub fn push(&mut self, response: &Response<'_>) -> bool {
-        let fits = self.octets.len() + HEADER + response.prefix().len() <= ROOM;
+        let fits = self.frame.len() + HEADER + response.prefix().len() <= 1 + ROOM;
         if fits {
-            self.octets.extend_from_slice(bytemuck::bytes_of(&wire_order(*response.header())));
-            self.octets.extend_from_slice(response.prefix());
+            self.frame.extend_from_slice(bytemuck::bytes_of(&wire_order(*response.header())));
+            self.frame.extend_from_slice(response.prefix());
             self.len += 1;
         }
         fits
@@ -54,14 +59,14 @@ impl Batch {
 
     /// Takes all reports out, and keeps the room.
     pub fn clear(&mut self) {
-        self.octets.clear();
+        self.frame.truncate(1);
         self.len = 0;
     }
 
     /// The reports, to be sent.
     #[must_use]
     pub fn responses(&self) -> Responses<'_> {
-        Responses { octets: &self.octets, len: self.len }
+        Responses { frame: &self.frame, len: self.len }
     }
 }
 
@@ -80,20 +85,21 @@ impl fmt::Debug for Batch {
 /// The reports of one frame, whose lengths agree with each other.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Responses<'a> {
-    octets: &'a [u8],
+    frame: &'a [u8],
     len: usize,
 }
 
 impl<'a> Responses<'a> {
-    /// Reads the body of a frame. `None` where a length in it contradicts another, or the body does not end with a
-    /// report.
-    pub(super) fn read(octets: &'a [u8]) -> Option<Self> {
-        let (mut rest, mut len) = (octets, 0);
+    /// Reads a frame of the kind [`KIND`]. `None` where it is of another, a length in it contradicts another, or it does
+    /// not end with a report.
+    pub(super) fn read(frame: &'a [u8]) -> Option<Self> {
+        let (&KIND, mut rest) = frame.split_first()? else { return None };
+        let mut len = 0;
         while !rest.is_empty() {
             (_, rest) = split(rest)?;
             len += 1;
         }
-        Some(Self { octets, len })
+        Some(Self { frame, len })
     }
 
     /// How many reports there are.
@@ -110,13 +116,13 @@ impl<'a> Responses<'a> {
 
     /// The reports, in the order in which the target's programs made them.
     #[must_use]
-    pub const fn iter(&self) -> Iter<'a> {
-        Iter(self.octets)
+    pub fn iter(&self) -> Iter<'a> {
+        Iter(&self.frame[1..])
     }
 
-    /// As they travel.
-    pub(super) const fn octets(&self) -> &'a [u8] {
-        self.octets
+    /// The frame, as it travels.
+    pub(super) const fn frame(&self) -> &'a [u8] {
+        self.frame
     }
 }
 
@@ -133,6 +139,7 @@ pub struct Iter<'a>(&'a [u8]);
 impl<'a> Iterator for Iter<'a> {
     type Item = Response<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         // Nothing else than the end: all reports were read before.
         let (response, rest) = split(self.0)?;
@@ -142,6 +149,7 @@ impl<'a> Iterator for Iter<'a> {
 }
 
 /// Reads the first report; returns what is behind it as well.
+#[inline]
 fn split(octets: &[u8]) -> Option<(Response<'_>, &[u8])> {
     let (header, rest) = octets.split_first_chunk::<HEADER>()?;
     let header = wire_order(bytemuck::pod_read_unaligned(header));
@@ -151,6 +159,7 @@ fn split(octets: &[u8]) -> Option<(Response<'_>, &[u8])> {
 
 /// Between host order and the wire's little-endian order, in either direction, for the fields that are not in network
 /// order anyway.
+#[inline]
 fn wire_order(header: ResponseHeader) -> ResponseHeader {
     ResponseHeader {
         payload_len: header.payload_len.to_le(),
@@ -185,7 +194,7 @@ mod tests {
         assert!(batch.push(&header.into()));
         header.prefix_len = 300;
         assert!(batch.push(&Response::new(header, &[b'x'; 300]).unwrap()));
-        let octets = batch.responses().octets();
+        let octets = &batch.responses().frame()[1..];
         assert_eq!(octets.len(), 72 + 72 + 300);
         for report in [octets, &octets[72..]] {
             assert_eq!(report[36..48], [6, 0, 0, 0, 9, 8, 7, 6, 0, 0, 0, 0]);
@@ -200,7 +209,7 @@ mod tests {
         let payload: Vec<u8> = (0..2048u16).map(|i| i as u8).collect();
         let lengths = [0, 2048, 1, 0, 0, 16, 1448, 2047, 0];
         let batch = batch(&lengths.map(|len| &payload[..len]));
-        let read = Responses::read(batch.responses().octets()).unwrap();
+        let read = Responses::read(batch.responses().frame()).unwrap();
         assert_eq!((read.len(), read), (lengths.len(), batch.responses()));
         assert!(read.iter().map(|response| response.prefix()).eq(lengths.map(|len| &payload[..len])));
     }
@@ -208,11 +217,11 @@ mod tests {
     #[test]
     fn a_length_that_lies_is_refused() {
         let batch = batch(&[b"", b"HTTP/1.1 200 OK\r", b""]);
-        let good = batch.responses().octets();
+        let good = batch.responses().frame();
         assert!(Responses::read(good).is_some());
         let with = |at: usize, number: &[u8]| {
             let mut octets = good.to_vec();
-            octets[at..at + number.len()].copy_from_slice(number);
+            octets[1 + at..][..number.len()].copy_from_slice(number);
             Responses::read(&octets).is_some()
         };
         // The second report. With another length the third begins in the middle of it, or nowhere.
@@ -223,17 +232,18 @@ mod tests {
             assert!(!with(72 + 56, &length.to_le_bytes()), "16 octets of {length}");
         }
         for len in 0..good.len() {
-            assert_eq!(Responses::read(&good[..len]).is_some(), [0, 72, 72 + 88].contains(&len), "cut to {len} octets");
+            let whole = [1, 1 + 72, 1 + 72 + 88].contains(&len);
+            assert_eq!(Responses::read(&good[..len]).is_some(), whole, "cut to {len} octets");
         }
     }
 
     #[test]
     fn more_than_any_prefix_is_refused_though_it_is_there() {
-        let mut octets = batch(&[&[7; 2048]]).responses().octets().to_vec();
+        let mut octets = batch(&[&[7; 2048]]).responses().frame().to_vec();
         assert!(Responses::read(&octets).is_some());
         octets.push(7);
-        octets[68..70].copy_from_slice(&2049u16.to_le_bytes());
-        octets[56..60].copy_from_slice(&9000u32.to_le_bytes());
+        octets[1..][68..70].copy_from_slice(&2049u16.to_le_bytes());
+        octets[1..][56..60].copy_from_slice(&9000u32.to_le_bytes());
         assert_eq!(Responses::read(&octets), None);
     }
 
@@ -242,12 +252,12 @@ mod tests {
         assert_eq!(MAX_RESPONSES, 909);
         let mut batch = batch(&[&[][..]; MAX_RESPONSES]);
         assert!(!batch.push(&ResponseHeader::zeroed().into()));
-        assert_eq!((batch.len(), batch.responses().octets().len()), (909, 909 * 72));
+        assert_eq!((batch.len(), batch.responses().frame().len()), (909, 1 + 909 * 72));
 
         // 30 of the largest, and then as much as is left.
         batch.clear();
         assert!(batch.is_empty() && batch.responses().is_empty());
-        let capacity = batch.octets.capacity();
+        let capacity = batch.frame.capacity();
         let largest = response(ResponseHeader::zeroed(), &[1; 2048]);
         for _ in 0..30 {
             assert!(batch.push(&largest));
@@ -256,8 +266,8 @@ mod tests {
         let left = ROOM - 30 * (72 + 2048) - 72;
         assert!(!batch.push(&response(ResponseHeader::zeroed(), &[2; 2048][..left + 1])));
         assert!(batch.push(&response(ResponseHeader::zeroed(), &[2; 2048][..left])));
-        assert_eq!((batch.len(), batch.responses().octets().len()), (31, ROOM));
-        assert_eq!(Responses::read(batch.responses().octets()), Some(batch.responses()));
-        assert_eq!(batch.octets.capacity(), capacity, "a batch does not allocate");
+        assert_eq!((batch.len(), batch.responses().frame().len()), (31, 1 + ROOM));
+        assert_eq!(Responses::read(batch.responses().frame()), Some(batch.responses()));
+        assert_eq!(batch.frame.capacity(), capacity, "a batch does not allocate");
     }
 }
