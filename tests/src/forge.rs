@@ -49,8 +49,8 @@ impl Segment {
         Self { source, destination, seq, ack, flags, options: Vec::new(), payload: Vec::new(), checksum_error: 0 }
     }
 
-    /// The packet from its IP header on.
-    fn packet(&self) -> Vec<u8> {
+    /// Returns the packet from its IP header on.
+    pub fn packet(&self) -> Vec<u8> {
         let mut tcp = Vec::new();
         tcp.extend(self.source.port().to_be_bytes());
         tcp.extend(self.destination.port().to_be_bytes());
@@ -86,7 +86,7 @@ impl Segment {
 }
 
 /// RFC 1071.
-fn checksum(octets: &[u8]) -> u16 {
+pub(crate) fn checksum(octets: &[u8]) -> u16 {
     let words = octets.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
     let sum: u32 = words.sum();
     let sum = (sum & 0xffff) + (sum >> 16);

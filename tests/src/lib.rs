@@ -5,9 +5,12 @@
 //! `tcpcopy` in it. Everything is taken down in `Drop`.
 
 pub mod bad_path;
+pub mod cable;
 pub mod capture;
 pub mod chance;
+pub mod classifier;
 pub mod forge;
+pub mod frames;
 pub mod host;
 pub mod http;
 pub mod mirror;
