@@ -15,6 +15,7 @@ pub mod host;
 pub mod http;
 pub mod mirror;
 pub mod namespace;
+pub mod postgres;
 pub mod program;
 pub mod servers;
 pub mod soak;

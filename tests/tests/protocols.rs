@@ -13,6 +13,7 @@ use lab::{
     http::{Limit, Load, Style},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
+    postgres::Cluster,
     servers::{PYTHON, RealServer, python_has},
     streams::Streams,
 };
@@ -226,39 +227,13 @@ fn websocket_echo() {
 #[test]
 fn postgresql_with_pgbench() {
     let _guard = laboratory!();
-    let directory = tempfile::Builder::new().prefix("tclab-").tempdir().unwrap();
-    let root = directory.path();
-    let shell = |script: &str| {
-        let output = std::process::Command::new("sh").args(["-ec", script]).output().unwrap();
-        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    let programs = shell("ls -d /usr/lib/postgresql/*/bin | tail -n 1");
-    let as_postgres = "setpriv --reuid=postgres --regid=postgres --clear-groups";
-    let first = root.join("80").display().to_string();
-    let second = root.join("8080").display().to_string();
-    shell(&format!(
-        "chmod 755 {root} && install -d -o postgres -g postgres -m 700 {first} && cd / && \
-         {as_postgres} {programs}/initdb -D {first} -A trust -N --locale=C >/dev/null && \
-         echo 'host all all all trust' >>{first}/pg_hba.conf && cp -a {first} {second}",
-        root = root.display()
-    ));
+    let cluster = Cluster::new(None).unwrap();
     let sql = |host: &Host, port: u16, words: &str| {
         let psql = format!("psql -h 127.0.0.1 -p {port} -U postgres -At -c {words} postgres");
         host.output(&psql).unwrap()
     };
     let start = |host: &Host, port: u16| {
-        let directory = root.join(port.to_string());
-        let line = format!(
-            "{as_postgres} {programs}/postgres -D {directory} -p {port} -c listen_addresses=* \
-             -c unix_socket_directories= -c fsync=off",
-            directory = directory.display()
-        );
-        // A port below 1024 is not for everybody.
-        host.set_sysctls(&[("ipv4/ip_unprivileged_port_start", "0")]).unwrap();
-        let server = RealServer::custom(host, port, &line).unwrap();
-        let accepts = || host.output(&format!("pg_isready -q -h 127.0.0.1 -p {port}")).is_ok();
-        assert!(eventually(PATIENCE, accepts), "PostgreSQL does not get ready");
+        let server = cluster.start(host, port).unwrap();
         host.output(&format!("pgbench -i -q -h 127.0.0.1 -p {port} -U postgres postgres")).unwrap();
         server
     };
