@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Instant,
 };
 
@@ -42,14 +42,28 @@ fn a_debug_line_of_each_program_is_seen() {
 /// Client addresses that are on the target's link, where nobody holds them.
 const CLIENTS: u8 = 200;
 
+fn address(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 77, 0, 20 + number).into(),
+        Family::V6 => Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 1, number.into()).into(),
+    }
+}
+
 /// Adds the addresses to the client, and a way back to them to the source.
-fn add_clients(lab: &Lab) -> Vec<IpAddr> {
-    let addresses: Vec<Ipv4Addr> = (0..CLIENTS).map(|i| Ipv4Addr::new(10, 77, 0, 20 + i)).collect();
-    let lines = addresses.iter().map(|address| format!("address add {address}/32 dev eth0"));
+fn add_clients(lab: &Lab, family: Family) -> Vec<IpAddr> {
+    let addresses: Vec<IpAddr> = (0..CLIENTS).map(|number| address(family, number)).collect();
+    let (bits, nodad) = if family == Family::V4 { (32, "") } else { (128, " nodad") };
+    let lines = addresses.iter().map(|address| format!("address add {address}/{bits} dev eth0{nodad}"));
     lab.client.ip(&lines.collect::<Vec<_>>()).unwrap();
-    let lines = addresses.iter().map(|address| format!("route add {address}/32 dev eth1"));
+    let lines = addresses.iter().map(|address| format!("route add {address}/{bits} dev eth1"));
     lab.source.ip(&lines.collect::<Vec<_>>()).unwrap();
-    addresses.into_iter().map(IpAddr::from).collect()
+    addresses
+}
+
+/// The entries of the target's neighbour table.
+fn neighbours(lab: &Lab, family: Family, which: &str) -> String {
+    let version = if family == Family::V4 { 4 } else { 6 };
+    lab.target.output(&format!("ip -{version} neigh show {which}")).unwrap()
 }
 
 /// A connection from one of the client's addresses, with a request on it.
@@ -73,59 +87,67 @@ fn number_before(line: &str, text: &str) -> Option<u64> {
 #[test]
 fn clients_that_are_absent_at_the_target_leave_ten_lines_and_their_number() {
     let _guard = laboratory!();
-    let lab = Lab::shaped(Shape::AbsentClient).unwrap();
-    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
-    let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let options = MirrorOptions { interfaces: vec!["eth1"], ..MirrorOptions::default() };
-    let mut mirror = Mirror::start(&lab, options).unwrap();
-    let server = lab.source.socket(Family::V4, LIVE_PORT);
-    let addresses = add_clients(&lab);
-    let began = Instant::now();
-    let visits: Vec<Socket> = addresses.iter().map(|&client| visit(&lab.client, client, server)).collect();
-    let about = |line: &&str| line.contains("nobody answers for it");
-    let lines = |log: &str| log.lines().filter(about).count();
-    assert!(eventually(PATIENCE, || lines(&mirror.intercept().log()) >= 10), "{}", mirror.intercept().log());
-    // All of them are known to be absent: the kernel has given up on each, and a round of the reaper has passed.
-    let unresolved = || lab.target.output("ip -4 neigh show nud failed nud incomplete").unwrap().lines().count();
-    assert!(eventually(PATIENCE, || unresolved() >= addresses.len() / 2), "{}", unresolved());
-    let told = |log: &str| {
-        let counts = |text: &'static str| log.lines().filter_map(move |line| number_before(line, text)).sum::<u64>();
-        counts(" such lines suppressed") + counts(" further lines about absent clients were suppressed")
-    };
-    drop(visits);
-    mirror.tcpcopy.take().unwrap().stop().unwrap();
-    let log = mirror.intercept.take().unwrap().stop().unwrap().stderr;
-    let periods = 1 + began.elapsed().as_secs() as usize / 10;
-    assert!(lines(&log) <= 10 * periods, "{} lines in {:?}\n{log}", lines(&log), began.elapsed());
-    assert!(told(&log) > 0 && told(&log) + lines(&log) as u64 <= addresses.len() as u64, "{log}");
+    for family in Family::BOTH {
+        let lab = Lab::shaped(Shape::AbsentClient).unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let _target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let options = MirrorOptions { interfaces: vec!["eth1"], ..MirrorOptions::default() };
+        let mut mirror = Mirror::start(&lab, options).unwrap();
+        let server = lab.source.socket(family, LIVE_PORT);
+        let addresses = add_clients(&lab, family);
+        let began = Instant::now();
+        let visits: Vec<Socket> = addresses.iter().map(|&client| visit(&lab.client, client, server)).collect();
+        let about = |line: &&str| line.contains("nobody answers for it");
+        let lines = |log: &str| log.lines().filter(about).count();
+        assert!(eventually(PATIENCE, || lines(&mirror.intercept().log()) >= 10), "{}", mirror.intercept().log());
+        // All of them are known to be absent: the kernel has given up on each, and a round of the reaper has passed.
+        let unresolved = || neighbours(&lab, family, "nud failed nud incomplete").lines().count();
+        assert!(eventually(PATIENCE, || unresolved() >= addresses.len() / 2), "{}", unresolved());
+        let told = |log: &str| {
+            let counts =
+                |text: &'static str| log.lines().filter_map(move |line| number_before(line, text)).sum::<u64>();
+            counts(" such lines suppressed") + counts(" further lines about absent clients were suppressed")
+        };
+        drop(visits);
+        mirror.tcpcopy.take().unwrap().stop().unwrap();
+        let log = mirror.intercept.take().unwrap().stop().unwrap().stderr;
+        let periods = 1 + began.elapsed().as_secs() as usize / 10;
+        assert!(lines(&log) <= 10 * periods, "{} lines in {:?}\n{log}", lines(&log), began.elapsed());
+        assert!(told(&log) > 0 && told(&log) + lines(&log) as u64 <= addresses.len() as u64, "{log}");
+    }
 }
 
 #[test]
 fn clients_who_are_only_spoofed_fill_neither_the_log_nor_the_neighbour_table_of_the_target() {
     let _guard = laboratory!();
-    let lab = Lab::bridge().unwrap();
-    let source = Server::start(&lab.source, LIVE_PORT).unwrap();
-    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
-    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
-    let neighbours = || lab.target.output("ip -4 neigh").unwrap();
-    let before = neighbours();
-    let server = lab.source.socket(Family::V4, LIVE_PORT);
-    let forger = Forger::new(&lab.client, &lab.source).unwrap();
-    for i in 0..CLIENTS {
-        let client = SocketAddr::from(([10, 77, 0, 20 + i], 999));
-        forger.send(&Segment::new(client, server, SYN, u32::from(i), 0)).unwrap();
+    for family in Family::BOTH {
+        let lab = Lab::bridge().unwrap();
+        let source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+        let before = neighbours(&lab, family, "");
+        let server = lab.source.socket(family, LIVE_PORT);
+        let forger = Forger::new(&lab.client, &lab.source).unwrap();
+        for i in 0..CLIENTS {
+            let client = SocketAddr::new(address(family, i), 999);
+            forger.send(&Segment::new(client, server, SYN, u32::from(i), 0)).unwrap();
+        }
+        // An honest client after them.
+        let load = Load::keep_alive(server, 1, Limit::Requests(50));
+        load.run(&lab.client).unwrap();
+        assert_eq!(target.wait_for_requests(50, PATIENCE), 50);
+        assert_eq!(source.count(), 50);
+        let is_new = |line: &&str| !before.contains(line.split(' ').next().unwrap_or_default());
+        let after = neighbours(&lab, family, "");
+        let new: Vec<&str> = after
+            .lines()
+            .filter(is_new)
+            // The client's own, which has asked, and those of links.
+            .filter(|line| !line.starts_with(&format!("{} ", lab.client.address(family))) && !line.starts_with("fe80:"))
+            .collect();
+        assert_eq!(new, Vec::<&str>::new());
+        let outcome = mirror.stop().unwrap();
+        assert!(!outcome.logs.contains("nobody answers for it"), "{}", outcome.logs);
+        outcome.assert_no_leak();
     }
-    // An honest client after them.
-    let load = Load::keep_alive(server, 1, Limit::Requests(50));
-    load.run(&lab.client).unwrap();
-    assert_eq!(target.wait_for_requests(50, PATIENCE), 50);
-    assert_eq!(source.count(), 50);
-    let is_new = |line: &&str| !before.contains(line.split(' ').next().unwrap_or_default());
-    let after = neighbours();
-    let new: Vec<&str> =
-        after.lines().filter(is_new).filter(|line| !line.starts_with(&format!("{} ", lab.client.v4))).collect();
-    assert_eq!(new, Vec::<&str>::new());
-    let outcome = mirror.stop().unwrap();
-    assert!(!outcome.logs.contains("nobody answers for it"), "{}", outcome.logs);
-    outcome.assert_no_leak();
 }

@@ -13,10 +13,25 @@ use rustix::process::Signal;
 /// Names the thread that panics at SIGUSR2.
 const PROVOKED: &str = "TCPCOPY_TEST_PANIC";
 
-/// Keeps connections, and so sessions, open; so slowly that every thread sleeps now and then, where it panics.
-fn load(lab: &Lab) -> RunningLoad {
-    let keep_alive = Load::keep_alive(lab.source.socket(Family::V4, LIVE_PORT), 8, Limit::Stopped);
-    Load { rate: Some(100), ..keep_alive }.start(&lab.client).unwrap()
+/// Keeps connections of both families, and so sessions, open; so slowly that every thread sleeps now and then, where it
+/// panics.
+struct Loads([RunningLoad; 2]);
+
+impl Loads {
+    fn start(lab: &Lab) -> Self {
+        Self(Family::BOTH.map(|family| {
+            let keep_alive = Load::keep_alive(lab.source.socket(family, LIVE_PORT), 4, Limit::Stopped);
+            Load { rate: Some(50), ..keep_alive }.start(&lab.client).unwrap()
+        }))
+    }
+
+    fn go_on(&self) {
+        self.0.iter().for_each(|load| load.wait_for_answers(50).unwrap());
+    }
+
+    fn stop(self, thread: &str) {
+        self.0.into_iter().for_each(|load| assert_eq!(load.stop().unwrap().failed.first(), None, "{thread}"));
+    }
 }
 
 fn start(name: &str, mut command: Command, thread: &str) -> Program {
@@ -49,13 +64,13 @@ fn nothing_leaks_whichever_thread_of_intercept_panics() {
         let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
         let intercept = start("intercept", mirror.intercept_command().unwrap(), thread);
         mirror.start_tcpcopy().unwrap();
-        let load = load(&lab);
-        load.wait_for_answers(100).unwrap();
+        let loads = Loads::start(&lab);
+        loads.go_on();
         assert!(eventually(PATIENCE, || open_at_target(&lab) >= 8), "{thread}: no sessions");
         panic(intercept, thread);
         assert_eq!(open_at_target(&lab), 0, "{thread}: sockets are left");
-        load.wait_for_answers(100).unwrap();
-        assert_eq!(load.stop().unwrap().failed.first(), None, "{thread}");
+        loads.go_on();
+        loads.stop(thread);
         // Sockets that were left would say goodbye to the clients.
         drop(target);
         mirror.stop().unwrap().assert_no_leak();
@@ -72,14 +87,14 @@ fn whichever_thread_of_tcpcopy_panics_its_sessions_end_and_the_live_side_goes_on
         let mut mirror = Mirror::prepare(&lab, MirrorOptions::default()).unwrap();
         mirror.start_intercept().unwrap();
         let tcpcopy = start("tcpcopy", mirror.tcpcopy_command(&lab.source).unwrap(), thread);
-        let load = load(&lab);
-        load.wait_for_answers(100).unwrap();
+        let loads = Loads::start(&lab);
+        loads.go_on();
         assert!(eventually(PATIENCE, || open_at_target(&lab) >= 8), "{thread}: no sessions");
         panic(tcpcopy, thread);
         // Those of a worker that cannot reset them are destroyed by intercept, ten seconds after it was lost.
         assert!(eventually(PATIENCE, || open_at_target(&lab) == 0), "{thread}: sessions are left");
-        load.wait_for_answers(100).unwrap();
-        assert_eq!(load.stop().unwrap().failed.first(), None, "{thread}");
+        loads.go_on();
+        loads.stop(thread);
         mirror.stop().unwrap().assert_no_leak();
     }
 }

@@ -1,6 +1,12 @@
 //! What signals do to the programs: none of them ends one on the spot, which would let answers through to real clients.
 
-use std::{fs, io, os::unix::process::CommandExt as _, path::Path, process::Command};
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader},
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use lab::{
     Family, Lab, Mirror, MirrorOptions, PATIENCE, Program, eventually, figure,
@@ -45,10 +51,11 @@ fn ask(client: &mut Client) {
     client.ask().unwrap();
 }
 
-/// Clients whose sessions are open at the target.
+/// Clients of both families, whose sessions are open at the target.
 fn visitors(lab: &Lab, target: &Server) -> Vec<Client> {
-    let server = lab.source.socket(Family::V4, LIVE_PORT);
-    let mut clients: Vec<Client> = (0..SESSIONS).map(|_| Client::connect(&lab.client, server).unwrap()).collect();
+    let servers = Family::BOTH.map(|family| lab.source.socket(family, LIVE_PORT));
+    let mut clients: Vec<Client> =
+        (0..SESSIONS).map(|n| Client::connect(&lab.client, servers[n % 2]).unwrap()).collect();
     clients.iter_mut().for_each(ask);
     assert_eq!(target.wait_for_requests(SESSIONS, PATIENCE), SESSIONS);
     assert_eq!(open_at_target(lab), SESSIONS);
@@ -285,5 +292,92 @@ fn no_signal_ends_a_program_on_the_spot_before_it_is_ready() {
         program.signal(Signal::USR2).unwrap();
         program.signal(Signal::USR1).unwrap();
         assert!(AtTerminal(program, terminal).stop_by(signal).stdout.contains("swallowed segments"));
+    }
+}
+
+/// A program whose log and figures nobody takes.
+struct Unheard(Child);
+
+impl Unheard {
+    /// With pipes that are read until the program is ready, and then closed.
+    fn behind_pipes(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = Self(command.spawn().unwrap());
+        let log = BufReader::new(program.0.stderr.take().unwrap());
+        assert!(log.lines().any(|line| line.unwrap().contains("ready")), "it never got ready");
+        drop(program.0.stdout.take());
+        program
+    }
+
+    /// With a device that is always full.
+    fn before_a_full_device(mut command: Command) -> Self {
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        Self(command.stdin(Stdio::null()).stdout(full()).stderr(full()).spawn().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// It must still run, and ends with success.
+    fn stop(mut self, what: &str) {
+        assert_eq!(self.0.try_wait().unwrap(), None, "{what}: it has ended by itself");
+        self.signal(Signal::TERM);
+        assert!(eventually(PATIENCE, || self.0.try_wait().unwrap().is_some()), "{what}: it does not end");
+        let status = self.0.try_wait().unwrap().unwrap();
+        assert!(status.success(), "{what}: {status}");
+    }
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A reader of standard output and standard error who goes, as `head` does, is no end; and when the end comes, the
+/// figures that cannot be written change nothing about it.
+#[test]
+fn programs_whose_output_nobody_takes_go_on_and_end_in_good_order() {
+    let _guard = laboratory!();
+    for pipes in [true, false] {
+        let what = |name: &str| format!("{name}, {}", if pipes { "closed pipes" } else { "a full device" });
+        let start = if pipes { Unheard::behind_pipes } else { Unheard::before_a_full_device };
+        let lab = Lab::bridge().unwrap();
+        let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+        let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+        let mirror = Mirror::prepare(&lab, MirrorOptions { log: Some("debug"), ..MirrorOptions::default() }).unwrap();
+        let intercept = start(mirror.intercept_command().unwrap());
+        let tcpcopy = start(mirror.tcpcopy_command(&lab.source).unwrap());
+        // Nobody hears that it is ready.
+        let arrives = || {
+            Client::connect(&lab.client, lab.source.socket(Family::V4, LIVE_PORT)).unwrap().ask().unwrap();
+            target.count() > 0
+        };
+        assert!(eventually(PATIENCE, arrives), "{}: nothing is replayed", what("both"));
+        assert!(eventually(PATIENCE, || open_at_target(&lab) == 0), "{}: sessions are left", what("both"));
+        let before = target.count();
+        let servers = Family::BOTH.map(|family| lab.source.socket(family, LIVE_PORT));
+        let mut clients: Vec<Client> =
+            (0..SESSIONS).map(|n| Client::connect(&lab.client, servers[n % 2]).unwrap()).collect();
+        clients.iter_mut().for_each(ask);
+        // Each of these is more lines.
+        for program in [&tcpcopy, &intercept] {
+            program.signal(Signal::USR1);
+        }
+        clients.iter_mut().for_each(ask);
+        let expected = before + 2 * SESSIONS;
+        assert_eq!(target.wait_for_requests(expected, PATIENCE), expected, "{}", what("both"));
+        assert_eq!(open_at_target(&lab), SESSIONS);
+        intercept.stop(&what("intercept"));
+        assert_eq!(open_at_target(&lab), 0, "{}: sockets are left", what("intercept"));
+        tcpcopy.stop(&what("tcpcopy"));
+        clients.iter_mut().for_each(ask);
+        // Sockets that were left would say goodbye to the clients.
+        drop(target);
+        drop(clients);
+        mirror.stop().unwrap().assert_no_leak();
     }
 }
