@@ -263,7 +263,8 @@ impl Crowd {
 /// Five addresses are as many as were enough to take every place for as long as they liked.
 #[test]
 fn strangers_who_stay_silent_or_say_half_of_it_keep_no_tcpcopy_out() {
-    let _guard = laboratory!();
+    // Five times 300 connections.
+    let _guard = laboratory!(1_700);
     for (family, says) in [(Family::V4, &b""[..]), (Family::V6, b""), (Family::V4, b"\x93tcp"), (Family::V6, b"\x93")] {
         let lab = Lab::bridge().unwrap();
         let addresses: Vec<IpAddr> = match family {

@@ -86,7 +86,8 @@ fn number_before(line: &str, text: &str) -> Option<u64> {
 
 #[test]
 fn clients_that_are_absent_at_the_target_leave_ten_lines_and_their_number() {
-    let _guard = laboratory!();
+    // Both ends of a connection of each client.
+    let _guard = laboratory!(2 * u64::from(CLIENTS) + 100);
     for family in Family::BOTH {
         let lab = Lab::shaped(Shape::AbsentClient).unwrap();
         let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
