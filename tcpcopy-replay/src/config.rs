@@ -7,7 +7,7 @@ use std::{
 
 use tcpcopy_common::mark::{Epoch, MarkKey};
 
-use crate::{identity::Identity, tcp::distance::RoundTrip};
+use crate::{identity::Identity, input::proxy_protocol::ProxyVersion, tcp::distance::RoundTrip};
 
 /// Names a control channel, and so a host with a service under test; chosen by the caller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +53,9 @@ pub struct Config {
     pub loopback_client: Option<IpAddr>,
     /// Who the clients are at the targets.
     pub identity: Identity,
+    /// The header of the PROXY protocol that each target connection begins with: it tells who the live client is, and
+    /// which address it has connected to.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// Replay only connections whose SYN was captured.
     pub complete_only: bool,
     /// Whether a connection may be joined although its SYN was not captured. Unlike
@@ -102,6 +105,7 @@ impl Default for Config {
             keepalive_timeout: None,
             loopback_client: None,
             identity: Identity::default(),
+            proxy_protocol: None,
             complete_only: false,
             join_open: true,
             gate: true,

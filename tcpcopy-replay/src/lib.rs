@@ -46,6 +46,7 @@ pub use self::{
     config::{Config, Credentials, GATE_STRIKES, RuleTarget, TargetId},
     engine::{Engine, Fault, FuseEvent},
     identity::{AddressPool, Identity, Ports, Slot},
+    input::proxy_protocol::ProxyVersion,
     multipath::Multipath,
     record::{BadRecord, Checksums, LiveRecord},
     report::{ProbeReport, Report, SegmentReport, SessionReport, SynReport, UnansweredReport, UnknownKind},

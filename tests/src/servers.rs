@@ -12,6 +12,15 @@ use tempfile::TempDir;
 
 use crate::{Family, Host, PATIENCE, Program, eventually};
 
+/// Who tells a server the address of its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// The connection.
+    ByConnection,
+    /// The header of the PROXY protocol with which each connection begins.
+    ByHeader,
+}
+
 /// A server and its files.
 pub struct RealServer {
     /// The process.
@@ -25,18 +34,41 @@ impl RealServer {
     /// (1 MiB) exist, query strings are ignored; when each was served is in [`served_at`](Self::served_at).
     /// `keep_alive` requests are served on a connection (nginx's own default: 1000).
     pub fn nginx(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
+        let format = "$request_method $request_uri $status";
+        Self::nginx_with(host, port, &format!("{}  keepalive_requests {keep_alive};\n", access_log(format)), "")
+    }
+
+    /// Starts nginx, with lines `CLIENT PORT METHOD URI STATUS` in its access log. Where it is
+    /// [`Named::ByHeader`], [`services`](Self::services) says which service each client has asked, and who has
+    /// connected.
+    pub fn nginx_naming_clients(host: &Host, port: u16, named: Named) -> anyhow::Result<Self> {
+        let mut http = access_log("$remote_addr $remote_port $request_method $request_uri $status");
+        if named == Named::ByHeader {
+            // Who may name clients: everybody, because each client has an address of its own at the target.
+            http.push_str(
+                "  real_ip_header proxy_protocol;\n  set_real_ip_from 0.0.0.0/0;\n  set_real_ip_from ::/0;\n  \
+                 log_format services '$proxy_protocol_server_addr $proxy_protocol_server_port $realip_remote_addr';\n  \
+                 access_log {root}/services.log services;\n",
+            );
+        }
+        let listens = if named == Named::ByHeader { " proxy_protocol" } else { "" };
+        Self::nginx_with(host, port, &http, listens)
+    }
+
+    /// Starts nginx with further lines in its block `http`, in which `{root}` is replaced, and parameters of `listen`.
+    fn nginx_with(host: &Host, port: u16, http: &str, listens: &str) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
+        let http = http.replace("{root}", &root.to_string());
         let configuration = format!(
             "daemon off;\nuser root;\nworker_processes 1;\npid {root}/pid;\nerror_log {root}/error.log;\n\
              events {{ worker_connections 12288; }}\n\
-             http {{\n  log_format short '$request_method $request_uri $status';\n  \
-             access_log {root}/access.log short;\n  \
+             http {{\n{http}  \
              log_format time '$msec';\n  access_log {root}/times.log time;\n  \
-             keepalive_requests {keep_alive};\n  client_body_temp_path {root}/body;\n  \
+             client_body_temp_path {root}/body;\n  \
              proxy_temp_path {root}/proxy;\n  \
              fastcgi_temp_path {root}/fastcgi;\n  uwsgi_temp_path {root}/uwsgi;\n  scgi_temp_path {root}/scgi;\n  \
-             server {{\n    listen {port} backlog=4096;\n    listen [::]:{port} backlog=4096;\n    \
+             server {{\n    listen {port}{listens} backlog=4096;\n    listen [::]:{port}{listens} backlog=4096;\n    \
              root {root}/www;\n  }}\n}}\n"
         );
         let file = write(directory.path(), "nginx.conf", &configuration)?;
@@ -49,6 +81,22 @@ impl RealServer {
     /// Starts Apache with the event module, in one process, as one that is given up for want of work closes its
     /// connections between two requests; log and documents like [`nginx`](Self::nginx) (Apache's own default: 100).
     pub fn apache(host: &Host, port: u16, keep_alive: u32) -> anyhow::Result<Self> {
+        Self::apache_with(host, port, keep_alive, "LogFormat \"%m %U%q %>s\" short\n")
+    }
+
+    /// Starts Apache, with the access log of [`nginx_naming_clients`](Self::nginx_naming_clients).
+    pub fn apache_naming_clients(host: &Host, port: u16, keep_alive: u32, named: Named) -> anyhow::Result<Self> {
+        let by_header = match named {
+            Named::ByConnection => "",
+            Named::ByHeader => {
+                "LoadModule remoteip_module /usr/lib/apache2/modules/mod_remoteip.so\nRemoteIPProxyProtocol On\n"
+            }
+        };
+        let lines = format!("{by_header}LogFormat \"%a %{{remote}}p %m %U%q %>s\" short\n");
+        Self::apache_with(host, port, keep_alive, &lines)
+    }
+
+    fn apache_with(host: &Host, port: u16, keep_alive: u32, lines: &str) -> anyhow::Result<Self> {
         let directory = document_root()?;
         let root = directory.path().display();
         let configuration = format!(
@@ -61,7 +109,7 @@ impl RealServer {
              ServerLimit 1\nStartServers 1\nThreadLimit 256\nThreadsPerChild 256\nMaxRequestWorkers 256\n\
              MinSpareThreads 1\nMaxSpareThreads 256\n\
              KeepAlive On\nMaxKeepAliveRequests {keep_alive}\nKeepAliveTimeout 60\n\
-             LogFormat \"%m %U%q %>s\" short\nCustomLog {root}/access.log short\n"
+             {lines}CustomLog {root}/access.log short\n"
         );
         let file = write(directory.path(), "apache.conf", &configuration)?;
         let mut command = host.command("apache2");
@@ -117,16 +165,25 @@ impl RealServer {
 
     /// Returns the lines of the access log so far.
     pub fn access_log(&self) -> anyhow::Result<Vec<String>> {
-        let path = self.directory.path().join("access.log");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(text.lines().map(str::to_owned).collect())
+        self.lines("access.log")
+    }
+
+    /// Returns a line `ADDRESS PORT PEER` for each request so far: the service that the header names, and whose address
+    /// the connection has; only of [`nginx_naming_clients`](Self::nginx_naming_clients).
+    pub fn services(&self) -> anyhow::Result<Vec<String>> {
+        self.lines("services.log")
     }
 
     /// Returns when each request was served, seconds of the wall clock; only of [`nginx`](Self::nginx).
     pub fn served_at(&self) -> anyhow::Result<Vec<f64>> {
-        let path = self.directory.path().join("times.log");
+        let lines = self.lines("times.log")?;
+        lines.iter().map(|line| line.parse().with_context(|| format!("{line:?} is not a time"))).collect()
+    }
+
+    fn lines(&self, log: &str) -> anyhow::Result<Vec<String>> {
+        let path = self.directory.path().join(log);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        text.lines().map(|line| line.parse().with_context(|| format!("{line:?} is not a time"))).collect()
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// Waits until the access log has that many lines, and returns them.
@@ -134,6 +191,11 @@ impl RealServer {
         eventually(limit, || self.access_log().is_ok_and(|log| log.len() >= lines));
         self.access_log()
     }
+}
+
+/// The lines of nginx's block `http` for an access log of this format.
+fn access_log(format: &str) -> String {
+    format!("  log_format short '{format}';\n  access_log {{root}}/access.log short;\n")
 }
 
 /// The distribution's Python, which has the modules of its packages; another that comes first in `PATH` has not.

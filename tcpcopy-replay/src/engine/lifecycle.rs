@@ -10,7 +10,7 @@ use crate::{
     config::{Config, TargetId},
     engine::{Connection, Engine, Flag, Replay},
     identity,
-    input::{adapter::Rewrite, offset::LiveOffset},
+    input::{adapter::Rewrite, offset::LiveOffset, proxy_protocol::Header},
     multipath::Subflow,
     stats::Reason,
     store::{id::Id, moment::Moment, timers::Timer},
@@ -59,13 +59,16 @@ impl Engine {
             .find(|(flow, _)| self.id_at_target(flow).is_none() && orphans.is_none_or(|orphans| !orphans.knows(flow)))
     }
 
-    /// What the sessions to be opened send in place of what their live clients have sent.
-    fn rewrite(&self) -> Rewrite {
+    /// What a session to be opened sends in place of what its live client has sent.
+    fn rewrite(&self, live: &Flow) -> Rewrite {
         #[cfg(test)]
         if let Some(script) = &self.config.script {
             return Rewrite::Scripted(Box::new(script.clone()));
         }
-        Rewrite::Identity
+        match self.config.proxy_protocol {
+            Some(version) => Rewrite::Header(Header::new(version, live).len()),
+            None => Rewrite::Identity,
+        }
     }
 
     /// Begins a session for a connection that has none.
@@ -75,12 +78,13 @@ impl Engine {
     pub(crate) fn open_session(&mut self, now: Nanos, id: Id, origin: Origin) -> Result<(), Reason> {
         let Some(connection) = self.connections.get(id) else { return Ok(()) };
         let used = if let Replay::Parked(_, used) = connection.replay { used } else { None };
-        let (target, wanted) = self.destination(&connection.live.flow(), connection.rule)?;
+        let live = connection.live.flow();
+        let (target, wanted) = self.destination(&live, connection.rule)?;
         // A four-tuple that the target's own traffic has taken must be left alone.
         let attempt = u8::from(matches!(connection.replay, Replay::Parked(Reason::Reclaimed, _)));
         let (flow, attempt) = self.free_flow(target, &wanted, attempt).ok_or(Reason::Collision)?;
         let opening = isn::opening(self.secret, now, &flow, used);
-        let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite());
+        let session = Session::new(now, target, flow, attempt, opening, origin, self.rewrite(&live));
         self.by_target.insert(&flow, id);
         self.stats.sessions.seen += 1;
         self.stats.sessions.active += 1;

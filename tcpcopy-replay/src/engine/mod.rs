@@ -47,7 +47,7 @@ use self::{
 };
 use crate::{
     config::{Config, Credentials, TargetId},
-    input::{buffer::Pool, stream::Stream},
+    input::{buffer::Pool, proxy_protocol::Header, stream::Stream},
     secret::Secret,
     segment::Transmit,
     stats::{Reason, Stats},
@@ -93,6 +93,8 @@ pub struct Engine {
     timers: Timers,
     /// Connections that may have something to send.
     ready: VecDeque<Id>,
+    /// The header that was sent last; kept because what is sent is borrowed.
+    header: Header,
     /// Final segments of target connections that sessions have left.
     final_segments: VecDeque<FinalSegment>,
     /// Indexed by [`TargetId`]; `None` while the channel is down.
@@ -224,6 +226,7 @@ impl Engine {
             by_target: FlowTable::new(seed ^ 1),
             timers: Timers::new(),
             ready: VecDeque::new(),
+            header: Header::EMPTY,
             final_segments: VecDeque::new(),
             channels: Vec::new(),
             orphans: Vec::new(),
@@ -378,6 +381,10 @@ impl Engine {
         };
         let connection = self.connections.get(id)?;
         let Replay::Active(session) = &connection.replay else { return None };
+        // It is the same on each target connection of a live one, so that sessions need not hold it.
+        if let Some(version) = self.config.proxy_protocol.filter(|_| plan.len > 0 && session.is_header(plan.offset)) {
+            self.header = Header::new(version, &connection.live.flow());
+        }
         Some(Transmit {
             flow: *session.flow(),
             seq: plan.seq,
@@ -386,7 +393,7 @@ impl Engine {
             flags: plan.flags,
             options: plan.options,
             segment_size: plan.segment_size,
-            payload: session.slice(&connection.stream, plan.offset, plan.len),
+            payload: session.slice(&connection.stream, self.header.as_slice(), plan.offset, plan.len),
         })
     }
 

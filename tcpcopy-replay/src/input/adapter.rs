@@ -23,55 +23,81 @@ use crate::input::{
 /// Converts between the octets captured of a live connection and those sent on a target connection.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    /// Where in the live stream the present target connection begins.
-    origin: LiveOffset,
-    rewrite: Rewrite,
+    /// Where in the live stream the present target connection begins, in the lowest [`ORIGIN_BITS`]; above them, how
+    /// many octets each target connection begins with that no live client has sent. One number, because every idle
+    /// session has it.
+    packed: u64,
+    #[cfg(test)]
+    script: Option<Box<script::Script>>,
 }
 
+/// 64 PiB are more than a connection carries.
+const ORIGIN_BITS: u32 = 56;
+
 /// What becomes of the live client's octets.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) enum Rewrite {
-    /// They are sent as they are: takes no memory and no time.
-    #[default]
+    /// They are sent as they are.
     Identity,
+    /// Each target connection begins with a header of so many octets.
+    Header(u8),
     #[cfg(test)]
     Scripted(Box<script::Script>),
 }
 
 impl Adapter {
     /// An adapter for a target connection that begins at a live offset.
-    pub(crate) const fn new(origin: LiveOffset, rewrite: Rewrite) -> Self {
-        Self { origin, rewrite }
+    pub(crate) fn new(origin: LiveOffset, rewrite: Rewrite) -> Self {
+        let header_len = match rewrite {
+            Rewrite::Identity => 0,
+            Rewrite::Header(len) => len,
+            #[cfg(test)]
+            Rewrite::Scripted(script) => return Self { packed: pack(origin, 0), script: Some(script) },
+        };
+        Self {
+            packed: pack(origin, header_len.into()),
+            #[cfg(test)]
+            script: None,
+        }
     }
 
     /// Begins another target connection.
     pub(crate) const fn restart(&mut self, origin: LiveOffset) {
-        self.origin = origin;
+        self.packed = pack(origin, self.header_len());
     }
 
     /// Where in the live stream the present target connection begins.
     pub(crate) const fn origin(&self) -> LiveOffset {
-        self.origin
+        LiveOffset::new(self.packed & ((1 << ORIGIN_BITS) - 1))
+    }
+
+    const fn header_len(&self) -> u64 {
+        self.packed >> ORIGIN_BITS
+    }
+
+    /// Where the live client's octets begin on the present target connection: what is sent before is inserted.
+    pub(crate) fn first(&self) -> SentOffset {
+        self.sent_of(self.origin())
     }
 
     /// Where the octet at a live offset is sent; if it is left out, the next one that is not. What is inserted before
     /// it goes first.
     pub(crate) fn sent_of(&self, live: LiveOffset) -> SentOffset {
-        match &self.rewrite {
-            Rewrite::Identity => SentOffset::new(live.since(self.origin)),
-            #[cfg(test)]
-            Rewrite::Scripted(script) => script.sent_of(self.origin, live),
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.sent_of(self.origin(), live);
         }
+        SentOffset::new(self.header_len() + live.since(self.origin()))
     }
 
     /// The first live octet that is still needed when everything before a sent offset has arrived. Octets that are left
     /// out go with the next one that is sent. Behind the end it counts on, as sent offsets do.
     pub(crate) fn live_of(&self, sent: SentOffset) -> LiveOffset {
-        match &self.rewrite {
-            Rewrite::Identity => self.origin.plus(sent.get()),
-            #[cfg(test)]
-            Rewrite::Scripted(script) => script.live_of(self.origin, sent),
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.live_of(self.origin(), sent);
         }
+        self.origin().plus(sent.get().saturating_sub(self.header_len()))
     }
 
     /// Where the octets end that can be sent by now, and where the FIN is sent once the live client has closed.
@@ -81,37 +107,43 @@ impl Adapter {
 
     /// How many of the live octets in a range are not sent.
     pub(crate) fn left_out(&self, live: Range<LiveOffset>) -> u64 {
-        match &self.rewrite {
-            Rewrite::Identity => {
-                let _ = live;
-                0
-            }
-            #[cfg(test)]
-            Rewrite::Scripted(script) => script.left_out(live),
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.left_out(live);
         }
+        let _ = live;
+        0
     }
 
     /// How many of the `len` octets from a sent offset on one [`slice`](Self::slice) holds; at least one of them.
     pub(crate) fn contiguous(&self, from: SentOffset, len: usize) -> usize {
-        match &self.rewrite {
-            Rewrite::Identity => {
-                let _ = from;
-                len
-            }
-            #[cfg(test)]
-            Rewrite::Scripted(script) => script.contiguous(self.origin, from, len),
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.contiguous(self.origin(), from, len);
+        }
+        match self.header_len().saturating_sub(from.get()) {
+            0 => len,
+            rest => len.min(rest as usize),
         }
     }
 
     /// The octets to send from a sent offset on: `len` that are [`contiguous`](Self::contiguous), as far as they are
-    /// there.
-    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
-        match &self.rewrite {
-            Rewrite::Identity => stream.slice(self.live_of(from), len),
-            #[cfg(test)]
-            Rewrite::Scripted(script) => script.slice(self.origin, stream, from, len),
+    /// there. `header`: what is inserted, for offsets before [`first`](Self::first).
+    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, header: &'a [u8], from: SentOffset, len: usize) -> &'a [u8] {
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return script.slice(self.origin(), stream, from, len);
         }
+        if from >= self.first() {
+            return stream.slice(self.live_of(from), len);
+        }
+        let rest = header.get(from.get() as usize..).unwrap_or_default();
+        rest.get(..len).unwrap_or(rest)
     }
+}
+
+const fn pack(origin: LiveOffset, header_len: u64) -> u64 {
+    origin.get() & ((1 << ORIGIN_BITS) - 1) | header_len << ORIGIN_BITS
 }
 
 #[cfg(test)]

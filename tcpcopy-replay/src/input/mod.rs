@@ -7,4 +7,5 @@ pub(crate) mod holders;
 pub(crate) mod mark;
 pub(crate) mod offset;
 mod out_of_order;
+pub(crate) mod proxy_protocol;
 pub(crate) mod stream;

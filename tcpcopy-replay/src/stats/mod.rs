@@ -93,7 +93,10 @@ figures! {
         pub sent_segments: u64 = counter(Section::Replay),
         /// Segments (before re-segmentation), SYNs and FINs included, sent again.
         pub retransmitted_segments: u64 = counter(Section::Replay),
-        /// Payload octets sent again.
+        /// Octets that no live client has sent, and that are in no ledger: a header of the PROXY protocol at the
+        /// beginning of each target connection.
+        pub inserted_bytes: u64 = counter(Section::Replay).bytes(),
+        /// Payload octets sent again, inserted ones among them.
         pub retransmitted_bytes: u64 = counter(Section::Replay).bytes(),
         /// Retransmissions that a timer caused.
         pub timeouts: u64 = counter(Section::Replay),

@@ -275,9 +275,14 @@ impl Session {
         Opening { isn: self.reset_seq(), tsval: self.shared.opening.tsval }
     }
 
-    /// The octets of a planned segment.
-    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, from: SentOffset, len: usize) -> &'a [u8] {
-        self.shared.adapter.slice(stream, from, len)
+    /// Whether what is sent at an offset is of the header that the present target connection begins with.
+    pub(crate) fn is_header(&self, from: SentOffset) -> bool {
+        from < self.shared.adapter.first()
+    }
+
+    /// The octets of a planned segment; `header`: of the header, if [that is it](Self::is_header).
+    pub(crate) fn slice<'a>(&'a self, stream: &'a Stream, header: &'a [u8], from: SentOffset, len: usize) -> &'a [u8] {
+        self.shared.adapter.slice(stream, header, from, len)
     }
 
     /// Live octets before this are no longer needed.

@@ -89,6 +89,7 @@ impl fmt::Display for Captured {
 #[derive(Debug)]
 pub struct Live {
     pub id: u8,
+    pub flow: Flow,
     /// Everything that it sent.
     pub stream: Vec<u8>,
     /// Where its requests begin.
@@ -172,6 +173,7 @@ impl<'a> Player<'a> {
         let server_next = random.next() as u32;
         let live = Live {
             id: connection.id,
+            flow,
             stream: Vec::new(),
             starts: Vec::new(),
             ending: connection.ending,

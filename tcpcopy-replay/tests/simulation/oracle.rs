@@ -13,6 +13,7 @@ use tcpcopy_replay::{Stats, Transmit};
 
 use crate::{
     live::{Captured, Live, method},
+    proxy_protocol::header,
     scenario::{EarlyClose, Ending, Scenario},
     target::{Received, RequestId},
 };
@@ -20,6 +21,10 @@ use crate::{
 pub struct Oracle<'a> {
     scenario: &'a Scenario,
     lives: &'a [Live],
+    /// By live connection: the header that introduces it.
+    headers: Vec<Vec<u8>>,
+    /// Octets of headers that the engine has sent.
+    inserted: u64,
     /// By live connection: which octets were handed to the engine, and which it has sent.
     captured: Vec<Vec<bool>>,
     sent: Vec<Vec<bool>>,
@@ -40,6 +45,8 @@ pub struct Oracle<'a> {
 /// A connection at the target, judged by what the engine sends on it.
 struct Outgoing {
     isn: u32,
+    /// Octets of a header that were sent on it.
+    inserted: usize,
     /// Which live connections it may carry, and from which offset on; `None` before the first octet.
     candidates: Option<Vec<(usize, usize)>>,
 }
@@ -56,6 +63,8 @@ impl<'a> Oracle<'a> {
         Self {
             scenario,
             lives,
+            headers: lives.iter().map(|live| header(scenario.header, &live.flow)).collect(),
+            inserted: 0,
             captured: nothing(),
             sent: nothing(),
             high: vec![0; lives.len()],
@@ -90,7 +99,7 @@ impl<'a> Oracle<'a> {
     pub fn sends(&mut self, transmit: &Transmit<'_>) -> Result<(), String> {
         if transmit.flags.contains(SYN) {
             if self.outgoing.get(&transmit.flow).is_none_or(|o| o.isn != transmit.seq) {
-                let new = Outgoing { isn: transmit.seq, candidates: None };
+                let new = Outgoing { isn: transmit.seq, inserted: 0, candidates: None };
                 let old = self.outgoing.insert(transmit.flow, new);
                 self.obscure += u64::from(old.is_some_and(|o| o.is_obscure()));
             }
@@ -117,8 +126,12 @@ impl<'a> Oracle<'a> {
         });
         let was_certain = candidates.len() == 1;
         if !transmit.payload.is_empty() {
+            let headers = &self.headers;
             let matches = |&(n, start): &(usize, usize)| {
-                lives[n].stream.get(start + offset..).is_some_and(|rest| rest.starts_with(transmit.payload))
+                let (inserted, octets) = split(&headers[n], offset, transmit.payload);
+                let place = start + offset.saturating_sub(headers[n].len());
+                headers[n].get(offset..).unwrap_or_default().starts_with(inserted)
+                    && lives[n].stream.get(place..).is_some_and(|rest| rest.starts_with(octets))
             };
             candidates.retain(matches);
             if candidates.is_empty() {
@@ -129,8 +142,15 @@ impl<'a> Oracle<'a> {
             outgoing.candidates = None;
             return Ok(());
         }
+        // All of them have the same one, or this segment is too short to tell.
+        if let Some(&(n, _)) = candidates.first() {
+            let until = (offset + transmit.payload.len()).min(self.headers[n].len());
+            self.inserted += until.saturating_sub(outgoing.inserted) as u64;
+            outgoing.inserted = outgoing.inserted.max(until);
+        }
         let &[(n, start)] = &candidates[..] else { return Ok(()) };
-        let (begin, end) = (start + offset, start + offset + transmit.payload.len());
+        let begin = start + offset.saturating_sub(self.headers[n].len());
+        let end = start + (offset + transmit.payload.len()).saturating_sub(self.headers[n].len());
         let live = &lives[n];
         if transmit.flags.contains(FIN)
             && (end != live.stream.len() || !matches!(live.ending, Ending::Fin | Ending::HalfClose))
@@ -165,12 +185,22 @@ impl<'a> Oracle<'a> {
         if !(sent..=sent + obscure).contains(&stats.bytes.sent) {
             return Err(format!("{} octets counted as sent, in truth {sent}", stats.bytes.sent));
         }
-        for one in received.iter().filter(|one| !one.octets.is_empty()) {
-            let begins = |live: &Live| live.starts.iter().any(|&start| live.stream[start..].starts_with(&one.octets));
-            if !self.lives.iter().any(begins) {
+        if stats.inserted_bytes != self.inserted {
+            return Err(format!("{} octets counted as inserted, in truth {}", stats.inserted_bytes, self.inserted));
+        }
+        for one in received {
+            let introduces = |header: &Vec<u8>| match one.octets[..] {
+                [] => header.starts_with(&one.header),
+                _ => *header == one.header,
+            };
+            let begins = |live: &Live| {
+                one.octets.is_empty() || live.starts.iter().any(|&start| live.stream[start..].starts_with(&one.octets))
+            };
+            if !self.lives.iter().zip(&self.headers).any(|(live, header)| introduces(header) && begins(live)) {
                 return Err(format!(
-                    "a connection at the target got no piece of a live stream: {:?}",
-                    brief(&one.octets)
+                    "a connection at the target got no piece of a live stream: {:?}, after {:?}",
+                    brief(&one.octets),
+                    one.header.escape_ascii().to_string()
                 ));
             }
         }
@@ -246,6 +276,11 @@ impl<'a> Oracle<'a> {
         }
         Ok(())
     }
+}
+
+/// What of a segment's octets is of the header, and what comes after it.
+fn split<'a>(header: &[u8], offset: usize, payload: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    payload.split_at(header.len().saturating_sub(offset).min(payload.len()))
 }
 
 fn count(octets: &[Vec<bool>]) -> u64 {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
-use tcpcopy_replay::RoundTrip;
+use tcpcopy_replay::{ProxyVersion, RoundTrip};
 
 use crate::{path::Impairment, random::Random, surroundings::Surroundings};
 
@@ -31,6 +31,8 @@ pub enum Part {
     Distance,
     /// The target's `intercept` acknowledges answers.
     Reflection,
+    /// Target connections begin with a header of the PROXY protocol.
+    Header,
     /// Of the worker: several copies.
     Copies,
     /// Of the worker: a small ring, segments captured several times, records that contradict themselves.
@@ -47,7 +49,7 @@ pub enum Part {
 
 impl Part {
     /// Those that are of no single connection.
-    const GLOBAL: [Self; 14] = [
+    const GLOBAL: [Self; 15] = [
         Self::Up,
         Self::Down,
         Self::Gaps,
@@ -56,6 +58,7 @@ impl Part {
         Self::Limits,
         Self::Distance,
         Self::Reflection,
+        Self::Header,
         Self::Copies,
         Self::Ring,
         Self::Machine,
@@ -87,6 +90,7 @@ impl fmt::Display for Part {
             Self::Limits => f.write_str("limits"),
             Self::Distance => f.write_str("distance"),
             Self::Reflection => f.write_str("reflection"),
+            Self::Header => f.write_str("header"),
             Self::Copies => f.write_str("copies"),
             Self::Ring => f.write_str("ring"),
             Self::Machine => f.write_str("machine"),
@@ -252,6 +256,8 @@ pub struct Scenario {
     pub round_trip: RoundTrip,
     /// Whether the target's `intercept` acknowledges answers.
     pub reflects: bool,
+    /// The header that each target connection begins with, which the service reads before all else.
+    pub header: Option<ProxyVersion>,
     /// What a worker meets.
     pub surroundings: Surroundings,
     pub connections: Vec<Connection>,
@@ -302,6 +308,8 @@ impl Scenario {
             _ => RoundTrip::Near,
         };
         let reflects = r.chance(300);
+        let mut r = Random::new(seed, 5002);
+        let header = r.chance(300).then(|| r.pick(&[ProxyVersion::V1, ProxyVersion::V2]));
         let surroundings = Surroundings::new(seed);
         Self {
             seed,
@@ -313,6 +321,7 @@ impl Scenario {
             alike,
             round_trip,
             reflects,
+            header,
             surroundings,
             connections,
         }
@@ -353,6 +362,7 @@ impl Scenario {
             Part::Limits => self.session_memory = None,
             Part::Distance => self.round_trip = RoundTrip::Near,
             Part::Reflection => self.reflects = false,
+            Part::Header => self.header = None,
             Part::Copies | Part::Ring | Part::Machine | Part::Breaks | Part::Sink | Part::Stop => {
                 self.surroundings.leave_out(part);
             }

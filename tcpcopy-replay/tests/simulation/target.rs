@@ -10,10 +10,11 @@ use smoltcp::{
     wire::{HardwareAddress, IpCidr, IpEndpoint},
 };
 use tcpcopy_common::{flow::Flow, response::ResponseHeader, tcp_flags::SYN};
-use tcpcopy_replay::Nanos;
+use tcpcopy_replay::{Nanos, ProxyVersion};
 
 use crate::{
     live::HEADER,
+    proxy_protocol,
     scenario::{EarlyClose, Reply, Scenario, TargetSettings},
     wire,
 };
@@ -49,6 +50,9 @@ pub struct Response {
 /// What a connection at the target got.
 #[derive(Debug)]
 pub struct Received {
+    /// The header of the PROXY protocol, where there is to be one.
+    pub header: Vec<u8>,
+    /// What came after it.
     pub octets: Vec<u8>,
     /// Requests answered, in order.
     pub answered: Vec<RequestId>,
@@ -61,6 +65,7 @@ pub struct Target {
     conns: Vec<Conn>,
     pub past: Vec<Received>,
     settings: TargetSettings,
+    header: Option<ProxyVersion>,
     services: [Behaviour; 2],
     /// By connection and request.
     replies: Vec<(u8, Vec<Reply>)>,
@@ -100,6 +105,10 @@ struct Conn {
     iss: Option<u32>,
     greeted: bool,
     received: Vec<u8>,
+    /// Which header is to come before all else.
+    version: Option<ProxyVersion>,
+    /// Octets of the header; `None` until it has been read.
+    header: Option<usize>,
     parsed: usize,
     taken: u32,
     answered: Vec<RequestId>,
@@ -140,6 +149,7 @@ impl Target {
             conns: Vec::new(),
             past: Vec::new(),
             settings: scenario.target.clone(),
+            header: scenario.header,
             services,
             replies: replies.collect(),
         };
@@ -240,7 +250,7 @@ impl Target {
                 socket.set_tsval_generator(Some(|| CLOCK.get() as u32));
             }
             socket.listen(port).expect("a new socket can listen");
-            self.conns.push(Conn::new(self.sockets.add(socket), service, now));
+            self.conns.push(Conn::new(self.sockets.add(socket), service, self.header, now));
         }
     }
 
@@ -293,7 +303,7 @@ impl Target {
 }
 
 impl Conn {
-    fn new(handle: SocketHandle, service: usize, now: Nanos) -> Self {
+    fn new(handle: SocketHandle, service: usize, version: Option<ProxyVersion>, now: Nanos) -> Self {
         Self {
             handle,
             service,
@@ -302,6 +312,8 @@ impl Conn {
             iss: None,
             greeted: false,
             received: Vec::new(),
+            version,
+            header: None,
             parsed: 0,
             taken: 0,
             answered: Vec::new(),
@@ -314,8 +326,12 @@ impl Conn {
         }
     }
 
-    fn received(self) -> Option<Received> {
-        self.peer.map(|_| Received { octets: self.received, answered: self.answered })
+    /// What it got; of a header that is not whole, nothing comes after it.
+    fn received(mut self) -> Option<Received> {
+        self.peer?;
+        self.read_header();
+        let octets = self.header.map_or(Vec::new(), |end| self.received.split_off(end));
+        Some(Received { header: self.received, octets, answered: self.answered })
     }
 
     fn note_peer(&mut self, socket: &Socket<'_>) {
@@ -357,15 +373,15 @@ impl Conn {
         replies: &[(u8, Vec<Reply>)],
     ) -> bool {
         let behaviour = services[self.service];
-        let mut worked = false;
-        if !self.greeted && socket.may_send() {
+        let mut worked = self.read(now, socket, settings);
+        self.read_header();
+        if !self.greeted && self.header.is_some() && socket.may_send() {
             self.greeted = true;
             self.active = now;
             if behaviour.greeting > 0 {
                 self.outbox.push_back(Answer { due: now, left: behaviour.greeting, id: None, last: true });
             }
         }
-        worked |= self.read(now, socket, settings);
         while let Some(id) = self.next_request() {
             worked = true;
             if behaviour.limit.is_some_and(|(most, _)| self.taken >= most) {
@@ -446,8 +462,17 @@ impl Conn {
         }
     }
 
+    /// Reads the header, if there is to be one, as far as it is there.
+    fn read_header(&mut self) {
+        if self.header.is_none() {
+            self.header = self.version.map_or(Some(0), |version| proxy_protocol::end(version, &self.received));
+            self.parsed = self.header.unwrap_or(0);
+        }
+    }
+
     /// Takes the next request, if it is complete.
     fn next_request(&mut self) -> Option<RequestId> {
+        self.header?;
         let rest = &self.received[self.parsed..];
         let header: [u8; 5] = *rest.get(..HEADER)?.last_chunk()?;
         let length = u32::from_be_bytes([0, header[2], header[3], header[4]]) as usize;

@@ -50,6 +50,8 @@ pub struct Outcome {
     pub distant: u64,
     /// Response segments that the target's `intercept` acknowledged.
     pub reflected: u64,
+    /// Octets of headers of the PROXY protocol.
+    pub inserted: u64,
     /// Of a run of the worker.
     pub worker: worker::Outcome,
 }
@@ -119,6 +121,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Result<Outcome, String> {
         reconnects: stats.reconnects,
         distant: stats.distant_clients,
         reflected: stats.reflected_segments,
+        inserted: stats.inserted_bytes,
         worker: worker::Outcome::default(),
     })
 }
@@ -130,6 +133,7 @@ pub fn config(scenario: &Scenario, target: TargetId, host: u8) -> Config {
     let mut config = Config {
         rules,
         round_trip: scenario.round_trip,
+        proxy_protocol: scenario.header,
         max_memory: 64 << 20,
         // Live clients vanish, and every session is to end.
         keepalive_timeout: Some(Duration::from_secs(240)),

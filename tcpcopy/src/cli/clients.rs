@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use clap::Args;
-use tcpcopy_replay::{AddressPool, Slot};
+use clap::{Args, ValueEnum};
+use tcpcopy_replay::{AddressPool, ProxyVersion, Slot};
 
 use crate::{bpf::Network, source::Clients};
 
@@ -25,6 +25,28 @@ pub struct ClientArgs {
     /// target, each with a number of its own
     #[arg(short = 'f', long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1023))]
     port_region: Option<u16>,
+    /// Begin each connection at the target with a header of the PROXY protocol, which tells the live client's address
+    /// and the one that it has connected to. Every target of -x must expect it
+    #[arg(long, value_enum, value_name = "VERSION")]
+    proxy_protocol: Option<ProxyProtocolArg>,
+}
+
+/// `--proxy-protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProxyProtocolArg {
+    /// A line of text
+    V1,
+    /// Binary
+    V2,
+}
+
+impl From<ProxyProtocolArg> for ProxyVersion {
+    fn from(argument: ProxyProtocolArg) -> Self {
+        match argument {
+            ProxyProtocolArg::V1 => Self::V1,
+            ProxyProtocolArg::V2 => Self::V2,
+        }
+    }
 }
 
 /// Client addresses or copies that cannot be.
@@ -101,7 +123,8 @@ impl ClientArgs {
                 return Err(ClientsError::NoneOfVersion(*target));
             }
         }
-        Ok(Clients { copies: self.copies, addresses, region: self.port_region })
+        let proxy_protocol = self.proxy_protocol.map(Into::into);
+        Ok(Clients { copies: self.copies, addresses, region: self.port_region, proxy_protocol })
     }
 }
 
@@ -164,7 +187,19 @@ mod tests {
         ] {
             assert_eq!(pool.contains(address.parse().unwrap()), inside, "{address}");
         }
-        assert_eq!(validate("", &["10.0.0.3:80"]).unwrap(), Clients { copies: 1, addresses: None, region: None });
+        let clients = validate("", &["10.0.0.3:80"]).unwrap();
+        assert_eq!(clients, Clients { copies: 1, addresses: None, region: None, proxy_protocol: None });
+    }
+
+    #[test]
+    fn the_header_of_the_proxy_protocol_has_the_version_that_is_named() {
+        for (args, version) in [
+            ("--proxy-protocol v1", Some(ProxyVersion::V1)),
+            ("--proxy-protocol v2", Some(ProxyVersion::V2)),
+            ("", None),
+        ] {
+            assert_eq!(validate(args, &["10.0.0.3:80"]).unwrap().proxy_protocol, version, "{args:?}");
+        }
     }
 
     #[test]
@@ -183,6 +218,9 @@ mod tests {
             ("-n 65", "1..=64"),
             ("-f 0", "1..=1023"),
             ("-f 1024", "1..=1023"),
+            ("--proxy-protocol", "v1, v2"),
+            ("--proxy-protocol 2", "v1, v2"),
+            ("--proxy-protocol v3", "v1, v2"),
         ] {
             let error = validate(args, &["10.0.0.3:80"]).unwrap_err();
             assert!(error.contains(part), "{args:?}: {error}");

@@ -293,6 +293,7 @@ fn engine_config(settings: &Settings, plan: &Plan, worker: u32, copy: usize, inj
         rules: plan.copies[copy].rules.clone(),
         probe_from: plan.copies[copy].rules.iter().map(|rule| own_address(rule.address)).collect(),
         identity: Identity { addresses: settings.clients.addresses.clone(), ports: plan.ports(settings, worker, copy) },
+        proxy_protocol: settings.clients.proxy_protocol,
         session_timeout: replay.session_timeout,
         keepalive_timeout: replay.keepalive_timeout,
         complete_only: replay.complete_only,

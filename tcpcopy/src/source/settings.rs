@@ -8,7 +8,7 @@ use std::{
 };
 
 use tcpcopy_common::prefix::Prefix;
-use tcpcopy_replay::{AddressPool, RoundTrip};
+use tcpcopy_replay::{AddressPool, ProxyVersion, RoundTrip};
 
 use crate::{
     affinity::CpuList,
@@ -97,6 +97,8 @@ pub struct Clients {
     pub addresses: Option<AddressPool>,
     /// Where the search for a free port begins: 1 to 1023.
     pub region: Option<u16>,
+    /// The header that tells the target who a client is.
+    pub proxy_protocol: Option<ProxyVersion>,
 }
 
 /// How connections are replayed: waiting, time-outs, sizes.
@@ -157,7 +159,7 @@ pub(super) mod testing {
             pin: None,
             ring_bytes: 1 << 20,
             selection: Selection { percentage: 100, ramp: None, clients: None },
-            clients: Clients { copies: 1, addresses: None, region: None },
+            clients: Clients { copies: 1, addresses: None, region: None, proxy_protocol: None },
             replay: Replay {
                 complete_only: false,
                 wait: true,

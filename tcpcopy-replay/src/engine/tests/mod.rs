@@ -23,6 +23,7 @@ mod misbehaving;
 mod multipath;
 mod orphans;
 mod owed;
+mod proxy_protocol;
 mod recovery;
 mod reports;
 mod segments;

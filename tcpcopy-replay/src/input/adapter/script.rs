@@ -80,6 +80,8 @@ fn the_laws_hold_for_the_identity_and_for_what_inserts_and_leaves_out() {
     let scripted = |header: &[u8], dropped| Rewrite::Scripted(Box::new(Script { header: header.to_vec(), dropped }));
     let rewrites = [
         Rewrite::Identity,
+        Rewrite::Header(5),
+        Rewrite::Header(u8::MAX),
         scripted(b"", 3..7),
         scripted(b"hello", 0..0),
         scripted(b"hello", 0..4),

@@ -116,6 +116,11 @@ impl Shared {
         self.read.zip(ack).map_or(0, |(read, ack)| ack.distance(read).max(0) as u32)
     }
 
+    /// Whether the target may speak first, and has not yet.
+    pub(super) fn may_be_greeted(&self, cx: &Context<'_>) -> bool {
+        (self.greeting_due || self.read.is_none()) && cx.profile.first_speaker != FirstSpeaker::Client
+    }
+
     /// Whether the greeting, if the target speaks first on each connection, has been waited for.
     pub(super) fn is_greeted(&mut self, cx: &mut Context<'_>) -> bool {
         if self.greeting_due

@@ -190,7 +190,7 @@ impl Open {
         }
         if received.new > 0 {
             shared.answers.record_response(received.new);
-            let first = shared.adapter.sent_of(shared.adapter.origin());
+            let first = shared.adapter.first();
             if acked > shared.adapter.sent_of(shared.request) {
                 shared.newest = Newest::Answered;
                 if shared.request > shared.adapter.origin() {

@@ -117,8 +117,11 @@ impl Open {
             }
             return None;
         }
-        // What the adapter puts before the first octet does not wait for the greeting.
-        if from >= shared.adapter.sent_of(shared.adapter.origin()) && !shared.is_greeted(cx) {
+        // What the adapter puts before the first octet is no request: it waits for nothing, and a server that speaks
+        // first does so when it has got it.
+        let first = shared.adapter.first();
+        let inserted = from < first;
+        if !inserted && (self.una < first && shared.may_be_greeted(cx) || !shared.is_greeted(cx)) {
             return None;
         }
         let mut len = available.min(usable).min(MAX_PAYLOAD as u64) as usize;
@@ -130,10 +133,12 @@ impl Open {
         let urgent;
         (len, urgent) = shared.cut_at_urgent(stream, from, len);
         // Sent before, on this target connection or on an earlier one.
-        let again = from < self.high || shared.adapter.live_of(from) < shared.sent;
-        let (mut push, mut asks) = (false, true);
+        let again = from < self.high || !inserted && shared.adapter.live_of(from) < shared.sent;
+        let (mut push, mut asks) = (false, !inserted);
         if again {
             len = len.min(self.high.max(shared.adapter.sent_of(shared.sent)).since(from) as usize);
+        } else if inserted {
+            cx.stats.inserted_bytes += len as u64;
         } else {
             match shared.clear(stream, from, len, cx) {
                 Clearance::Octets { len: cleared, push: last, asks: any } => (len, push, asks) = (cleared, last, any),
