@@ -172,7 +172,8 @@ impl Fuses {
                 continue;
             }
             let server = (IpAddress::from(rule.address.ip()), rule.address.port().to_be_bytes());
-            let ports = Flow::tcp((IpAddress::from(*from), [0; 2]), server);
+            let from = if from.is_unspecified() { IpAddress::UNSPECIFIED } else { IpAddress::from(*from) };
+            let ports = Flow::tcp((from, [0; 2]), server);
             // Of the range that nobody is assigned (RFC 6335, section 6). Should the host itself have a connection
             // there, a SYN does it no harm (RFC 5961, section 4).
             let [.., a, b] = secret.hash(&ports, Purpose::Probe).to_be_bytes();

@@ -1,6 +1,6 @@
 //! When nothing more is sent to a target, and when all goes on: in virtual time, over lossy and slow ways.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tcpcopy_common::{
     flow::IpAddress,
@@ -153,6 +153,40 @@ fn syns_that_nothing_answers_stop_it_within_two_seconds() {
             let expected = if fault == Fault::AnswersUnseen { 1 + usize::from(responses) } else { 0 };
             assert_eq!(resets, expected, "what goes astray is ended: {responses}");
             stays_stopped(&mut lab);
+        }
+    }
+}
+
+/// Not even this host's own probes come to where `intercept` looks any more.
+#[test]
+fn a_way_that_leads_elsewhere_after_a_while_stops_it_within_two_seconds() {
+    // Before the first response, and later.
+    for responses in [false, true] {
+        let mut lab = proved(Way::Clear);
+        if responses {
+            visit(&mut lab, 39_000);
+            run(&mut lab, 10_000);
+        }
+        lab.target.way = Way::Elsewhere;
+        visit(&mut lab, 40_000);
+        assert_eq!((blown(&mut lab), lab.engine.stats().stopped), (Some(Fault::ProbeUnseen), 1), "{responses}");
+    }
+}
+
+/// Nothing can be proved then, and what is reported of SYNs is believed after a while.
+#[test]
+fn without_an_address_of_its_own_a_target_that_answers_nothing_is_stopped_all_the_same() {
+    for (way, fault) in [(Way::Dropped(0), Fault::Unanswered), (Way::Astray, Fault::AnswersUnseen)] {
+        for nowhere in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+            let mut lab = Lab::with(Config { probe_from: vec![nowhere], ..config() });
+            lab.settle();
+            run(&mut lab, 1000);
+            assert_eq!((events(&mut lab), lab.engine.stats().stopped), (vec![None], 0), "{nowhere}");
+            lab.target.way = way;
+            visit(&mut lab, 40_000);
+            assert_eq!((blown(&mut lab), lab.engine.stats().stopped), (Some(fault), 1), "{nowhere}");
+            let nobody = [IpAddress::UNSPECIFIED, IpAddress::from_v4([0; 4])];
+            assert!(!lab.sent.iter().any(|packet| nobody.contains(&packet.flow.client)), "{nowhere}");
         }
     }
 }
