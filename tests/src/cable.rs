@@ -112,8 +112,9 @@ fn pass<'a>(from: &Port, to: &Port, frames: &'a [Vec<u8>]) -> anyhow::Result<Vec
         let mut left: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
         for _ in 0..TRIES {
             let full = full_queues()?;
-            left = once(from, to, left)?;
-            if left.is_empty() || full == full_queues()? {
+            let refused;
+            (left, refused) = once(from, to, left)?;
+            if left.is_empty() || !refused && full == full_queues()? {
                 break;
             }
         }
@@ -123,17 +124,25 @@ fn pass<'a>(from: &Port, to: &Port, frames: &'a [Vec<u8>]) -> anyhow::Result<Vec
 }
 
 /// Sends frames once, and returns those that do not arrive before the one that ends them: all take the same way, on one
-/// processor, in order.
-fn once<'a>(from: &Port, to: &Port, sent: Vec<&'a [u8]>) -> anyhow::Result<Vec<&'a [u8]>> {
+/// processor, in order. Also whether the kernel has refused to send one, as it does where a queue is full, or where a
+/// program drops it.
+fn once<'a>(from: &Port, to: &Port, sent: Vec<&'a [u8]>) -> anyhow::Result<(Vec<&'a [u8]>, bool)> {
+    let mut refused = false;
     for frame in &sent {
-        from.send(frame).with_context(|| format!("cannot send {frame:02x?}"))?;
+        match from.send(frame) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => refused = true,
+            result => result.with_context(|| format!("cannot send {frame:02x?}"))?,
+        }
     }
     let mut arrived: HashMap<Vec<u8>, usize> = HashMap::new();
     let deadline = Instant::now() + PATIENCE;
     'end: loop {
         let mut end = [&frames::INNER[..], &frames::OUTER, &END, &crate::monotonic_ns().to_be_bytes()].concat();
         end.resize(60, 0);
-        from.send(&end)?;
+        match from.send(&end) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            result => result?,
+        }
         let soon = Instant::now() + SOON;
         while Instant::now() < soon {
             match to.receive()? {
@@ -151,7 +160,7 @@ fn once<'a>(from: &Port, to: &Port, sent: Vec<&'a [u8]>) -> anyhow::Result<Vec<&
         }
         _ => true,
     };
-    Ok(sent.into_iter().filter(missing).collect())
+    Ok((sent.into_iter().filter(missing).collect(), refused))
 }
 
 /// Returns how many packets the processors' full queues have cost so far: the second column.
@@ -220,17 +229,9 @@ impl Port {
         Ok(Self { socket })
     }
 
-    /// Sends a frame, as soon as there is room for it.
+    /// Sends a frame.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match self.socket.send(frame) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && Instant::now() < deadline => {
-                    std::thread::yield_now();
-                }
-                result => return result.map(|_| ()),
-            }
-        }
+        self.socket.send(frame).map(|_| ())
     }
 
     /// Receives a frame as it was on the cable; `None` when none comes for a while.
