@@ -56,6 +56,9 @@ fn request() -> Vec<u8> {
     format!("GET /size/1?id={FORGED} HTTP/1.1\r\nHost: lab\r\n\r\n").into_bytes()
 }
 
+/// Sends frames through a cable; returns those that do not come through.
+type Crossing = fn(&Cable, &[Vec<u8>]) -> HashSet<Vec<u8>>;
+
 /// The hosts with a mirror at work, cables to put frames into, and clients who stay.
 struct Stage {
     lab: Lab,
@@ -119,7 +122,7 @@ impl Stage {
 
     /// Of frames that have not come through, those that do where no programs of ours are: the others, as one that ends
     /// within a VLAN tag, the kernel has dropped.
-    fn taken(&self, missing: &[&[u8]], cross: fn(&Cable, &[Vec<u8>]) -> HashSet<Vec<u8>>) -> Vec<Vec<u8>> {
+    fn taken(&self, missing: &[&[u8]], cross: Crossing) -> Vec<Vec<u8>> {
         let missing: Vec<Vec<u8>> = missing.iter().map(|frame| frame.to_vec()).collect();
         let dropped = cross(&self.control, &missing);
         missing.into_iter().filter(|frame| !dropped.contains(frame)).collect()
