@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    io::retry_on_intr,
+};
 
 /// The sending end, which wakes the thread.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ impl<T> Mailbox<T> {
     pub fn send(&self, order: T) {
         if self.orders.send(order).is_ok() {
             // Fails only when the counter is at its maximum, and then the thread is awake already.
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+            let _ = retry_on_intr(|| rustix::io::write(&self.wake, &1u64.to_ne_bytes()));
         }
     }
 }
@@ -65,7 +68,7 @@ impl<T> Inbox<T> {
     /// after it.
     pub(crate) fn rearm(&self) {
         // Fails only when nothing was sent.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        let _ = retry_on_intr(|| rustix::io::read(&self.wake, &mut [0; 8]));
     }
 
     /// Returns the descriptor that is readable after an order was sent, until [`rearm`](Self::rearm).

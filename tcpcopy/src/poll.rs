@@ -8,7 +8,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{log_limit::limited, mailbox::Inbox, process::panics};
+use crate::{clock::nap, log_limit::limited, mailbox::Inbox, process::panics};
+
+/// The longest sleep instead of one that the kernel has refused: descriptors are looked at blindly then.
+const BLIND: Duration = Duration::from_millis(10);
 
 /// A descriptor, and what of it ends a sleep.
 #[derive(Clone, Copy, Debug)]
@@ -38,13 +41,22 @@ pub fn wait<'a, T>(inbox: &Inbox<T>, interests: impl Iterator<Item = Interest<'a
     panics::provoked();
     let mut fds = vec![PollFd::from_borrowed_fd(inbox.wake_fd(), PollFlags::IN)];
     fds.extend(interests.map(|interest| PollFd::from_borrowed_fd(interest.fd, interest.flags)));
-    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-    match poll(&mut fds, Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(e) => limited!("failed polls", Level::Warn, "poll failed: {e}"),
-    }
+    ready(&mut fds, timeout);
     if fds[0].revents().contains(PollFlags::IN) {
         inbox.rearm();
+    }
+}
+
+/// Sleeps until one of `fds` is ready, `timeout` is over, or a signal comes. Where the kernel has no memory to wait
+/// with (ENOMEM) a little time passes all the same, so that its caller does not spin.
+pub fn ready(fds: &mut [PollFd<'_>], timeout: Duration) {
+    let limit = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+    match poll(fds, Some(&limit)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(e) => {
+            limited!("failed polls", Level::Warn, "poll failed: {e}");
+            nap(timeout.min(BLIND));
+        }
     }
 }
 
@@ -71,6 +83,23 @@ mod tests {
         let began = Instant::now();
         wait(&inbox, std::iter::empty(), Duration::from_millis(20));
         assert!(began.elapsed() >= Duration::from_millis(20), "the same order ended two sleeps");
+    }
+
+    #[test]
+    fn a_sleep_that_the_kernel_refuses_is_none_that_spins() {
+        // More descriptors than the process may have are refused (EINVAL); so would any be without memory.
+        let (near, _far) = UnixStream::pair().unwrap();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        let Some(limit) = limit.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit < 1 << 24) else {
+            return crate::net::testing::skip("the limit on open files is too high to be exceeded");
+        };
+        let mut fds = vec![PollFd::from_borrowed_fd(near.as_fd(), PollFlags::IN); limit + 1];
+        let began = Instant::now();
+        ready(&mut fds, FOREVER);
+        assert!(began.elapsed() >= BLIND, "no time has passed");
+        let began = Instant::now();
+        ready(&mut fds, Duration::from_millis(1));
+        assert!(began.elapsed() >= Duration::from_millis(1), "no time has passed");
     }
 
     #[test]

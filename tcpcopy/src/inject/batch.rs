@@ -138,6 +138,7 @@ impl Batch {
     fn leave_out(&mut self, error: &io::Error, refusal: Refusal, stats: &mut InjectStats) {
         let segments = self.packets[self.sent].wire.segments;
         self.sent += 1;
+        // What is short for a moment, or forbidden, says nothing about packets of many segments.
         if segments > 1 && matches!(refusal, Refusal::TooLarge | Refusal::Other) && self.takes_super_packets {
             self.takes_super_packets = false;
             log::info!("the kernel refuses packets of many segments ({error}); they are cut up before it gets them");
@@ -291,6 +292,26 @@ mod tests {
         batch.flush(&mut stats);
         assert_eq!((stats.emsgsize, stats.packets, batch.pending()), (1, 1, 0));
         assert_eq!(receive(&far), [2]);
+    }
+
+    /// ENOMEM and EPERM pass; to cut packets up before the kernel gets them costs three times the time for ever.
+    #[test]
+    fn what_is_short_or_forbidden_for_a_moment_does_not_end_packets_of_many_segments() {
+        for (errno, takes) in [
+            (libc::ENOMEM, true),
+            (libc::ENOBUFS, true),
+            (libc::EPERM, true),
+            (libc::ENETDOWN, true),
+            (libc::EINVAL, false),
+            (libc::EMSGSIZE, false),
+        ] {
+            let (mut batch, _far) = pair(64);
+            let mut stats = InjectStats::default();
+            batch.add(SocketAddress::NONE, parts(b"payload", 3));
+            let error = io::Error::from_raw_os_error(errno);
+            batch.leave_out(&error, Refusal::of(&error), &mut stats);
+            assert_eq!((batch.takes_super_packets(), stats.discarded()), (takes, 3), "{error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! vanish without an error.
 
 use std::{
-    io,
     net::IpAddr,
     os::fd::OwnedFd,
     sync::{
@@ -18,7 +17,10 @@ use std::{
 
 use log::Level;
 use netlink_packet_route::{RouteNetlinkMessage, neighbour::NeighbourState};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd},
+    io::retry_on_intr,
+};
 use tcpcopy_common::flow::IpAddress;
 use tcpcopy_wire::EthernetHeader;
 
@@ -28,6 +30,7 @@ use super::{
     error::{Backend, InjectError},
 };
 use crate::{
+    clock::nap,
     finding::Finding,
     log_limit::{LogLimit, limited},
     net::{
@@ -37,6 +40,7 @@ use crate::{
         netlink::{Announcements, Drained, Netlink},
         route::{self, RouteKind},
     },
+    poll,
     privileges::{self, Need},
 };
 
@@ -201,7 +205,7 @@ impl Paths {
 impl Drop for Paths {
     fn drop(&mut self) {
         // Writing to an eventfd fails only if it overflows.
-        if rustix::io::write(&self.stop, &1u64.to_ne_bytes()).is_ok()
+        if retry_on_intr(|| rustix::io::write(&self.stop, &1u64.to_ne_bytes())).is_ok()
             && let Some(watcher) = self.watcher.take()
         {
             // A panic of it was logged, and has ended the program.
@@ -279,13 +283,9 @@ impl Watcher {
         loop {
             let due = last + if dirty { CALM } else { REVIEW };
             match self.wait(due.saturating_duration_since(Instant::now())) {
-                Ok(Woken::Stop) => return,
-                Ok(Woken::Announced) => dirty |= self.announced(),
-                Ok(Woken::Timeout) => {}
-                Err(e) => {
-                    log::error!("routes and neighbours are no longer watched: {e}");
-                    return;
-                }
+                Woken::Stop => return,
+                Woken::Announced => dirty |= self.announced(),
+                Woken::Timeout => {}
             }
             let now = Instant::now();
             let review = now >= last + REVIEW;
@@ -297,21 +297,17 @@ impl Watcher {
         }
     }
 
-    fn wait(&self, time: Duration) -> io::Result<Woken> {
-        let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
+    fn wait(&self, time: Duration) -> Woken {
         let mut fds = [
             PollFd::new(&self.stop, PollFlags::IN),
             PollFd::from_borrowed_fd(self.announcements.as_fd(), PollFlags::IN),
         ];
-        match poll(&mut fds, Some(&limit)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-        Ok(match fds.each_ref().map(|fd| !fd.revents().is_empty()) {
+        poll::ready(&mut fds, time);
+        match fds.each_ref().map(|fd| !fd.revents().is_empty()) {
             [true, _] => Woken::Stop,
             [_, true] => Woken::Announced,
             _ => Woken::Timeout,
-        })
+        }
     }
 
     /// Reads the announcements. Whether any of them can matter.
@@ -327,13 +323,19 @@ impl Watcher {
         });
         match drained {
             Ok(Drained::All) => matters,
-            Ok(Drained::Gap) => true,
+            Ok(Drained::Gap) => {
+                // More may wait, so that the next sleep would be none.
+                nap(CALM);
+                true
+            }
             Err(e) => {
                 limited!(
                     "unread announcements",
                     Level::Warn,
                     "announcements of routes and neighbours cannot be read: {e}"
                 );
+                // They may still be there, so that the next sleep would be none.
+                nap(CALM);
                 true
             }
         }

@@ -18,7 +18,7 @@ figures! {
         pub bytes: u64 = counter(Section::Stages).named("injected_bytes").bytes(),
         /// Discarded: the socket's or the interface's queue was full, and stayed full until the batch was needed again.
         pub would_block: u64 = counter(Section::NotInjected),
-        /// Discarded by the kernel: the interface's queue was full (ENOBUFS).
+        /// Discarded by the kernel: the interface's queue was full, or memory was short (ENOBUFS, ENOMEM).
         pub queue_full: u64 = counter(Section::NotInjected),
         /// Discarded by the kernel: larger than the interface's MTU (EMSGSIZE).
         pub emsgsize: u64 = counter(Section::NotInjected).named("larger_than_mtu"),
@@ -39,6 +39,8 @@ pub(super) enum Refusal {
     QueueFull,
     TooLarge,
     NetDown,
+    /// A firewall rule says so.
+    Forbidden,
     Other,
 }
 
@@ -46,11 +48,12 @@ impl Refusal {
     pub(super) fn of(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EAGAIN) => Self::WouldBlock,
-            Some(libc::ENOBUFS) => Self::QueueFull,
+            Some(libc::ENOBUFS | libc::ENOMEM) => Self::QueueFull,
             Some(libc::EMSGSIZE) => Self::TooLarge,
             Some(
                 libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EHOSTDOWN,
             ) => Self::NetDown,
+            Some(libc::EPERM | libc::EACCES) => Self::Forbidden,
             _ => Self::Other,
         }
     }
@@ -70,7 +73,35 @@ impl InjectStats {
             Refusal::QueueFull => &mut self.queue_full,
             Refusal::TooLarge => &mut self.emsgsize,
             Refusal::NetDown => &mut self.net_down,
-            Refusal::Other => &mut self.other,
+            Refusal::Forbidden | Refusal::Other => &mut self.other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_answer_of_the_kernel_is_counted_by_its_reason() {
+        let counted = |errno| {
+            let mut stats = InjectStats::default();
+            *stats.refused(Refusal::of(&io::Error::from_raw_os_error(errno))) += 1;
+            assert_eq!(stats.discarded(), 1);
+            [stats.would_block, stats.queue_full, stats.emsgsize, stats.net_down, stats.other].map(|count| count == 1)
+        };
+        let [would_block, queue_full, emsgsize, net_down, other] =
+            std::array::from_fn(|i| std::array::from_fn(|counter: usize| counter == i));
+        assert_eq!(counted(libc::EAGAIN), would_block);
+        for errno in [libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(counted(errno), queue_full, "{errno}");
+        }
+        assert_eq!(counted(libc::EMSGSIZE), emsgsize);
+        for errno in [libc::ENETDOWN, libc::ENXIO, libc::ENODEV, libc::ENETUNREACH, libc::EHOSTUNREACH] {
+            assert_eq!(counted(errno), net_down, "{errno}");
+        }
+        for errno in [libc::EPERM, libc::EACCES, libc::EINVAL, libc::EIO] {
+            assert_eq!(counted(errno), other, "{errno}");
         }
     }
 }

@@ -11,13 +11,14 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 
 use super::{
     NetError,
     interface::Mac,
     netlink::{Announcements, Netlink},
 };
+use crate::poll;
 
 /// An entry of the kernel's neighbour table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,11 +130,7 @@ pub fn resolve(address: IpAddr, ifindex: u32, interface: &str, timeout: Duration
         if left.is_zero() {
             return Err(silent());
         }
-        let wait = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::from_borrowed_fd(announcements.as_fd(), PollFlags::IN)], Some(&wait)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(refused("wait for a neighbour's answer", e.into())),
-        }
+        poll::ready(&mut [PollFd::from_borrowed_fd(announcements.as_fd(), PollFlags::IN)], left);
         announcements.drain(|_| {}).map_err(|e| refused("wait for a neighbour's answer", e))?;
     }
 }

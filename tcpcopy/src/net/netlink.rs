@@ -1,6 +1,6 @@
 //! One synchronous exchange with the kernel over netlink.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{io, os::fd::BorrowedFd, time::Duration};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
@@ -15,10 +15,21 @@ use super::NetError;
 const BUFFER: usize = 64 * 1024;
 /// How often a dump that the kernel calls inconsistent, because something changed under it, is begun again.
 const DUMP_RETRIES: usize = 5;
+/// How often an exchange is begun again for which the kernel had no memory, or no room in our socket.
+const TRIES: u32 = 3;
+/// Between two of these.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How many gaps are met in one call of [`Announcements::drain`]: behind more, announcements come faster than they are
+/// read.
+const MOST_GAPS: usize = 8;
 
 /// A netlink socket for requests.
 pub(crate) struct Netlink {
+    protocol: isize,
     socket: Socket,
+    /// Whether an exchange on it has ended before its last message: a dump may still be under way, and then the kernel
+    /// begins no other (EBUSY).
+    spoilt: bool,
     buffer: Vec<u8>,
     sequence: u32,
 }
@@ -31,10 +42,8 @@ enum Failure {
 
 impl Netlink {
     pub(crate) fn open(protocol: isize) -> Result<Self, NetError> {
-        let mut socket = Socket::new(protocol).map_err(NetError::Open)?;
-        socket.bind_auto().map_err(NetError::Open)?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(NetError::Open)?;
-        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER), sequence: 0 })
+        let socket = connected(protocol).map_err(NetError::Open)?;
+        Ok(Self { protocol, socket, spoilt: false, buffer: Vec::with_capacity(BUFFER), sequence: 0 })
     }
 
     /// Opens a socket for questions about links, addresses, routes and neighbours.
@@ -49,7 +58,7 @@ impl Netlink {
         A: NetlinkDeserializable,
     {
         let mut answer = None;
-        match self.exchange(query, 0, |message| answer = Some(message)) {
+        match self.exchange(&query, 0, &mut |message| answer = Some(message)) {
             Ok(()) => {
                 answer.map_or_else(|| Err(NetError::Unexpected { action: action.into() }), |answer| Ok(Some(answer)))
             }
@@ -65,25 +74,31 @@ impl Netlink {
         A: NetlinkDeserializable,
     {
         let mut all = Vec::new();
+        let mut failed = None;
         for _ in 0..DUMP_RETRIES {
             all.clear();
-            match self.exchange(query.clone(), NLM_F_DUMP, |message| all.push(message)) {
+            failed = match self.exchange_once(&query, NLM_F_DUMP, &mut |message| all.push(message)) {
                 Ok(()) => return Ok(all),
-                Err(Failure::Interrupted) => {}
+                // Nearly right; the last is as good as one can get on a host that changes all the time.
+                Err(Failure::Interrupted) => None,
+                Err(Failure::Io(e)) if is_passing(&e) => {
+                    std::thread::sleep(PAUSE);
+                    Some(Failure::Io(e))
+                }
                 Err(failure) => return Err(failure.into_error(action)),
-            }
+            };
         }
-        // Each pass was nearly right; the last is as good as one can get on a host that changes all the time.
-        Ok(all)
+        failed.map_or(Ok(all), |failure| Err(failure.into_error(action)))
     }
 
-    /// Asks for all there is, and keeps nothing of it. What the kernel calls inconsistent is not asked for again.
-    pub(crate) fn dump_each<Q, A>(&mut self, query: Q, action: &str, each: impl FnMut(A)) -> Result<(), NetError>
+    /// Asks for all there is, and keeps nothing of it. What the kernel calls inconsistent is not asked for again. What
+    /// had come before a fault may come twice.
+    pub(crate) fn dump_each<Q, A>(&mut self, query: Q, action: &str, mut each: impl FnMut(A)) -> Result<(), NetError>
     where
-        Q: NetlinkSerializable,
+        Q: NetlinkSerializable + Clone,
         A: NetlinkDeserializable,
     {
-        match self.exchange(query, NLM_F_DUMP, each) {
+        match self.exchange(&query, NLM_F_DUMP, &mut each) {
             Ok(()) | Err(Failure::Interrupted) => Ok(()),
             Err(failure) => Err(failure.into_error(action)),
         }
@@ -97,27 +112,67 @@ impl Netlink {
     where
         Q: NetlinkSerializable + Clone,
     {
-        self.exchange::<Q, RouteNetlinkMessage>(query, flags | NLM_F_ACK, |_| {}).map_err(|failure| match failure {
+        self.exchange::<Q, RouteNetlinkMessage>(&query, flags | NLM_F_ACK, &mut |_| {}).map_err(|failure| match failure
+        {
             Failure::Io(e) => e,
             Failure::Interrupted => io::ErrorKind::Interrupted.into(),
         })
     }
 
-    fn exchange<Q, A>(&mut self, query: Q, flags: u16, mut each: impl FnMut(A)) -> Result<(), Failure>
+    /// Asks, and hears the whole answer; again when it came short for want of memory. Every request means the same
+    /// when it is made twice.
+    fn exchange<Q, A>(&mut self, query: &Q, flags: u16, each: &mut impl FnMut(A)) -> Result<(), Failure>
     where
-        Q: NetlinkSerializable,
+        Q: NetlinkSerializable + Clone,
         A: NetlinkDeserializable,
     {
+        let mut tries = 1;
+        loop {
+            match self.exchange_once(query, flags, each) {
+                Err(Failure::Io(e)) if is_passing(&e) && tries < TRIES => {
+                    log::debug!("a netlink exchange is begun again: {e}");
+                    std::thread::sleep(PAUSE);
+                    tries += 1;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn exchange_once<Q, A>(&mut self, query: &Q, flags: u16, each: &mut impl FnMut(A)) -> Result<(), Failure>
+    where
+        Q: NetlinkSerializable + Clone,
+        A: NetlinkDeserializable,
+    {
+        if self.spoilt {
+            self.socket = connected(self.protocol).map_err(Failure::Io)?;
+        }
+        self.spoilt = true;
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
-        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(query));
+        let mut request = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(query.clone()));
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(Failure::Io)?;
+        loop {
+            match self.socket.send(&bytes, 0) {
+                Ok(_) => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Failure::Io(e)),
+            }
+        }
+        let ended = self.hear(flags, each)?;
+        self.spoilt = false;
+        ended
+    }
 
+    /// Hears the answer to the last request; an error when it does not come to its end.
+    fn hear<A>(&mut self, flags: u16, each: &mut impl FnMut(A)) -> Result<Result<(), Failure>, Failure>
+    where
+        A: NetlinkDeserializable,
+    {
         let single = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
         let mut interrupted = false;
         loop {
@@ -126,7 +181,7 @@ impl Netlink {
                 let Ok(message) = NetlinkMessage::<A>::deserialize(message) else {
                     log::debug!("a netlink message of {} octets cannot be read and is left out", message.len());
                     if single {
-                        return Ok(());
+                        return Ok(Ok(()));
                     }
                     continue;
                 };
@@ -138,21 +193,34 @@ impl Netlink {
                     NetlinkPayload::InnerMessage(inner) => {
                         each(inner);
                         if single {
-                            return Ok(());
+                            return Ok(Ok(()));
                         }
                     }
-                    NetlinkPayload::Error(e) if e.code.is_some() => return Err(Failure::Io(e.to_io())),
+                    NetlinkPayload::Error(e) if e.code.is_some() => return Ok(Err(Failure::Io(e.to_io()))),
                     NetlinkPayload::Done(done) if done.code < 0 => {
-                        return Err(Failure::Io(io::Error::from_raw_os_error(done.code.wrapping_neg())));
+                        return Ok(Err(Failure::Io(io::Error::from_raw_os_error(done.code.wrapping_neg()))));
                     }
                     NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => {
-                        return if interrupted { Err(Failure::Interrupted) } else { Ok(()) };
+                        return Ok(if interrupted { Err(Failure::Interrupted) } else { Ok(()) });
                     }
                     _ => {}
                 }
             }
         }
     }
+}
+
+/// Opens a socket to the kernel.
+fn connected(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Returns whether an error says that something was short for a moment, and nothing about what was asked.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM))
 }
 
 impl Failure {
@@ -177,7 +245,8 @@ pub(crate) struct Announcements {
 pub(crate) enum Drained {
     /// Everything that was announced.
     All,
-    /// The socket's buffer overflowed: announcements are missing, so ask for the present state.
+    /// Announcements are missing, because the socket's buffer overflowed or the kernel had no memory: ask for the
+    /// present state. More may wait.
     Gap,
 }
 
@@ -196,12 +265,17 @@ impl Announcements {
     /// Hands over what has been announced so far, without waiting.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(RouteNetlinkMessage)) -> io::Result<Drained> {
         let mut drained = Drained::All;
+        let mut gaps = 0;
         loop {
             match receive(&self.socket, &mut self.buffer, 0) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(drained),
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {
+                Err(e) if is_passing(&e) || e.kind() == io::ErrorKind::InvalidData => {
                     drained = Drained::Gap;
+                    gaps += 1;
+                    if gaps == MOST_GAPS {
+                        return Ok(drained);
+                    }
                     continue;
                 }
                 Err(e) => return Err(e),
