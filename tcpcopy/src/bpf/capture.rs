@@ -20,6 +20,7 @@ use tcpcopy_replay::Checksums;
 
 use super::{
     BpfError, ClientFilter, CounterValues, ProgramLogger, RingReader,
+    error::patiently,
     names::{
         global, map,
         program::{ANSWER_TC, ANSWER_TC_L3, CAPTURE_TC, CAPTURE_TC_L3, CAPTURE_XDP},
@@ -267,8 +268,14 @@ fn plan(names: &[String], hook: Hook) -> Result<Vec<Plan>, BpfError> {
 
 fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfError> {
     let (name, result) = match program {
-        CaptureProgram::Tc(name) => (name, object.program::<SchedClassifier>(name)?.load()),
-        CaptureProgram::Xdp { .. } => (CAPTURE_XDP, object.program::<Xdp>(CAPTURE_XDP)?.load()),
+        CaptureProgram::Tc(name) => {
+            let program = object.program::<SchedClassifier>(name)?;
+            (name, patiently(|| program.load()))
+        }
+        CaptureProgram::Xdp { .. } => {
+            let program = object.program::<Xdp>(CAPTURE_XDP)?;
+            (CAPTURE_XDP, patiently(|| program.load()))
+        }
     };
     match result {
         // Two interfaces with the same program.
@@ -284,10 +291,10 @@ fn make_rings(object: &mut Object, workers: u32, bytes: u32) -> Result<Vec<RingR
         object.map_mut(map::CAPTURE_RINGS)?.try_into().map_err(BpfError::write(map::CAPTURE_RINGS))?;
     (0..workers)
         .map(|worker| {
-            let ring = sys::create_ring(bytes).map_err(|error| BpfError::ring(bytes, error))?;
+            let ring = patiently(|| sys::create_ring(bytes)).map_err(|error| BpfError::ring(bytes, error))?;
             let reader = ring.try_clone().map_err(|error| BpfError::ring(bytes, error))?;
             let ring = MapData::from_fd(ring).map_err(BpfError::write(map::CAPTURE_RINGS))?;
-            rings.set(worker, &ring, 0).map_err(BpfError::write(map::CAPTURE_RINGS))?;
+            patiently(|| rings.set(worker, &ring, 0)).map_err(BpfError::write(map::CAPTURE_RINGS))?;
             RingReader::new(reader, bytes, signals.of(worker))
         })
         .collect()

@@ -8,7 +8,11 @@ use tcpcopy_common::{
     figures::{Family, Value, Visit},
 };
 
-use super::{error::BpfError, names::map, object::Object};
+use super::{
+    error::{BpfError, patiently},
+    names::map,
+    object::Object,
+};
 
 /// A set of counters that a program keeps in a per-CPU array, indexed by the enum.
 pub trait Counter: Copy + 'static {
@@ -56,7 +60,10 @@ impl<C: Counter> CounterValues<C> {
     fn read(map: &'static str, array: &PerCpuArray<impl Borrow<MapData>, u64>) -> Result<Self, BpfError> {
         let values = C::ALL
             .iter()
-            .map(|counter| Ok(array.get(&counter.index(), 0).map_err(BpfError::read(map))?.iter().sum()))
+            .map(|counter| {
+                let values = patiently(|| array.get(&counter.index(), 0)).map_err(BpfError::read(map))?;
+                Ok(values.iter().sum())
+            })
             .collect::<Result<_, BpfError>>()?;
         Ok(Self { values, set: PhantomData })
     }

@@ -1,6 +1,6 @@
 //! What can go wrong between us and the kernel's BPF subsystem.
 
-use std::{error::Error, io};
+use std::{error::Error, io, time::Duration};
 
 use aya::{EbpfError, maps::MapError};
 use rustix::io::Errno;
@@ -220,14 +220,43 @@ const EPERM: i32 = Errno::PERM.raw_os_error();
 
 /// Returns whether an operating-system error EPERM is at the bottom of `error`.
 pub(super) fn is_eperm(error: &(dyn Error + 'static)) -> bool {
+    is_one_of(error, &[Errno::PERM])
+}
+
+/// Returns whether one of these operating-system errors is at the bottom of `error`.
+fn is_one_of(error: &(dyn Error + 'static), errors: &[Errno]) -> bool {
+    let is_one = |answer: &io::Error| Errno::from_io_error(answer).is_some_and(|answer| errors.contains(&answer));
     let mut next = Some(error);
     while let Some(error) = next {
-        if error.downcast_ref::<io::Error>().is_some_and(|e| e.raw_os_error() == Some(EPERM)) {
+        if error.downcast_ref().is_some_and(is_one) || error.downcast_ref().is_some_and(|e| errors.contains(e)) {
             return true;
         }
         next = error.source();
     }
     false
+}
+
+/// What the kernel says when a signal has come (the verifier: EAGAIN), a lock is held, or memory is short for a moment.
+const PASSING: [Errno; 4] = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
+/// How often it is asked then, as libbpf does.
+const TRIES: u32 = 5;
+/// Between two of these.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Asks the kernel for something, and again when it refuses for a reason that passes. For what does the same, or
+/// nothing, when it is done twice.
+pub(super) fn patiently<T, E: Error + 'static>(mut ask: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    let mut tries = 1;
+    loop {
+        match ask() {
+            Err(error) if tries < TRIES && is_one_of(&error, &PASSING) => {
+                log::debug!("asking the kernel again: {}", with_causes(&error));
+                std::thread::sleep(PAUSE);
+                tries += 1;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Returns the message of `error` and of what caused it, in one line.
@@ -268,6 +297,27 @@ mod tests {
         ];
         for error in errors {
             assert!(error.to_string().contains("run as root or with the capabilities"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_what_passes_is_asked_for_again_and_not_for_ever() {
+        let failing = |errno: Errno, times: u32| {
+            let mut asked = 0;
+            let refused =
+                || MapError::SyscallError(SyscallError { call: "bpf_map_update_elem", io_error: errno.into() });
+            let result = patiently(|| {
+                asked += 1;
+                if asked > times { Ok(()) } else { Err(refused()) }
+            });
+            (result.is_ok(), asked)
+        };
+        for errno in PASSING {
+            assert_eq!(failing(errno, 1), (true, 2), "{errno}");
+            assert_eq!(failing(errno, u32::MAX), (false, TRIES), "{errno}");
+        }
+        for errno in [Errno::PERM, Errno::NOENT, Errno::TOOBIG, Errno::MFILE] {
+            assert_eq!(failing(errno, 1), (false, 1), "{errno}");
         }
     }
 

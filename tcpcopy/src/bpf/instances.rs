@@ -14,7 +14,7 @@ use tcpcopy_common::{
 };
 
 use super::{
-    error::{BpfError, absent_is_fine},
+    error::{BpfError, absent_is_fine, patiently},
     names::map,
     object::Object,
     sys,
@@ -57,12 +57,11 @@ impl InstanceMaps {
     /// # Errors
     /// [`BpfError::Map`], in particular when there are too many instances.
     pub fn add(&mut self, instance: u32, key: &MarkKey) -> Result<(), BpfError> {
-        let zeros = nr_cpus()
-            .map_err(|(_, error)| error)
-            .and_then(|cpus| PerCpuValues::try_from(vec![WireStats::default(); cpus]))
-            .map_err(|error| BpfError::write(map::WIRE_STATS)(MapError::IoError(error)))?;
-        self.wire_stats.insert(instance, zeros, 0).map_err(BpfError::write(map::WIRE_STATS))?;
-        self.keys.insert(instance, key, 0).map_err(BpfError::write(map::INSTANCES))
+        let error = BpfError::write(map::WIRE_STATS);
+        let cpus = nr_cpus().map_err(|(_, cause)| error(MapError::IoError(cause)))?;
+        let zeros = || PerCpuValues::try_from(vec![WireStats::default(); cpus]).map_err(MapError::IoError);
+        patiently(|| self.wire_stats.insert(instance, zeros()?, 0)).map_err(error)?;
+        patiently(|| self.keys.insert(instance, key, 0)).map_err(BpfError::write(map::INSTANCES))
     }
 
     /// Reports, of sessions that `instance` opens from now on, the responses of these targets with their first octets,
@@ -85,11 +84,11 @@ impl InstanceMaps {
             if !known.contains(key) {
                 known.push(*key);
             }
-            self.prefixes.insert(key, octets, 0).map_err(BpfError::write(map::PREFIXES))?;
+            patiently(|| self.prefixes.insert(key, octets, 0)).map_err(BpfError::write(map::PREFIXES))?;
         }
         let is_wanted = |key: &PrefixKey| wanted.iter().any(|(wanted, _)| wanted == key);
         for key in known.iter().filter(|key| !is_wanted(key)) {
-            absent_is_fine(self.prefixes.remove(key)).map_err(BpfError::write(map::PREFIXES))?;
+            absent_is_fine(patiently(|| self.prefixes.remove(key))).map_err(BpfError::write(map::PREFIXES))?;
         }
         known.retain(is_wanted);
         if known.is_empty() {
@@ -103,9 +102,9 @@ impl InstanceMaps {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn remove(&mut self, instance: u32) -> Result<(), BpfError> {
-        absent_is_fine(self.keys.remove(&instance)).map_err(BpfError::write(map::INSTANCES))?;
+        absent_is_fine(patiently(|| self.keys.remove(&instance))).map_err(BpfError::write(map::INSTANCES))?;
         self.set_prefixes(instance, &[])?;
-        absent_is_fine(self.wire_stats.remove(&instance)).map_err(BpfError::write(map::WIRE_STATS))
+        absent_is_fine(patiently(|| self.wire_stats.remove(&instance))).map_err(BpfError::write(map::WIRE_STATS))
     }
 
     /// Returns what the sessions of `instance` did so far, summed over the CPUs; zeros for an unknown one.
@@ -113,7 +112,7 @@ impl InstanceMaps {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn wire_stats(&self, instance: u32) -> Result<WireStats, BpfError> {
-        match self.wire_stats.get(&instance, 0) {
+        match patiently(|| self.wire_stats.get(&instance, 0)) {
             Ok(values) => Ok(values.iter().fold(WireStats::default(), |mut sum, cpu| {
                 sum += *cpu;
                 sum

@@ -6,6 +6,7 @@ use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
     BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
+    error::patiently,
     names::{global, map, program},
     object::{Object, Side},
     refusal::refusal,
@@ -109,7 +110,8 @@ impl Interceptor {
         let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
-            object.program::<SchedClassifier>(name)?.load().map_err(|error| refusal(name, &error))?;
+            let program = object.program::<SchedClassifier>(name)?;
+            patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
         }
         Ok(Intercept {
             instances: InstanceMaps::take(&mut object)?,
@@ -142,9 +144,15 @@ impl Interceptor {
         self.hooks.remove(&ifindex);
     }
 
-    /// Returns the indices of the interfaces with a program of ours.
+    /// Returns the indices of the interfaces with a program of ours, and of those where that has failed.
     pub fn attached(&self) -> impl Iterator<Item = u32> {
         self.hooks.keys().copied()
+    }
+
+    /// Returns whether responses that go out by the interface of this index are swallowed.
+    #[must_use]
+    pub fn swallows_on(&self, ifindex: u32) -> bool {
+        self.hooks.get(&ifindex).is_some_and(|hooks| hooks.swallow.is_some())
     }
 
     fn attach(

@@ -19,8 +19,9 @@ const NO_SYS: &str = "/proc/self/fdinfo";
 pub(super) fn loader<'a>() -> EbpfLoader<'a> {
     // aya cannot be told to leave that file alone. So the loader is made where there is none: in a thread with a root
     // of its own.
-    let made = thread::spawn(|| leave_sys().map(|()| EbpfLoader::new())).join();
-    match made.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) {
+    let made = thread::Builder::new().spawn(|| leave_sys().map(|()| EbpfLoader::new()));
+    let made = made.and_then(|made| made.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))));
+    match made {
         Ok(loader) => loader,
         Err(error) => {
             log::debug!("loading eBPF takes more memory than it should: {error}");

@@ -13,7 +13,13 @@ use aya::{
 use aya_log::{EbpfLogger, Level};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::{error::BpfError, loader::loader, logging::ProgramLogger, refusal::refusal, sys};
+use super::{
+    error::{BpfError, patiently},
+    loader::loader,
+    logging::ProgramLogger,
+    refusal::refusal,
+    sys,
+};
 
 /// The programs of the production host, built by `build.rs`.
 static CAPTURE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tcpcopy-ebpf-capture"));
@@ -52,7 +58,7 @@ impl Object {
             Side::Capture => CAPTURE,
             Side::Intercept => INTERCEPT,
         };
-        let ebpf = loader.load(object).map_err(BpfError::object)?;
+        let ebpf = patiently(|| loader.load(object)).map_err(BpfError::object)?;
         Ok(Self { ebpf, debug })
     }
 

@@ -19,7 +19,7 @@ use rustix::{
 };
 use tcpcopy_common::wakeup::Signals;
 
-use super::BpfError;
+use super::{BpfError, error::patiently};
 
 // From the kernel's uapi/linux/bpf.h: the header of every record.
 const BUSY: u32 = 1 << 31;
@@ -269,7 +269,8 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     fn new(fd: BorrowedFd<'_>, len: usize, protection: ProtFlags, offset: u64) -> rustix::io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let ptr = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, offset) }?;
+        let map = || unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, fd, offset) };
+        let ptr = patiently(map)?;
         NonNull::new(ptr).map(|ptr| Self { ptr, len }).ok_or(rustix::io::Errno::NOMEM)
     }
 }

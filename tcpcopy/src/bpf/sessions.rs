@@ -7,7 +7,7 @@ use bytemuck::Zeroable as _;
 use tcpcopy_common::{flow::Flow, response::Session};
 
 use super::{
-    error::{BpfError, absent_is_fine},
+    error::{BpfError, absent_is_fine, patiently},
     names::map,
     object::Object,
     sys,
@@ -65,7 +65,7 @@ impl Sessions {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn get(&self, flow: &Flow) -> Result<Option<Session>, BpfError> {
-        match self.map.get(flow, 0) {
+        match patiently(|| self.map.get(flow, 0)) {
             Ok(session) => Ok(Some(session)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(BpfError::read(map::SESSIONS)(error)),
@@ -87,7 +87,7 @@ impl Sessions {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn remove(&mut self, flow: &Flow) -> Result<(), BpfError> {
-        absent_is_fine(self.map.remove(flow)).map_err(BpfError::write(map::SESSIONS))
+        absent_is_fine(patiently(|| self.map.remove(flow))).map_err(BpfError::write(map::SESSIONS))
     }
 
     /// Enters a session that no SYN has opened.
@@ -112,7 +112,7 @@ impl Walk<'_> {
             let of = &mut *self.of;
             // The descriptor is borrowed of one field, the buffers are others.
             let fd = of.map.map().fd().as_fd();
-            match sys::lookup_batch(fd, from, &mut of.flows, &mut of.sessions) {
+            match patiently(|| sys::lookup_batch(fd, from, &mut of.flows, &mut of.sessions)) {
                 Ok(read) => break read,
                 // A bucket is read as a whole.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => of.set_room(2 * of.flows.len()),

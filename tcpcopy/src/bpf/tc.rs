@@ -13,7 +13,7 @@ use netlink_packet_route::{
 };
 use rustix::io::Errno;
 
-use super::BpfError;
+use super::{BpfError, error::patiently};
 use crate::net::{NetError, interface::Interface, netlink::Netlink};
 
 /// Attaches `program` at the head of the chain: a program of others that ends the chain cannot hide packets from it.
@@ -23,7 +23,10 @@ pub(super) fn attach_tcx(
     interface: &str,
     direction: TcAttachType,
 ) -> Result<SchedClassifierLink, BpfError> {
-    attach(program, name, interface, direction, TcAttachOptions::TcxOrder(LinkOrder::first()))
+    let order = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    patiently(|| program.attach_with_options(interface, direction, order()))
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| attach_error(name, interface, error))
 }
 
 /// Attaches `program` as a filter of the highest priority. There must be a [`Qdisc`].
@@ -34,25 +37,23 @@ pub(super) fn attach_filter(
     direction: TcAttachType,
 ) -> Result<SchedClassifierLink, BpfError> {
     let options = NlOptions { priority: 1, ..NlOptions::default() };
-    attach(program, name, interface, direction, TcAttachOptions::Netlink(options))
+    program
+        .attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| attach_error(name, interface, error))
 }
 
-fn attach(
-    program: &mut SchedClassifier,
-    name: &'static str,
-    interface: &str,
-    direction: TcAttachType,
-    options: TcAttachOptions,
-) -> Result<SchedClassifierLink, BpfError> {
-    program.attach_with_options(interface, direction, options).and_then(|id| program.take_link(id)).map_err(|error| {
-        match error {
-            ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EPERM) => {
-                BpfError::Permission
-            }
-            ProgramError::TcError(TcError::IoError(_)) => NetError::NoInterface { name: interface.to_owned() }.into(),
-            error => BpfError::attach(name, interface, &error),
+fn attach_error(name: &'static str, interface: &str, error: ProgramError) -> BpfError {
+    match error {
+        ProgramError::TcError(TcError::NetlinkError(error)) if error.raw_os_error() == Some(EPERM) => {
+            BpfError::Permission
         }
-    })
+        // What else the look-up of its name may say is no proof that it is gone.
+        ProgramError::TcError(TcError::IoError(error)) if error.raw_os_error() == Some(ENODEV) => {
+            NetError::NoInterface { name: interface.to_owned() }.into()
+        }
+        error => BpfError::attach(name, interface, &error),
+    }
 }
 
 /// The clsact qdisc of an interface. If it was made here, it is removed in `Drop`, unless another program has put
@@ -130,4 +131,27 @@ impl Drop for Qdisc {
 }
 
 const EPERM: i32 = Errno::PERM.raw_os_error();
+const ENODEV: i32 = Errno::NODEV.raw_os_error();
 const EEXIST: i32 = Errno::EXIST.raw_os_error();
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// Who takes an interface for gone does not hook it, and answers leave by it.
+    #[test]
+    fn an_interface_is_not_taken_for_gone_for_want_of_a_descriptor() {
+        let error = |errno: Errno| {
+            let error = ProgramError::TcError(TcError::IoError(io::Error::from(errno)));
+            attach_error("swallow_tcx", "eth0", error)
+        };
+        assert!(matches!(error(Errno::NODEV), BpfError::Net(NetError::NoInterface { .. })));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS] {
+            let error = error(errno);
+            assert!(matches!(error, BpfError::Attach { .. }), "{error}");
+            assert!(error.to_string().contains(&io::Error::from(errno).to_string()), "{error}");
+        }
+    }
+}

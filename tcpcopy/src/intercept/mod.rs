@@ -16,10 +16,12 @@ mod tests;
 use std::{
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use log::Level;
+use tcpcopy_common::counters::TargetCounter;
 use tokio::io::unix::AsyncFd;
 
 pub use self::settings::{Ack, Settings};
@@ -33,9 +35,10 @@ use self::{
 };
 use crate::{
     affinity,
-    bpf::{BpfError, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
+    bpf::{BpfError, CounterValues, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
     control::{Listener, Security, ServerCounters},
     finding::Finding,
+    log_limit::limited,
     mailbox::mailbox,
     net::{
         NetError,
@@ -44,7 +47,6 @@ use crate::{
     },
     privileges::{self, Need},
     process::{Ended, Process, Request, panics::caught},
-    summary::Report,
 };
 
 /// Returns the descriptors that a start takes on this host at the least.
@@ -127,10 +129,10 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     process.announce_ready()?;
 
     let began = Instant::now();
-    let figures = || -> Result<Report, BpfError> {
-        let programs = counters.read()?;
-        Ok(summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed()))
+    let summarise = |programs: CounterValues<TargetCounter>| {
+        summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed())
     };
+    let mut again = None;
     // A panic here is no reason to leave sessions behind either.
     let ended = caught(async {
         loop {
@@ -139,13 +141,13 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                     Request::Stop(_) => break Ok(()),
                     Request::Fail(panicked) => break Err(panicked.into()),
                     Request::Reload => security.reload().log(),
-                    Request::Report => match figures() {
-                        Ok(report) => process.show(&report),
+                    Request::Report => match counters.read() {
+                        Ok(programs) => process.show(&summarise(programs)),
                         Err(e) => log::warn!("cannot show the figures so far: {e}"),
                     },
                 },
                 // Without it a new interface could leak: better to end, in good order.
-                e = follow_interfaces(&mut monitor, &mut interceptor) => {
+                e = follow_interfaces(&mut monitor, &mut interceptor, &mut again) => {
                     break Err(e).context("cannot watch the interfaces any more");
                 }
             }
@@ -164,9 +166,11 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     if let (Some(resets), Some(ring), Some(sessions)) = (resets, ring, sessions) {
         reset_all(resets, ring, sessions);
     }
-    let figures = figures()?;
     drop(logger);
-    Ok(Ended { figures, failure: ended.err() })
+    let programs = counters.read().context("the figures of the eBPF programs are lost");
+    // All others are as good without them.
+    let (programs, unread) = programs.map_or_else(|e| (CounterValues::default(), Some(e)), |read| (read, None));
+    Ok(Ended { figures: summarise(programs), failure: ended.err().or(unread) })
 }
 
 fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
@@ -174,53 +178,97 @@ fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
     unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
 }
 
-/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails. Cancel safe: no change is lost.
-async fn follow_interfaces(monitor: &mut AsyncFd<LinkMonitor>, interceptor: &mut Interceptor) -> std::io::Error {
+/// How soon interfaces are looked at again when that, or the hooking of one, has failed, or announcements were lost.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails. Cancel safe: no
+/// change is lost, and `again` says when all are to be looked at once more, for want of memory or descriptors up to
+/// now.
+async fn follow_interfaces(
+    monitor: &mut AsyncFd<LinkMonitor>,
+    interceptor: &mut Interceptor,
+    again: &mut Option<Instant>,
+) -> std::io::Error {
     loop {
-        let changes = match monitor.readable_mut().await {
-            Ok(mut ready) => {
+        let due = *again;
+        let changes = tokio::select! {
+            ready = monitor.readable_mut() => ready.and_then(|mut ready| {
                 let changes = ready.get_inner_mut().changes();
                 ready.clear_ready();
                 changes
-            }
-            Err(e) => Err(e),
+            }),
+            // What came behind a gap may still be there, and is announced no more.
+            () = passed(due) => monitor.get_mut().changes().map(|mut changes| {
+                *again = None;
+                changes.push(LinkChange::Missed);
+                changes
+            }),
         };
         match changes {
-            Ok(changes) => apply(&changes, interceptor),
+            Ok(changes) if apply(&changes, interceptor) => {}
+            Ok(_) => *again = Some(Instant::now() + AGAIN),
             Err(e) => return e,
         }
     }
 }
 
-fn apply(changes: &[LinkChange], interceptor: &mut Interceptor) {
+/// Waits for a moment; for ever, if there is none.
+async fn passed(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns whether every interface that is there is known to be hooked by now.
+fn apply(changes: &[LinkChange], interceptor: &mut Interceptor) -> bool {
+    let mut all = true;
     for change in changes {
         match change {
-            LinkChange::Present(interface) => swallow_on(interceptor, interface),
+            LinkChange::Present(interface) => all &= swallow_on(interceptor, interface),
             LinkChange::Removed { index, .. } => interceptor.detach(*index),
             LinkChange::Missed => match interfaces() {
                 Ok(present) => {
                     let gone: Vec<u32> =
                         interceptor.attached().filter(|index| present.iter().all(|i| i.index != *index)).collect();
                     gone.into_iter().for_each(|index| interceptor.detach(index));
-                    present.iter().for_each(|interface| swallow_on(interceptor, interface));
+                    all &= present.iter().fold(true, |all, interface| swallow_on(interceptor, interface) && all);
                 }
-                Err(e) => log::error!("cannot list the interfaces: {e}; responses may leave by a new one"),
+                Err(e) => {
+                    limited!(
+                        "interfaces that cannot be listed",
+                        Level::Warn,
+                        "cannot list the interfaces: {e}; until that is mended, responses may leave by a new one"
+                    );
+                    all = false;
+                }
             },
         }
     }
+    all
 }
 
-/// Idempotent: an interface is announced again whenever something about it changes.
-fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) {
-    if interface.loopback || interceptor.attached().any(|index| index == interface.index) {
-        return;
+/// Idempotent: an interface is announced again whenever something about it changes. Returns whether it is hooked, or
+/// need not be.
+fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) -> bool {
+    if interface.loopback || interceptor.swallows_on(interface.index) {
+        return true;
     }
     match interceptor.attach_swallow(&interface.name) {
         Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
         // It was there for a moment only.
         Err(BpfError::Net(NetError::NoInterface { .. })) => {}
-        Err(e) => log::error!("cannot swallow responses on the new interface {}: {e}", interface.name),
+        Err(e) => {
+            limited!(
+                "interfaces that are not hooked",
+                Level::Warn,
+                "cannot swallow responses on the new interface {} yet: {e}; until that is mended, they may leave by it",
+                interface.name
+            );
+            return false;
+        }
     }
+    true
 }
 
 fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<JoinHandle<T>> {
@@ -230,8 +278,8 @@ fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) 
         .with_context(|| format!("cannot start the thread {name}"))
 }
 
-/// Waits for a thread to end. A panic of it was logged, and is what has ended the program: the end goes on all the same,
-/// without what the thread had.
+/// Waits for a thread to end. A panic of it was logged, and is what has ended the program: the end goes on all the
+/// same, without what the thread had.
 fn join<T>(thread: JoinHandle<T>) -> Option<T> {
     thread.join().ok()
 }

@@ -220,18 +220,24 @@ impl Reaper {
         let mut swallowed = self.swallowed();
         let mut quiet = 0;
         for _ in 0..FINAL_ROUNDS {
-            let (mut sock_diag, left) = match self.left() {
-                Ok(Some(left)) => left,
+            match self.left() {
                 Ok(None) => return,
-                Err(e) => return log::error!("cannot list the sockets of replayed connections: {e}"),
-            };
-            let before = std::mem::replace(&mut swallowed, self.swallowed());
-            quiet = if left.is_empty() && swallowed == before { quiet + 1 } else { 0 };
-            if quiet == FINAL_QUIET {
-                return;
+                Ok(Some((mut sock_diag, left))) => {
+                    let before = std::mem::replace(&mut swallowed, self.swallowed());
+                    quiet = if left.is_empty() && swallowed == before { quiet + 1 } else { 0 };
+                    if quiet == FINAL_QUIET {
+                        return;
+                    }
+                    log::debug!("destroying {} replayed connections", left.len());
+                    left.iter().for_each(|socket| destroy(&mut sock_diag, socket));
+                }
+                // What is short now need not be so in the next round; nothing is detached before.
+                Err(e) => {
+                    quiet = 0;
+                    let what = "cannot list the sockets of replayed connections";
+                    limited!("sockets that are not listed", Level::Warn, "{what}: {e}");
+                }
             }
-            log::debug!("destroying {} replayed connections", left.len());
-            left.iter().for_each(|socket| destroy(&mut sock_diag, socket));
             std::thread::sleep(FINAL_PAUSE);
         }
         log::warn!("some replayed connections could not be destroyed; their answers may reach clients");

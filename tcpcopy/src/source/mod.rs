@@ -39,7 +39,7 @@ use self::{
 };
 use crate::{
     affinity,
-    bpf::{Capture, CaptureSetup, RingReader, Sampling, Share},
+    bpf::{Capture, CaptureSetup, CounterValues, RingReader, Sampling, Share},
     clock,
     control::{ConnectError, Security, random_bytes},
     finding::Finding,
@@ -173,7 +173,11 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     remind();
     let snapshots = workers.stop();
     drop(logger);
-    let summary = Summary::new(&snapshots, capture.counters()?, began.elapsed());
+    let programs = capture.counters().context("the figures of the eBPF programs are lost");
+    // All others are as good without them.
+    let (programs, unread) = programs.map_or_else(|e| (CounterValues::default(), Some(e)), |read| (read, None));
+    let failure = failure.or(unread);
+    let summary = Summary::new(&snapshots, programs, began.elapsed());
     // A worker that has panicked has not published what it did last.
     if failure.is_none() {
         summary.verify();
