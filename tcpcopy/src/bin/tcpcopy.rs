@@ -1,6 +1,10 @@
 //! `tcpcopy`: copies the requests of live clients to a test host. See `tcpcopy --help`.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -40,7 +44,12 @@ fn copy(args: &CopyArgs) -> ExitCode {
 fn keygen(file: &Path) -> ExitCode {
     match write_key(file) {
         Ok(()) => {
-            println!("wrote a new key to {}; copy it to the other host, readable by root only", file.display());
+            // The key is there, whether anybody hears of it or not.
+            let _ = writeln!(
+                io::stdout(),
+                "wrote a new key to {}; copy it to the other host, readable by root only",
+                file.display()
+            );
             ExitCode::SUCCESS
         }
         Err(e) => report(&e),

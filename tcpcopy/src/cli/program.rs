@@ -1,10 +1,11 @@
 //! What both programs do around their work: limits, daemon, log, signals, process id file, privileges, runtime, summary,
 //! exit code.
 
-use std::{io, process::ExitCode};
+use std::{io, os::unix::net::UnixStream, panic::catch_unwind, process::ExitCode};
 
 use anyhow::Context as _;
 use rustix::{process::geteuid, thread::CapabilitySet};
+use tokio::runtime::{Builder, Runtime};
 
 use super::{ProcessArgs, SecurityArgs, exit, remedy, report};
 use crate::{
@@ -62,10 +63,10 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
     let user = args.user.as_deref().map(User::find).transpose()?;
     let mut files = Files::new(user.clone());
     let log = logging::init(args.log_file.as_deref(), &mut files)?;
+    let panics = panics::catch();
     found.iter().for_each(Finding::log);
     let summary = args.summary_json.as_deref().map(|path| SummaryFile::open(path, &mut files)).transpose()?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = runtime().context("cannot start the runtime")?;
     let signals = {
         let _inside = runtime.enter();
         Signals::catch(log)?
@@ -73,7 +74,7 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
     // Only now: whoever reads the process id may send a signal.
     let _pid_file = args.pid_file.as_deref().map(|path| PidFile::create(path, &mut files)).transpose()?;
     let output = if args.daemon { Output::Log } else { Output::Stdout };
-    let process = Process::new(readiness, signals, panics::catch(), output);
+    let process = Process::new(readiness, signals, panics, output);
     let security = security.load(user.as_ref().map_or_else(geteuid, User::uid))?;
     user.as_ref().map(User::become_it).transpose()?;
     let missing = privileges::missing(takes.capabilities);
@@ -92,6 +93,15 @@ fn child<F: Future<Output = anyhow::Result<Ended>>>(
             remedy::finding(e).log();
         }
     })
+}
+
+/// Makes the runtime of the main thread.
+fn runtime() -> io::Result<Runtime> {
+    // tokio takes a socket pair for signals, and panics when there is none. What it takes next is there as a rule, once
+    // this one was, and a panic has a message too.
+    drop(UnixStream::pair()?);
+    let build = || Builder::new_current_thread().enable_all().build();
+    catch_unwind(build).unwrap_or_else(|_| Err(io::Error::other("no pair of sockets to receive signals by")))
 }
 
 /// Names all capabilities that are missing where one of them is behind the error: who grants that alone meets the next.

@@ -31,10 +31,7 @@ pub struct Established {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The TCP connection was not made.
-    #[error(
-        "cannot reach intercept at {address}: {cause}; does intercept run there, is its port right, and does a \
-         firewall let it through?"
-    )]
+    #[error("cannot reach intercept at {address}: {cause}; {}", dialling(.cause))]
     Dial {
         /// Where to.
         address: SocketAddr,
@@ -67,6 +64,16 @@ pub enum ConnectError {
         /// Its reason.
         refusal: Refusal,
     },
+}
+
+/// Returns what to look at when a TCP connection was not made: what this host was short of has nothing to do with the
+/// other.
+fn dialling(cause: &io::Error) -> &'static str {
+    match cause.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => "this host has no descriptor left for it (`ulimit -n`)",
+        Some(libc::ENOBUFS | libc::ENOMEM) => "this host has no memory for it",
+        _ => "does intercept run there, is its port right, and does a firewall let it through?",
+    }
 }
 
 impl ConnectError {

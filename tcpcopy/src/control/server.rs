@@ -47,6 +47,8 @@ use crate::log_limit::limited;
 const BACKLOG: i32 = 256;
 /// Pause after accept(2) failed: it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after one that need not fail again.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Who decides over instances: the main program of `intercept`. Called on tokio's thread, so it must not block.
 pub trait Registry: Send + Sync + 'static {
@@ -181,12 +183,18 @@ impl Listener {
 /// Goes on after accept(2) has failed. For want of descriptors a silent connection gives way, and its task lets go of
 /// its descriptor as soon as it runs.
 async fn accept_failed(cause: &io::Error, pending: &Pending) {
+    let error = Errno::from_io_error(cause);
+    // The connection ended while it waited, or a signal came: nothing is wrong here.
+    if matches!(error, Some(Errno::INTR | Errno::CONNABORTED)) {
+        return sleep(MOMENT).await;
+    }
+    let starved = matches!(error, Some(Errno::MFILE | Errno::NFILE));
     limited!(
         "control connections that could not be accepted",
         Level::Warn,
-        "cannot accept a control connection: {cause}; is the limit on open files (`ulimit -n`) too low?"
+        "cannot accept a control connection: {cause}{}",
+        if starved { "; is the limit on open files (`ulimit -n`) too low?" } else { "" }
     );
-    let starved = matches!(Errno::from_io_error(cause), Some(Errno::MFILE | Errno::NFILE));
     if starved && pending.make_room() { yield_now().await } else { sleep(ACCEPT_PAUSE).await }
 }
 

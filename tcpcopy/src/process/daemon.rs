@@ -11,6 +11,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::{
+    io::retry_on_intr,
+    process::{Pid, WaitOptions, waitpid},
+};
 
 /// What `fork` made of us.
 #[derive(Debug)]
@@ -63,15 +67,15 @@ pub fn detach(daemon: bool) -> anyhow::Result<Role> {
         }
         pid => {
             drop(write);
-            let mut byte = [0];
-            if File::from(read).read(&mut byte).context("cannot read from the daemon")? == 1 {
+            let mut word = Vec::new();
+            // Up to the end: a call that a signal interrupts is repeated by it.
+            File::from(read).take(1).read_to_end(&mut word).context("cannot read from the daemon")?;
+            if !word.is_empty() {
                 return Ok(Role::Parent(ExitCode::SUCCESS));
             }
             // The pipe closed without a word: the child has failed and said why on stderr, which is ours too.
-            let mut status = 0;
-            // SAFETY: `pid` is our child and `status` a valid place to write to.
-            unsafe { libc::waitpid(pid, &raw mut status, 0) };
-            let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 1 };
+            let status = retry_on_intr(|| waitpid(Pid::from_raw(pid), WaitOptions::empty()));
+            let code = status.ok().flatten().and_then(|(_, status)| status.exit_status()).unwrap_or(1);
             Ok(Role::Parent(ExitCode::from(u8::try_from(code).unwrap_or(1))))
         }
     }

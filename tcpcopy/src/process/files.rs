@@ -18,7 +18,7 @@ use rustix::{
         Access as FsAccess, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fchown, fstat, openat, statat,
         unlinkat,
     },
-    io::Errno,
+    io::{Errno, retry_on_intr},
     process::{Uid, geteuid},
 };
 
@@ -143,7 +143,8 @@ impl Place {
             _ => return Err(FileFault::NotRegular("a directory")),
         };
         let parent = path.parent().filter(|parent| *parent != "").unwrap_or(Path::new("."));
-        let directory = openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = retry_on_intr(|| openat(CWD, parent, flags, Mode::empty()))?;
         Ok(Self { path: path.to_owned(), directory, name: name.to_owned(), heir })
     }
 
@@ -164,7 +165,7 @@ impl Place {
         // O_NONBLOCK: a pipe must be refused, not waited for.
         let flags = how | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         for _ in 0..TRIES {
-            match openat(&self.directory, &self.name, flags, Mode::empty()) {
+            match retry_on_intr(|| openat(&self.directory, &self.name, flags, Mode::empty())) {
                 Ok(file) => {
                     self.judge(&fstat(&file)?)?;
                     return Ok(Opened { file: file.into(), made: false });
@@ -173,7 +174,8 @@ impl Place {
                 // What it is says more than why it cannot be opened.
                 Err(error) => return Err(self.stat().and_then(|stat| self.judge(&stat)).err().unwrap_or(error.into())),
             }
-            match openat(&self.directory, &self.name, flags | OFlags::CREATE | OFlags::EXCL, MODE) {
+            let make = flags | OFlags::CREATE | OFlags::EXCL;
+            match retry_on_intr(|| openat(&self.directory, &self.name, make, MODE)) {
                 Ok(file) => return Ok(Opened { file: file.into(), made: true }),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),

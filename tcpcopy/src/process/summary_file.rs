@@ -58,8 +58,10 @@ impl SummaryFile {
 
 /// Returns whether a file is empty, or begins with the object that a summary is.
 fn begins_as_json(file: &mut File) -> io::Result<bool> {
-    let mut first = [0];
-    Ok(file.read(&mut first)? == 0 || first == *b"{")
+    let mut first = Vec::new();
+    // To the end: a call that a signal interrupts is repeated by it.
+    file.take(1).read_to_end(&mut first)?;
+    Ok(first.is_empty() || first == *b"{")
 }
 
 /// Half a summary is worse than none: where there is no room, the file is left empty.

@@ -135,6 +135,7 @@ fn entry(
         let (mut entry, mut found) = (MaybeUninit::<libc::passwd>::uninit(), null_mut());
         match look_up(entry.as_mut_ptr(), strings.as_mut_ptr(), strings.len(), &raw mut found) {
             libc::ERANGE if strings.len() < LONGEST_ENTRY => strings.resize(strings.len() * 2, 0),
+            libc::EINTR => {}
             // What is said where there is no database, or nothing in it (getpwnam_r(3), under "Errors").
             0 | libc::ENOENT | libc::ESRCH if found.is_null() => return Ok(None),
             0 => {
