@@ -20,6 +20,7 @@ pub mod program;
 pub mod servers;
 pub mod soak;
 pub mod streams;
+pub mod syscalls;
 pub mod terminal;
 pub mod topology;
 pub mod traces;
