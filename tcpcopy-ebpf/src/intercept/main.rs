@@ -50,6 +50,18 @@ pub fn learn_l3(ctx: TcContext) -> i32 {
     admit(learn::learn(&ctx, Link::Bare))
 }
 
+/// [`learn`] once more: a chain takes a program only once, and this one comes to its head before the other leaves it.
+#[classifier]
+pub fn learn_again(ctx: TcContext) -> i32 {
+    admit(learn::learn(&ctx, Link::Ethernet))
+}
+
+/// [`learn_l3`] once more, likewise.
+#[classifier]
+pub fn learn_l3_again(ctx: TcContext) -> i32 {
+    admit(learn::learn(&ctx, Link::Bare))
+}
+
 /// Egress on a TCX link, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_tcx(ctx: TcContext) -> i32 {
@@ -59,6 +71,18 @@ pub fn swallow_tcx(ctx: TcContext) -> i32 {
 /// Egress on a TCX link, on interfaces without a link header.
 #[classifier]
 pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
+}
+
+/// [`swallow_tcx`] once more, for the other end of a chain with programs of others, which may change addresses.
+#[classifier]
+pub fn swallow_tcx_again(ctx: TcContext) -> i32 {
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
+}
+
+/// [`swallow_tcx_l3`] once more, likewise.
+#[classifier]
+pub fn swallow_tcx_l3_again(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 

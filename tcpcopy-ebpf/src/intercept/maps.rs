@@ -149,15 +149,28 @@ pub fn session_entry(flow: &Flow) -> Option<Entry> {
     SESSIONS.get_ptr_mut(flow).map(Entry)
 }
 
-/// The replayed session on a four-tuple, whose client was just seen.
+/// Longer than a packet takes from an interface to one that is stacked on it.
+const MOVED_NS: u64 = 1_000_000_000;
+
+/// Notes that the client of the session on a four-tuple was seen on an interface; the session, and whether its segments
+/// count there. A packet passes all interfaces that are stacked on the one that it comes in by: it counts once, where
+/// the session's SYN was learned, and elsewhere only when nothing has come by that interface for [`MOVED_NS`], because
+/// the way has changed.
 #[inline(always)]
-pub fn session_seen(flow: &Flow) -> Option<Session> {
+pub fn session_seen(flow: &Flow, ifindex: u32) -> Option<(Session, bool)> {
     let session = SESSIONS.get_ptr_mut(flow)?;
-    // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: any of the times
-    // will do.
+    // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned words: any of the
+    // times will do, and any of the interfaces.
     unsafe {
-        (&raw mut (*session).last_seen_ns).write_volatile(bpf_ktime_get_ns());
-        Some(*session)
+        let now = bpf_ktime_get_ns();
+        if (&raw const (*session).ifindex).read_volatile() != ifindex {
+            if now.saturating_sub((&raw const (*session).last_seen_ns).read_volatile()) < MOVED_NS {
+                return Some((*session, false));
+            }
+            (&raw mut (*session).ifindex).write_volatile(ifindex);
+        }
+        (&raw mut (*session).last_seen_ns).write_volatile(now);
+        Some((*session, true))
     }
 }
 

@@ -131,6 +131,12 @@ pub enum BpfError {
         /// The kernel's answer.
         reason: String,
     },
+    /// The kernel does not tell which programs an interface has.
+    #[error("cannot list the TCX programs of an interface ({source})")]
+    Chain {
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A map could not be read or written.
     #[error("the eBPF map `{map}` could not be {action}")]
     Map {

@@ -59,17 +59,42 @@ pub struct Intercept {
 pub struct Interceptor {
     // Dropped before the object: first detach, then give up maps and programs.
     /// By the index of the interface: a name may pass to another one.
-    hooks: HashMap<u32, Hooks>,
-    object: Object,
-    tcx: bool,
+    pub(super) hooks: HashMap<u32, Hooks>,
+    pub(super) object: Object,
+    pub(super) tcx: bool,
 }
 
 /// What is attached to one interface. The fields drop in this order: the filters before their qdisc.
 #[derive(Default)]
-struct Hooks {
-    learn: Option<SchedClassifierLink>,
-    swallow: Option<SchedClassifierLink>,
+pub(super) struct Hooks {
+    pub(super) learn: Option<Hook>,
+    pub(super) swallow: Option<Hook>,
+    /// Behind programs of others.
+    pub(super) last: Option<Hook>,
     qdisc: Option<tc::Qdisc>,
+}
+
+/// A program that is attached.
+pub(super) struct Hook {
+    /// Its name in the object.
+    pub(super) name: &'static str,
+    /// The kernel's number of it.
+    pub(super) id: u32,
+    #[expect(dead_code, reason = "held for its Drop")]
+    link: SchedClassifierLink,
+}
+
+impl Hook {
+    /// Attaches the program of that name by `attach`.
+    pub(super) fn attach(
+        object: &mut Object,
+        name: &'static str,
+        attach: impl FnOnce(&mut SchedClassifier) -> Result<SchedClassifierLink, BpfError>,
+    ) -> Result<Self, BpfError> {
+        let program = object.program::<SchedClassifier>(name)?;
+        let id = program.info().map_err(|error| refusal(name, &error))?.id();
+        Ok(Self { name, id, link: attach(program)? })
+    }
 }
 
 /// The programs for the two kinds of interface, with an Ethernet header and without one.
@@ -85,6 +110,9 @@ impl Programs {
 }
 
 const LEARN: Programs = Programs { ethernet: program::LEARN, l3: program::LEARN_L3 };
+/// What [`mend_chains`](Interceptor::mend_chains) puts there.
+const AGAIN: [&str; 4] =
+    [program::LEARN_AGAIN, program::LEARN_L3_AGAIN, program::SWALLOW_TCX_AGAIN, program::SWALLOW_TCX_L3_AGAIN];
 const SWALLOW_TCX: Programs = Programs { ethernet: program::SWALLOW_TCX, l3: program::SWALLOW_TCX_L3 };
 const SWALLOW_CLSACT: Programs = Programs { ethernet: program::SWALLOW_CLSACT, l3: program::SWALLOW_CLSACT_L3 };
 
@@ -109,7 +137,9 @@ impl Interceptor {
         let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
         let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
-        for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
+        // Both copies of each: later their maps have other owners, and the right to load programs may be gone.
+        let again: &[_] = if tcx { &AGAIN } else { &[] };
+        for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3].iter().chain(again).copied() {
             let program = object.program::<SchedClassifier>(name)?;
             patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
         }
@@ -128,6 +158,22 @@ impl Interceptor {
     /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
     pub fn attach_learn(&mut self, interface: &str) -> Result<(), BpfError> {
         self.attach(interface, &LEARN, TcAttachType::Ingress, |hooks| &mut hooks.learn)
+    }
+
+    /// Starts to learn and to swallow on `interface`: nothing is learned whose responses would leave by it. Again for
+    /// the same interface is a no-op.
+    ///
+    /// # Errors
+    /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
+    pub fn hook(&mut self, interface: &str) -> Result<(), BpfError> {
+        self.attach_swallow(interface)?;
+        self.attach_learn(interface)
+    }
+
+    /// Returns whether sessions are learned and responses swallowed on the interface of this index.
+    #[must_use]
+    pub fn is_hooked(&self, ifindex: u32) -> bool {
+        self.hooks.get(&ifindex).is_some_and(|hooks| hooks.learn.is_some() && hooks.swallow.is_some())
     }
 
     /// Starts to swallow responses that go out by `interface`. Again for the same interface is a no-op.
@@ -160,7 +206,7 @@ impl Interceptor {
         name: &str,
         programs: &Programs,
         direction: TcAttachType,
-        slot: fn(&mut Hooks) -> &mut Option<SchedClassifierLink>,
+        slot: fn(&mut Hooks) -> &mut Option<Hook>,
     ) -> Result<(), BpfError> {
         let interface = &interface::by_name(name)?;
         let hooks = self.hooks.entry(interface.index).or_default();
@@ -168,18 +214,18 @@ impl Interceptor {
             return Ok(());
         }
         let program_name = programs.of(interface);
-        let program = self.object.program::<SchedClassifier>(program_name)?;
-        let link = if self.tcx {
-            tc::attach_tcx(program, program_name, name, direction)?
+        let object = &mut self.object;
+        let hook = if self.tcx {
+            Hook::attach(object, program_name, |program| tc::attach_tcx(program, program_name, name, direction))?
         } else {
             if hooks.qdisc.is_none() {
                 let swallow = SWALLOW_CLSACT.of(interface);
                 let stale = [(LEARN.of(interface), TcAttachType::Ingress), (swallow, TcAttachType::Egress)];
                 hooks.qdisc = Some(tc::Qdisc::ensure(interface, &stale)?);
             }
-            tc::attach_filter(program, program_name, name, direction)?
+            Hook::attach(object, program_name, |program| tc::attach_filter(program, program_name, name, direction))?
         };
-        *slot(hooks) = Some(link);
+        *slot(hooks) = Some(hook);
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 
 pub mod capture;
+pub mod chain;
 pub mod clients;
 mod counters;
 mod error;
@@ -29,6 +30,7 @@ mod tc;
 mod tests;
 
 pub use capture::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
+pub use chain::Mended;
 pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues, TargetCounters};
 pub use error::{BpfError, KernelFeature};

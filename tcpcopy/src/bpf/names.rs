@@ -9,6 +9,10 @@ pub(super) mod program {
     pub(in crate::bpf) const ANSWER_TC_L3: &str = "answer_tc_l3";
     pub(in crate::bpf) const LEARN: &str = "learn";
     pub(in crate::bpf) const LEARN_L3: &str = "learn_l3";
+    pub(in crate::bpf) const LEARN_AGAIN: &str = "learn_again";
+    pub(in crate::bpf) const LEARN_L3_AGAIN: &str = "learn_l3_again";
+    pub(in crate::bpf) const SWALLOW_TCX_AGAIN: &str = "swallow_tcx_again";
+    pub(in crate::bpf) const SWALLOW_TCX_L3_AGAIN: &str = "swallow_tcx_l3_again";
     pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
     pub(in crate::bpf) const SWALLOW_TCX_L3: &str = "swallow_tcx_l3";
     pub(in crate::bpf) const SWALLOW_CLSACT: &str = "swallow_clsact";

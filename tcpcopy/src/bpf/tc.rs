@@ -29,6 +29,16 @@ pub(super) fn attach_tcx(
         .map_err(|error| attach_error(name, interface, error))
 }
 
+/// Attaches `program` at the end of the chain, where packets are as they leave.
+pub(super) fn attach_tcx_last(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, BpfError> {
+    attach(program, name, interface, direction, TcAttachOptions::TcxOrder(LinkOrder::last()))
+}
+
 /// Attaches `program` as a filter of the highest priority. There must be a [`Qdisc`].
 pub(super) fn attach_filter(
     program: &mut SchedClassifier,

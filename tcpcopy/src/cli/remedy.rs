@@ -62,6 +62,7 @@ fn of_bpf(error: &BpfError) -> Option<&'static str> {
         | BpfError::Verifier { .. }
         | BpfError::Load { .. }
         | BpfError::Attach { .. }
+        | BpfError::Chain { .. }
         | BpfError::Map { .. } => None,
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use crate::{finding::Finding, net::sockdiag::Support};
+use crate::{
+    bpf::Mended,
+    finding::Finding,
+    net::{encapsulation::Encapsulation, sockdiag::Support},
+};
 
 /// Looks for a strict reverse-path filter on an interface, which drops replayed packets without a word.
 pub(super) fn reverse_path_filter(interface: &str) -> Option<Finding> {
@@ -37,6 +41,33 @@ pub(super) fn socket_support(support: Support) -> Option<Finding> {
         )
         .remedy("a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY can (as modules: modprobe tcp_diag)");
     Some(finding)
+}
+
+/// Why there is no interception where a route or a policy wraps packets up.
+pub(super) fn wrapped_up(found: &Encapsulation) -> anyhow::Error {
+    anyhow::anyhow!(
+        "answers could leave this host wrapped up ({found}), in which form they are not recognised and would reach \
+         clients; remove that, or use a tunnel with an interface of its own (`ip link add type …`, `ip xfrm` with if_id)"
+    )
+}
+
+/// Finds programs of others in a chain with ours.
+pub(super) fn chain(mended: &Mended) -> Finding {
+    match mended {
+        Mended::Overtaken { interface, direction } => {
+            Finding::warning(format!("a program of another agent had come before ours at {direction} of {interface}"))
+                .because(
+                    "ours is the first again; until then it may not have seen all packets, and answers may have left",
+                )
+                .remedy("let the other agent attach its programs behind those that are there")
+        }
+        Mended::Followed { interface } => {
+            Finding::info(format!("programs of another agent come after ours at egress of {interface}")).because(
+                "answers are looked for behind them too, in case that they change addresses; one that ends the chain \
+                 (TCX_PASS) keeps them from us",
+            )
+        }
+    }
 }
 
 /// Finds a client on the link of `interface` that does not answer ARP or neighbour discovery: answers to it wait for

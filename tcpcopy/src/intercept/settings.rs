@@ -26,11 +26,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the descriptors that a start takes at the least: what it always opens, and links: one on each interface
-    /// of the host, of which there are so many, and another where sessions are learned.
+    /// Returns the descriptors that a start takes at the least: what it always opens, the programs that are there
+    /// twice, and two links on each interface of the host, of which there are so many.
     #[must_use]
     pub fn descriptors(&self, present: usize) -> usize {
-        descriptors::BASE + self.listen.len() + self.interfaces.len() + present.max(self.interfaces.len())
+        /// More programs than are attached before another agent's ones are met.
+        const AGAIN: usize = 4;
+        descriptors::BASE + AGAIN + self.listen.len() + 2 * present.max(self.interfaces.len())
     }
 }
 

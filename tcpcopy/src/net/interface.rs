@@ -147,6 +147,26 @@ pub fn named<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface, NetE
     all.iter().find(|interface| interface.name == name).ok_or_else(|| NetError::NoInterface { name: name.into() })
 }
 
+/// Returns the indices of all interfaces that are stacked on the one of index `lower`, however high.
+#[must_use]
+pub fn above(all: &[Interface], lower: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut next = Some(lower);
+    let mut visited = 0;
+    while let Some(lower) = next {
+        let controller = all.iter().find(|i| i.index == lower).and_then(|i| i.master);
+        let children = all.iter().filter(|i| i.lower == Some(lower)).map(|i| i.index);
+        for index in controller.into_iter().chain(children) {
+            if !found.contains(&index) {
+                found.push(index);
+            }
+        }
+        next = found.get(visited).copied();
+        visited += 1;
+    }
+    found
+}
+
 /// Returns the interface with `index`.
 ///
 /// # Errors

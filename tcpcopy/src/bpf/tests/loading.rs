@@ -19,6 +19,7 @@ use crate::bpf::{
 const CAPTURE_PROGRAMS: [&str; 5] =
     [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP, program::ANSWER_TC, program::ANSWER_TC_L3];
 
+/// Those that are there again are the same instructions.
 const INTERCEPT_PROGRAMS: [&str; 6] = [
     program::LEARN,
     program::LEARN_L3,
