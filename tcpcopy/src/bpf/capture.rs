@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     maps::{Array, ArrayOfMaps, HashMap, MapData},
-    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink},
+    programs::{SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink},
 };
 use rustix::io::Errno;
 use tcpcopy_common::{
@@ -185,10 +185,7 @@ impl Capture {
             sampling.share.write(&mut object)?;
         }
         let readers = make_rings(&mut object, setup.workers, ring_size(setup.ring_bytes))?;
-        for plan in &plan {
-            load_program(&mut object, plan.program)?;
-            load_program(&mut object, CaptureProgram::Tc(plan.answers()))?;
-        }
+        load_programs(&mut object, setup.hook)?;
         Ok((Self { links: BTreeMap::new(), object, plan, hook: setup.hook }, readers))
     }
 
@@ -213,7 +210,7 @@ impl Capture {
     /// looked at again.
     ///
     /// # Errors
-    /// As [`attach`](Self::attach), and those of [`load`](Self::load) that are about programs.
+    /// As [`attach`](Self::attach).
     pub fn attach_again(&mut self, interface: &Interface) -> Result<Option<Attachment>, BpfError> {
         let Some(planned) = self.plan.iter_mut().find(|plan| plan.interface.name == interface.name) else {
             return Ok(None);
@@ -223,8 +220,6 @@ impl Capture {
         }
         self.links.remove(&planned.interface.index);
         *planned = Plan::new(interface, self.hook)?;
-        load_program(&mut self.object, planned.program)?;
-        load_program(&mut self.object, CaptureProgram::Tc(planned.answers()))?;
         let (attachment, links) = attach(&mut self.object, planned)?;
         self.links.insert(interface.index, links);
         Ok(Some(attachment))
@@ -305,22 +300,21 @@ fn attach(object: &mut Object, plan: &Plan) -> Result<(Attachment, Vec<CaptureLi
     Ok((Attachment { interface: interface.name.clone(), hook }, links))
 }
 
-fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfError> {
-    let (name, result) = match program {
-        CaptureProgram::Tc(name) => {
-            let program = object.program::<SchedClassifier>(name)?;
-            (name, patiently(|| program.load()))
-        }
-        CaptureProgram::Xdp { .. } => {
+/// Loads what any interface may need that comes to have one of the names: later the right to load programs may be gone.
+fn load_programs(object: &mut Object, hook: Hook) -> Result<(), BpfError> {
+    let captures: &[_] = match hook {
+        Hook::Auto | Hook::Tc => &[CAPTURE_TC, CAPTURE_TC_L3],
+        Hook::Xdp | Hook::XdpGeneric => {
             let program = object.program::<Xdp>(CAPTURE_XDP)?;
-            (CAPTURE_XDP, patiently(|| program.load()))
+            patiently(|| program.load()).map_err(|error| refusal(CAPTURE_XDP, &error))?;
+            &[]
         }
     };
-    match result {
-        // Two interfaces with the same program.
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(error) => Err(refusal(name, &error)),
+    for name in captures.iter().chain(&[ANSWER_TC, ANSWER_TC_L3]).copied() {
+        let program = object.program::<SchedClassifier>(name)?;
+        patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
     }
+    Ok(())
 }
 
 /// Makes one ring per worker and puts it where the programs look for it.
