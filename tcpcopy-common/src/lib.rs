@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod counters;
 pub mod figures;
 pub mod flow;
+pub mod hooks;
 pub mod mark;
 #[cfg(feature = "user")]
 mod pod;

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use lab::{
     Family, Lab, Mirror, MirrorOptions, PATIENCE,
+    capture::{End, Sniffer},
+    eventually, forge,
     http::{Client, Server},
     laboratory,
     mirror::{LIVE_PORT, TARGET_PORT},
 };
+use rustix::process::Signal;
 
 /// Clients of both families with a connection each.
 fn connect(lab: &Lab, each: usize) -> Vec<Client> {
@@ -117,6 +120,42 @@ fn an_interface_of_the_target_that_is_made_anew_is_hooked_again() {
     let arrived = target.wait_for_requests(18, PATIENCE);
     assert_eq!(arrived, 18, "{}\n{}", mirror.intercept().log(), mirror.tcpcopy().log());
     mirror.stop().unwrap().assert_no_leak();
+}
+
+/// An interface is up, has addresses and is used before `intercept` has hooked it, which is stopped here so that this
+/// lasts: what comes by it opens no connection, and what would leave by it stays.
+#[test]
+fn nothing_passes_an_interface_that_is_not_hooked_yet() {
+    let _guard = laboratory!();
+    let lab = Lab::bridge().unwrap();
+    let _source = Server::start(&lab.source, LIVE_PORT).unwrap();
+    let target = Server::start(&lab.target, TARGET_PORT).unwrap();
+    let mirror = Mirror::start(&lab, MirrorOptions::default()).unwrap();
+    let mut open = connect(&lab, 2);
+    ask(&mut open);
+    assert_eq!(target.wait_for_requests(4, PATIENCE), 4, "{}", mirror.tcpcopy().log());
+    mirror.intercept().signal(Signal::STOP).unwrap();
+    lab.remake_link(&lab.target).unwrap();
+    lab.bring_up(&lab.target).unwrap();
+    let arriving = Sniffer::start(&lab.target, &lab.client, End::Source).unwrap();
+    ask(&mut open);
+    let mut more = connect(&lab, 2);
+    ask(&mut more);
+    // The service has answered connections that are open already.
+    assert_eq!(target.wait_for_requests(8, PATIENCE), 8, "{}", mirror.tcpcopy().log());
+    let mut syns = 0;
+    let has_come = || {
+        let packets = arriving.take();
+        syns += packets.iter().filter(|p| p.destination_port == TARGET_PORT && p.flags & forge::SYN != 0).count();
+        syns >= 2
+    };
+    assert!(eventually(PATIENCE, has_come), "{}", mirror.tcpcopy().log());
+    mirror.intercept().signal(Signal::CONT).unwrap();
+    mirror.intercept().wait_log(PATIENCE, |line| line.contains("on the new interface eth0")).unwrap();
+    let outcome = mirror.stop().unwrap();
+    outcome.assert_no_leak();
+    assert!(outcome.intercept.count("refused_syns", "syn_not_hooked") >= 2, "{}", outcome.table);
+    assert!(outcome.intercept.count("swallowed", "held_back") >= 4, "{}", outcome.table);
 }
 
 /// The same on the production host: what comes by the new interface is captured.

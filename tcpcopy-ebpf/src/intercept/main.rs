@@ -10,6 +10,7 @@
 #[path = "../counters.rs"]
 mod counters;
 mod fragment;
+mod guard;
 mod learn;
 mod log;
 mod maps;
@@ -27,8 +28,8 @@ mod wakeup;
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN},
     helpers::generated::bpf_redirect,
-    macros::classifier,
-    programs::TcContext,
+    macros::{cgroup_skb, classifier},
+    programs::{SkBuffContext, TcContext},
 };
 use tcpcopy_ebpf::parse::Link;
 
@@ -37,6 +38,10 @@ use crate::{learn::Verdict, swallow::Fate};
 /// Not our business: the next program of the chain decides, or the stack goes on. The same number means `TC_ACT_UNSPEC`
 /// to clsact.
 const TCX_NEXT: i32 = -1;
+
+/// Verdicts of programs at sockets: the packet goes on, or no further.
+const PASS: i32 = 1;
+const HOLD: i32 = 0;
 
 /// Ingress, on interfaces with an Ethernet header.
 #[classifier]
@@ -96,6 +101,18 @@ pub fn swallow_clsact(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn swallow_clsact_l3(ctx: TcContext) -> i32 {
     swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Bare))
+}
+
+/// Before a packet comes to a socket, in whatever network namespace.
+#[cgroup_skb(ingress)]
+pub fn guard_ingress(ctx: SkBuffContext) -> i32 {
+    if guard::may_come(&ctx) { PASS } else { HOLD }
+}
+
+/// After a packet has left a socket, likewise.
+#[cgroup_skb(egress)]
+pub fn guard_egress(ctx: SkBuffContext) -> i32 {
+    if guard::may_leave(&ctx) { PASS } else { HOLD }
 }
 
 #[inline(always)]

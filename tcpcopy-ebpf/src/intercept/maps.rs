@@ -12,6 +12,7 @@ use aya_ebpf::{
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
+    hooks::Landmark,
     mark::MarkKey,
     prefix::PrefixKey,
     response::{ResponseHeader, Session, WireStats, state},
@@ -29,6 +30,9 @@ const MAX_FRAGMENTED: usize = 1024;
 
 /// Targets whose responses are reported with their first octets, of all instances.
 const MAX_PREFIXES: usize = 8192;
+
+/// Interfaces of one host.
+const MAX_INTERFACES: usize = 16_384;
 
 /// What the programs of this object count.
 pub type HostCounter = TargetCounter;
@@ -68,6 +72,13 @@ static REPORTS: Ring<ResponseHeader> = RingBuf::new();
 #[btf_map]
 static TARGET_COUNTERS: PerCpuArray<u64, { TargetCounter::COUNT as usize }> = PerCpuArray::new();
 
+/// What is done on which interface.
+#[btf_map]
+static HOOKS: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static LANDMARK: Array<Landmark, 1> = Array::new();
+
 /// Of the one ring.
 #[btf_map]
 static SIGNALS: Array<Signals, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -96,6 +107,20 @@ pub fn instance_key(instance: u32) -> Option<&'static MarkKey> {
 pub fn session(flow: &Flow) -> Option<Session> {
     // SAFETY: as above. Entries are replaced as a whole; only the time of the last segment is written in place.
     unsafe { SESSIONS.get(flow) }.copied()
+}
+
+/// Whether our programs do something ([`hooks`](tcpcopy_common::hooks)) on the interface of an index, in the network
+/// namespace of `intercept`.
+#[inline(always)]
+pub fn does(ifindex: u32, what: u32) -> bool {
+    // SAFETY: as above. An entry is an aligned word, and either of the values that it had will do.
+    unsafe { HOOKS.get(ifindex) }.is_some_and(|done| *done & what != 0)
+}
+
+/// The socket by which the network namespace of `intercept` is recognised.
+#[inline(always)]
+pub fn landmark() -> Option<Landmark> {
+    LANDMARK.get(0).copied()
 }
 
 /// Whether acknowledgements are reflected.

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
+use tcpcopy_common::hooks::{LEARNS, SWALLOWS};
 
 use super::{
     BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
     error::patiently,
+    guard::{self, Guard, Guarded},
     names::{global, map, program},
     object::{Object, Side},
     refusal::refusal,
@@ -62,6 +64,9 @@ pub struct Interceptor {
     pub(super) hooks: HashMap<u32, Hooks>,
     pub(super) object: Object,
     pub(super) tcx: bool,
+    guard: Option<Guard>,
+    /// Why the programs of the guard could not be loaded.
+    unguarded: Option<BpfError>,
 }
 
 /// What is attached to one interface. The fields drop in this order: the filters before their qdisc.
@@ -143,13 +148,27 @@ impl Interceptor {
             let program = object.program::<SchedClassifier>(name)?;
             patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
         }
+        let unguarded = guard::load(&mut object).err();
         Ok(Intercept {
             instances: InstanceMaps::take(&mut object)?,
             sessions: Sessions::take(&mut object)?,
             counters: TargetCounters::take(&mut object)?,
-            programs: Self { hooks: HashMap::new(), object, tcx },
+            programs: Self { hooks: HashMap::new(), object, tcx, guard: None, unguarded },
             reports,
         })
+    }
+
+    /// Guards the sockets of this host, or of this container, against interfaces that are not hooked.
+    ///
+    /// # Errors
+    /// [`BpfError::Guard`] where that is not possible: there is interception all the same.
+    pub fn guard(&mut self) -> Result<Guarded, BpfError> {
+        if let Some(error) = self.unguarded.take() {
+            return Err(error);
+        }
+        let (guard, guarded) = Guard::attach(&mut self.object)?;
+        self.guard = Some(guard);
+        Ok(guarded)
     }
 
     /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
@@ -187,6 +206,7 @@ impl Interceptor {
 
     /// Detaches from the interface of this index, or forgets it when it is gone.
     pub fn detach(&mut self, ifindex: u32) {
+        guard::forget(&mut self.object, ifindex);
         self.hooks.remove(&ifindex);
     }
 
@@ -226,7 +246,9 @@ impl Interceptor {
             Hook::attach(object, program_name, |program| tc::attach_filter(program, program_name, name, direction))?
         };
         *slot(hooks) = Some(hook);
-        Ok(())
+        let learns = if hooks.learn.is_some() { LEARNS } else { 0 };
+        let swallows = if hooks.swallow.is_some() { SWALLOWS } else { 0 };
+        guard::note(object, interface.index, learns | swallows)
     }
 
     /// Returns the programs' log: `None` unless `debug` was set, or the second time.

@@ -63,6 +63,7 @@ fn of_bpf(error: &BpfError) -> Option<&'static str> {
         | BpfError::Load { .. }
         | BpfError::Attach { .. }
         | BpfError::Chain { .. }
+        | BpfError::Guard { .. }
         | BpfError::Map { .. } => None,
     }
 }

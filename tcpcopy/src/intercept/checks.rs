@@ -3,7 +3,7 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use crate::{
-    bpf::Mended,
+    bpf::{BpfError, Guarded, Mended},
     finding::Finding,
     net::{encapsulation::Encapsulation, sockdiag::Support},
 };
@@ -66,6 +66,24 @@ pub(super) fn chain(mended: &Mended) -> Finding {
                 "answers are looked for behind them too, in case that they change addresses; one that ends the chain \
                  (TCX_PASS) keeps them from us",
             )
+        }
+    }
+}
+
+/// Finds that sockets are not guarded against interfaces that are not hooked yet, or not all of them.
+pub(super) fn guard(guarded: &Result<Guarded, BpfError>) -> Option<Finding> {
+    const CONSEQUENCE: &str = "between its coming up and its being hooked, answers may leave by a new interface";
+    let remedy = "let no interface come up with an address at once, or start intercept where it sees the control groups \
+                  of the whole host (cgroup2)";
+    match guarded {
+        Ok(Guarded::Host) => None,
+        Ok(Guarded::Container) => Some(
+            Finding::info("the sockets of this container are guarded against new interfaces, and no others")
+                .because(format!("{CONSEQUENCE} for services elsewhere"))
+                .remedy(remedy),
+        ),
+        Err(error) => {
+            Some(Finding::warning(error.to_string()).because(CONSEQUENCE).remedy(remedy))
         }
     }
 }

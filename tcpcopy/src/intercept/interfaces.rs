@@ -60,13 +60,16 @@ impl Interfaces {
         Ok(Self { links, ways_out, present, named: named.to_vec() })
     }
 
-    /// Hooks them: first all ways out, then all ways in.
+    /// Guards the sockets against interfaces that are not hooked, and hooks all that there are: first all ways out, then
+    /// all ways in.
     ///
     /// # Errors
     /// When one of them cannot be hooked.
     pub(super) fn hook_all(self, mut programs: Interceptor) -> anyhow::Result<Hooked> {
         let Self { links, ways_out, present, named } = self;
         let present: Vec<_> = present.iter().filter(|interface| !interface.loopback).collect();
+        let guarded = programs.guard();
+        checks::guard(&guarded).iter().for_each(Finding::log);
         for Interface { name, .. } in &present {
             while_it_lasts(programs.attach_swallow(name))
                 .with_context(|| format!("cannot swallow responses on {name}"))?;

@@ -32,7 +32,9 @@ impl Settings {
     pub fn descriptors(&self, present: usize) -> usize {
         /// More programs than are attached before another agent's ones are met.
         const AGAIN: usize = 4;
-        descriptors::BASE + AGAIN + self.listen.len() + 2 * present.max(self.interfaces.len())
+        /// Programs, links, maps and the socket of the guard.
+        const GUARD: usize = 7;
+        descriptors::BASE + AGAIN + GUARD + self.listen.len() + 2 * present.max(self.interfaces.len())
     }
 }
 
