@@ -79,7 +79,7 @@ pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 
-/// [`swallow_tcx`] once more, for the other end of a chain with programs of others, which may change addresses.
+/// [`swallow_tcx`] once more: see [`learn_again`].
 #[classifier]
 pub fn swallow_tcx_again(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
@@ -88,6 +88,20 @@ pub fn swallow_tcx_again(ctx: TcContext) -> i32 {
 /// [`swallow_tcx_l3`] once more, likewise.
 #[classifier]
 pub fn swallow_tcx_l3_again(ctx: TcContext) -> i32 {
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
+}
+
+/// [`swallow_tcx`] once more, for the end of a chain with programs of others, which may change addresses, or end the chain.
+#[classifier]
+pub fn swallow_tcx_last(ctx: TcContext) -> i32 {
+    maps::count_reached(&ctx);
+    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
+}
+
+/// [`swallow_tcx_l3`] once more, likewise.
+#[classifier]
+pub fn swallow_tcx_l3_last(ctx: TcContext) -> i32 {
+    maps::count_reached(&ctx);
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 

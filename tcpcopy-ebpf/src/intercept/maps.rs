@@ -8,6 +8,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
+    programs::TcContext,
 };
 use tcpcopy_common::{
     counters::TargetCounter,
@@ -76,6 +77,10 @@ static TARGET_COUNTERS: PerCpuArray<u64, { TargetCounter::COUNT as usize }> = Pe
 #[btf_map]
 static HOOKS: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
 
+/// Packets that have come to the end of an interface's chain: of interfaces where ours is there for the sake of others.
+#[btf_map]
+static REACHED: HashMap<u32, u64, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
+
 #[btf_map]
 static LANDMARK: Array<Landmark, 1> = Array::new();
 
@@ -115,6 +120,18 @@ pub fn session(flow: &Flow) -> Option<Session> {
 pub fn does(ifindex: u32, what: u32) -> bool {
     // SAFETY: as above. An entry is an aligned word, and either of the values that it had will do.
     unsafe { HOOKS.get(ifindex) }.is_some_and(|done| *done & what != 0)
+}
+
+/// Counts a packet that has come to the end of its interface's chain. Whether there are any is what matters: some that
+/// several CPUs count at a time may be lost.
+#[inline(always)]
+pub fn count_reached(packet: &TcContext) {
+    // SAFETY: the context is valid, and the pointer for this program's run. Other CPUs may write the same aligned word.
+    unsafe {
+        if let Some(reached) = REACHED.get_ptr_mut((*packet.skb.skb).ifindex) {
+            reached.write_volatile(reached.read_volatile().wrapping_add(1));
+        }
+    }
 }
 
 /// The socket by which the network namespace of `intercept` is recognised.

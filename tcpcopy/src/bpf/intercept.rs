@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
+use aya::{
+    maps,
+    programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink},
+};
 use tcpcopy_common::hooks::{LEARNS, SWALLOWS};
 
 use super::{
@@ -76,7 +79,18 @@ pub(super) struct Hooks {
     pub(super) swallow: Option<Hook>,
     /// Behind programs of others.
     pub(super) last: Option<Hook>,
+    /// What had come to `last` when that was looked at.
+    pub(super) reach: Option<Reach>,
     qdisc: Option<tc::Qdisc>,
+}
+
+/// Packets at egress of an interface, up to some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// That came to the end of the chain.
+    pub(super) reached: u64,
+    /// That the interface has sent.
+    pub(super) sent: u64,
 }
 
 /// A program that is attached.
@@ -116,8 +130,14 @@ impl Programs {
 
 const LEARN: Programs = Programs { ethernet: program::LEARN, l3: program::LEARN_L3 };
 /// What [`mend_chains`](Interceptor::mend_chains) puts there.
-const AGAIN: [&str; 4] =
-    [program::LEARN_AGAIN, program::LEARN_L3_AGAIN, program::SWALLOW_TCX_AGAIN, program::SWALLOW_TCX_L3_AGAIN];
+const AGAIN: [&str; 6] = [
+    program::LEARN_AGAIN,
+    program::LEARN_L3_AGAIN,
+    program::SWALLOW_TCX_AGAIN,
+    program::SWALLOW_TCX_L3_AGAIN,
+    program::SWALLOW_TCX_LAST,
+    program::SWALLOW_TCX_L3_LAST,
+];
 const SWALLOW_TCX: Programs = Programs { ethernet: program::SWALLOW_TCX, l3: program::SWALLOW_TCX_L3 };
 const SWALLOW_CLSACT: Programs = Programs { ethernet: program::SWALLOW_CLSACT, l3: program::SWALLOW_CLSACT_L3 };
 
@@ -142,7 +162,7 @@ impl Interceptor {
         let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
         let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
-        // Both copies of each: later their maps have other owners, and the right to load programs may be gone.
+        // All copies of each: later their maps have other owners, and the right to load programs may be gone.
         let again: &[_] = if tcx { &AGAIN } else { &[] };
         for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3].iter().chain(again).copied() {
             let program = object.program::<SchedClassifier>(name)?;
@@ -207,7 +227,11 @@ impl Interceptor {
     /// Detaches from the interface of this index, or forgets it when it is gone.
     pub fn detach(&mut self, ifindex: u32) {
         guard::forget(&mut self.object, ifindex);
-        self.hooks.remove(&ifindex);
+        let was_last = self.hooks.remove(&ifindex).is_some_and(|hooks| hooks.last.is_some());
+        if was_last {
+            // One that is not there is just as well.
+            let _ = reached(&mut self.object).map(|mut reached| reached.remove(&ifindex));
+        }
     }
 
     /// Returns the indices of the interfaces with a program of ours, and of those where that has failed.
@@ -260,6 +284,11 @@ impl Interceptor {
     pub(super) fn object(&mut self) -> &mut Object {
         &mut self.object
     }
+}
+
+/// Packets that have come to the end of a chain, by interface: of those where a program of ours is there.
+pub(super) fn reached(object: &mut Object) -> Result<maps::HashMap<&mut maps::MapData, u32, u64>, BpfError> {
+    object.map_mut(map::REACHED)?.try_into().map_err(BpfError::write(map::REACHED))
 }
 
 impl TcAttach {

@@ -13,6 +13,8 @@ pub(super) mod program {
     pub(in crate::bpf) const LEARN_L3_AGAIN: &str = "learn_l3_again";
     pub(in crate::bpf) const SWALLOW_TCX_AGAIN: &str = "swallow_tcx_again";
     pub(in crate::bpf) const SWALLOW_TCX_L3_AGAIN: &str = "swallow_tcx_l3_again";
+    pub(in crate::bpf) const SWALLOW_TCX_LAST: &str = "swallow_tcx_last";
+    pub(in crate::bpf) const SWALLOW_TCX_L3_LAST: &str = "swallow_tcx_l3_last";
     pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
     pub(in crate::bpf) const SWALLOW_TCX_L3: &str = "swallow_tcx_l3";
     pub(in crate::bpf) const GUARD_INGRESS: &str = "guard_ingress";
@@ -46,6 +48,7 @@ pub(super) mod map {
     pub(in crate::bpf) const PREFIXES: &str = "PREFIXES";
     pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
     pub(in crate::bpf) const HOOKS: &str = "HOOKS";
+    pub(in crate::bpf) const REACHED: &str = "REACHED";
     pub(in crate::bpf) const LANDMARK: &str = "LANDMARK";
     pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
     pub(in crate::bpf) const REPORTS: &str = "REPORTS";

@@ -63,9 +63,13 @@ pub(super) fn chain(mended: &Mended) -> Finding {
         }
         Mended::Followed { interface } => {
             Finding::info(format!("programs of another agent come after ours at egress of {interface}")).because(
-                "answers are looked for behind them too, in case that they change addresses; one that ends the chain \
-                 (TCX_PASS) keeps them from us",
+                "answers are looked for behind them too, in case that they change addresses",
             )
+        }
+        Mended::Ended { interface } => {
+            Finding::warning(format!("a program of another agent ends the chain at egress of {interface}"))
+                .because("ours behind it sees nothing: an answer whose addresses it has changed leaves for a client")
+                .remedy("let it return TCX_NEXT (-1), not TCX_PASS (0), or change no addresses of replayed connections")
         }
     }
 }

@@ -31,7 +31,7 @@ impl Settings {
     #[must_use]
     pub fn descriptors(&self, present: usize) -> usize {
         /// More programs than are attached before another agent's ones are met.
-        const AGAIN: usize = 4;
+        const AGAIN: usize = 6;
         /// Programs, links, maps and the socket of the guard.
         const GUARD: usize = 7;
         descriptors::BASE + AGAIN + GUARD + self.listen.len() + 2 * present.max(self.interfaces.len())

@@ -1,6 +1,7 @@
 //! Network interfaces: which there are, and their coming and going.
 
 use std::{
+    collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
@@ -129,6 +130,28 @@ pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetError> {
             _ => None,
         })
         .collect())
+}
+
+/// Returns the names of all interfaces of this network namespace, and how many packets each has sent so far, by index.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn sent_packets() -> Result<HashMap<u32, (String, u64)>, NetError> {
+    let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let all = Netlink::route()?.dump(query, "list the interfaces")?;
+    let sent = |message: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewLink(link) = message else { return None };
+        let name = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+        let packets = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Stats64(statistics) => Some(statistics.tx_packets),
+            _ => None,
+        });
+        Some((link.header.index, (name?, packets?)))
+    };
+    Ok(all.iter().filter_map(sent).collect())
 }
 
 /// Returns the interface called `name`.

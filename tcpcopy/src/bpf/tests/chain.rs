@@ -151,14 +151,14 @@ fn a_program_that_another_has_overtaken_comes_back_to_the_head_of_its_chain() {
         let done = mended(&mut interceptor);
         assert_eq!(done, [overtaken("ingress"), overtaken("egress"), followed.clone()]);
         // The kernel keeps 15 octets of a name.
-        let egress = ["Egress swallow_tcx_aga", "Egress ", "Egress swallow_tcx"];
+        let egress = ["Egress swallow_tcx_aga", "Egress ", "Egress swallow_tcx_las"];
         let ingress = ["Ingress learn_again", "Ingress "];
         assert_eq!(attached("v0"), names(&[&ingress[..], &egress[..]].concat()));
         assert_eq!(mended(&mut interceptor), []);
         // And again, by one that comes first and one that comes last.
         let more = [FIRST, LAST].map(|place| another(&verdict(-1), "v0", EGRESS, place));
         assert_eq!(mended(&mut interceptor), [overtaken("egress"), followed]);
-        let egress = ["Egress swallow_tcx", "Egress ", "Egress ", "Egress ", "Egress swallow_tcx_aga"];
+        let egress = ["Egress swallow_tcx", "Egress ", "Egress ", "Egress ", "Egress swallow_tcx_las"];
         assert_eq!(attached("v0"), names(&[&ingress[..], &egress[..]].concat()));
         // When the others are gone one is enough.
         drop((others, more));
@@ -198,6 +198,30 @@ fn an_answer_is_recognised_whose_address_is_changed_behind_our_program() {
                 assert_eq!((report.flow, report.flags & (SYN | ACK)), (syn.flow(), SYN | ACK));
                 true
             });
+        });
+    }
+}
+
+/// One that ends the chain, and behind which ours would look in vain, is told from one that lets it go on.
+#[test]
+fn a_program_that_ends_the_chain_before_ours_at_its_end_is_found() {
+    for (returns, ends) in [(-1, false), (0, true)] {
+        in_namespace(move || {
+            let Some(Intercept { programs: mut interceptor, .. }) = intercept() else { return };
+            ip("link add v0 type veth peer name v1");
+            ip("link set v1 up");
+            ip("link set v0 up");
+            ip("address add 192.0.2.1/24 dev v0");
+            ip("neighbour replace 192.0.2.2 lladdr 02:00:00:00:00:01 dev v0 nud permanent");
+            interceptor.hook("v0").unwrap();
+            let _other = another(&verdict(returns), "v0", EGRESS, LAST);
+            assert_eq!(mended(&mut interceptor), [Mended::Followed { interface: "v0".into() }]);
+            let socket = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+            for _ in 0..16 {
+                socket.send_to(&[0], "192.0.2.2:9").unwrap();
+            }
+            let expected: &[_] = if ends { &[Mended::Ended { interface: "v0".into() }] } else { &[] };
+            assert_eq!(mended(&mut interceptor), expected);
         });
     }
 }
