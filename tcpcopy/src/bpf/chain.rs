@@ -7,6 +7,7 @@ use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
     BpfError,
+    error::patiently,
     intercept::{Hook, Interceptor, Reach, reached},
     names::{map, program},
     object::Object,
@@ -168,7 +169,7 @@ fn at_end(name: &str) -> &'static str {
 }
 
 fn chain(ifindex: u32, direction: u32) -> Result<Vec<u32>, BpfError> {
-    sys::tcx_chain(ifindex, direction).map_err(|source| match source.raw_os_error() {
+    patiently(|| sys::tcx_chain(ifindex, direction)).map_err(|source| match source.raw_os_error() {
         Some(libc::ENODEV) => NetError::NoInterface { name: format!("number {ifindex}") }.into(),
         _ => BpfError::Chain { source },
     })

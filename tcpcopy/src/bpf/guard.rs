@@ -13,10 +13,7 @@ use std::{
 
 use aya::{
     maps::{Array, HashMap, MapData},
-    programs::{
-        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError,
-        cgroup_skb::CgroupSkbLink,
-    },
+    programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, cgroup_skb::CgroupSkbLink},
 };
 use rustix::{
     fs::{AtFlags, Mode, OFlags, open, openat, statat},
@@ -27,7 +24,7 @@ use tcpcopy_common::hooks::{Landmark, SWALLOWS};
 
 use super::{
     BpfError,
-    error::with_causes,
+    error::{patiently, with_causes},
     names::{map, program},
     object::Object,
 };
@@ -60,19 +57,20 @@ pub(super) struct Guard {
 pub(super) fn load(object: &mut Object) -> Result<(), BpfError> {
     PROGRAMS.iter().try_for_each(|(name, _)| {
         let program = object.program::<CgroupSkb>(name)?;
-        program.load().map_err(|error| refused("load the programs that guard sockets", &error))
+        patiently(|| program.load()).map_err(|error| refused("load the programs that guard sockets", &error))
     })
 }
 
 /// Says what our programs do ([`hooks`](tcpcopy_common::hooks)) on the interface of an index.
 pub(super) fn note(object: &mut Object, ifindex: u32, done: u32) -> Result<(), BpfError> {
-    table(object)?.insert(ifindex, done, 0).map_err(BpfError::write(map::HOOKS))
+    let mut hooks = table(object)?;
+    patiently(|| hooks.insert(ifindex, done, 0)).map_err(BpfError::write(map::HOOKS))
 }
 
 /// Says that our programs do nothing on the interface of an index.
 pub(super) fn forget(object: &mut Object, ifindex: u32) {
     // One that nothing was said about is just as well.
-    let _ = table(object).map(|mut hooks| hooks.remove(&ifindex));
+    let _ = table(object).map(|mut hooks| patiently(|| hooks.remove(&ifindex)));
 }
 
 fn table(object: &mut Object) -> Result<HashMap<&mut MapData, u32, u32>, BpfError> {
@@ -94,7 +92,7 @@ impl Guard {
         let attach = |(name, direction): &(&'static str, CgroupSkbAttachType)| {
             let program = object.program::<CgroupSkb>(name)?;
             // A link lets others be there, and takes no flags that say so.
-            let attached = program.attach(&group, *direction, CgroupAttachMode::Single);
+            let attached = patiently(|| program.attach(&group, *direction, CgroupAttachMode::Single));
             attached.and_then(|id| program.take_link(id)).map_err(|error| refused("guard sockets", &error))
         };
         let links = PROGRAMS.iter().map(attach).collect::<Result<_, _>>()?;
@@ -141,6 +139,7 @@ fn landmark(object: &mut Object) -> Result<UdpSocket, BpfError> {
     SockRef::from(&socket).set_mark(mark).map_err(|error| failed(error.to_string()))?;
     let mut landmarks: Array<&mut MapData, Landmark> =
         object.map_mut(map::LANDMARK)?.try_into().map_err(BpfError::write(map::LANDMARK))?;
-    landmarks.set(0, Landmark { mark, port, _reserved: [0; 2] }, 0).map_err(BpfError::write(map::LANDMARK))?;
+    let landmark = Landmark { mark, port, _reserved: [0; 2] };
+    patiently(|| landmarks.set(0, landmark, 0)).map_err(BpfError::write(map::LANDMARK))?;
     Ok(socket)
 }

@@ -111,7 +111,7 @@ impl Hook {
         attach: impl FnOnce(&mut SchedClassifier) -> Result<SchedClassifierLink, BpfError>,
     ) -> Result<Self, BpfError> {
         let program = object.program::<SchedClassifier>(name)?;
-        let id = program.info().map_err(|error| refusal(name, &error))?.id();
+        let id = patiently(|| program.info()).map_err(|error| refusal(name, &error))?.id();
         Ok(Self { name, id, link: attach(program)? })
     }
 }

@@ -23,10 +23,7 @@ pub(super) fn attach_tcx(
     interface: &str,
     direction: TcAttachType,
 ) -> Result<SchedClassifierLink, BpfError> {
-    let order = || TcAttachOptions::TcxOrder(LinkOrder::first());
-    patiently(|| program.attach_with_options(interface, direction, order()))
-        .and_then(|id| program.take_link(id))
-        .map_err(|error| attach_error(name, interface, error))
+    attach_link(program, name, interface, direction, LinkOrder::first)
 }
 
 /// Attaches `program` at the end of the chain, where packets are as they leave.
@@ -36,7 +33,19 @@ pub(super) fn attach_tcx_last(
     interface: &str,
     direction: TcAttachType,
 ) -> Result<SchedClassifierLink, BpfError> {
-    attach(program, name, interface, direction, TcAttachOptions::TcxOrder(LinkOrder::last()))
+    attach_link(program, name, interface, direction, LinkOrder::last)
+}
+
+fn attach_link(
+    program: &mut SchedClassifier,
+    name: &'static str,
+    interface: &str,
+    direction: TcAttachType,
+    order: fn() -> LinkOrder,
+) -> Result<SchedClassifierLink, BpfError> {
+    patiently(|| program.attach_with_options(interface, direction, TcAttachOptions::TcxOrder(order())))
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| attach_error(name, interface, error))
 }
 
 /// Attaches `program` as a filter of the highest priority. There must be a [`Qdisc`].

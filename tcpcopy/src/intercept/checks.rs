@@ -62,9 +62,8 @@ pub(super) fn chain(mended: &Mended) -> Finding {
                 .remedy("let the other agent attach its programs behind those that are there")
         }
         Mended::Followed { interface } => {
-            Finding::info(format!("programs of another agent come after ours at egress of {interface}")).because(
-                "answers are looked for behind them too, in case that they change addresses",
-            )
+            Finding::info(format!("programs of another agent come after ours at egress of {interface}"))
+                .because("answers are looked for behind them too, in case that they change addresses")
         }
         Mended::Ended { interface } => {
             Finding::warning(format!("a program of another agent ends the chain at egress of {interface}"))
@@ -86,9 +85,7 @@ pub(super) fn guard(guarded: &Result<Guarded, BpfError>) -> Option<Finding> {
                 .because(format!("{CONSEQUENCE} for services elsewhere"))
                 .remedy(remedy),
         ),
-        Err(error) => {
-            Some(Finding::warning(error.to_string()).because(CONSEQUENCE).remedy(remedy))
-        }
+        Err(error) => Some(Finding::warning(error.to_string()).because(CONSEQUENCE).remedy(remedy)),
     }
 }
 

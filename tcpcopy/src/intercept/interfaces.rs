@@ -143,9 +143,10 @@ impl Hooked {
             };
             match changes {
                 Ok(changes) => {
-                    let hooked = changes.iter().fold(true, |all, change| self.apply(change) && all);
-                    if !hooked {
-                        self.again = Some(Instant::now() + AGAIN);
+                    for change in &changes {
+                        if !self.apply(change) {
+                            self.again = Some(Instant::now() + AGAIN);
+                        }
                     }
                 }
                 Err(e) => return anyhow::Error::from(e).context("cannot watch the interfaces any more"),
@@ -169,7 +170,8 @@ impl Hooked {
                     let gone: Vec<u32> =
                         self.programs.attached().filter(|index| present.iter().all(|i| i.index != *index)).collect();
                     gone.into_iter().for_each(|index| self.programs.detach(index));
-                    present.iter().fold(true, |all, interface| self.hook(interface) && all)
+                    let unhooked = present.iter().filter(|interface| !self.hook(interface)).count();
+                    unhooked == 0
                 }
                 Err(e) => {
                     limited!(

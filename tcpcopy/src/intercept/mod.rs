@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     affinity,
-    bpf::{BpfError, CounterValues, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
+    bpf::{CounterValues, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
     control::{Listener, Security, ServerCounters},
     finding::Finding,
     mailbox::mailbox,
