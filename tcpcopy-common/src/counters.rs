@@ -87,8 +87,6 @@ counters! {
         Stale = counter(Section::RefusedSyns).named("syn_stale"),
         /// SYN dropped: its instance is unknown.
         UnknownInstance = counter(Section::RefusedSyns).named("syn_unknown_instance"),
-        /// SYN dropped: it came by an interface on which sessions are not learned yet.
-        NotHooked = counter(Section::RefusedSyns).named("syn_not_hooked"),
         /// SYN dropped: the session map is full.
         MapFull = counter(Section::RefusedSyns).named("session_map_full"),
         /// SYN dropped: another instance, or a connection of the target's own, holds the four-tuple.
@@ -112,9 +110,6 @@ counters! {
         ReflectionSeen = counter(Section::AcknowledgedHere).named("reflections_seen"),
         /// Fragments of responses, swallowed.
         SwallowedFragments = counter(Section::Swallowed).named("swallowed_fragments"),
-        /// Response segments held back, as they were about to leave by an interface on which responses are not swallowed yet. The
-        /// target sends them again.
-        HeldBack = counter(Section::Swallowed).named("held_back"),
         /// Reports lost because the ring was full, of whichever instance. (The response is swallowed all the same.)
         ReportLost = counter(Section::Reports).named("reports_lost"),
         /// Reports without the first octets of their response, though they were asked for: the ring had no room for

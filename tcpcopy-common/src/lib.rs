@@ -10,7 +10,6 @@ pub mod checksum;
 pub mod counters;
 pub mod figures;
 pub mod flow;
-pub mod hooks;
 pub mod mark;
 #[cfg(feature = "user")]
 mod pod;

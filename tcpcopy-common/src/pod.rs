@@ -3,7 +3,6 @@
 use crate::{
     capture::{Rule, RuleKey},
     flow::{Flow, IpAddress},
-    hooks::Landmark,
     mark::MarkKey,
     prefix::PrefixKey,
     response::{Session, WireStats},
@@ -23,4 +22,4 @@ macro_rules! pod {
     };
 }
 
-pod!(Flow, IpAddress, Landmark, MarkKey, PrefixKey, Rule, RuleKey, Session, WireStats);
+pod!(Flow, IpAddress, MarkKey, PrefixKey, Rule, RuleKey, Session, WireStats);

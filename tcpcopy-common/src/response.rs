@@ -174,9 +174,7 @@ pub struct Session {
     /// How sure it is that what the target sends on the four-tuple is a response: one of [`state`].
     pub state: u8,
     /// Zero.
-    pub _reserved: [u8; 3],
-    /// Index of the interface that its segments come in by, host order: one that is stacked on it sees them once more.
-    pub ifindex: u32,
+    pub _reserved: [u8; 7],
 }
 
 const _: () = assert!(size_of::<Session>() == 40);

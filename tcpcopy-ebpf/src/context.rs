@@ -4,7 +4,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_CSUM_LEVEL_QUERY,
     helpers::generated::{bpf_csum_level, bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
-    programs::{SkBuffContext, TcContext, XdpContext},
+    programs::{TcContext, XdpContext},
 };
 
 use crate::packet::{Packet, Unreadable};
@@ -89,51 +89,6 @@ impl Packet for XdpContext {
     unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
         // SAFETY: the context is valid, and so is the destination by the caller's promise.
         match unsafe { bpf_xdp_load_bytes(self.ctx, offset, to.cast(), len) } {
-            0 => Ok(()),
-            _ => Err(Unreadable),
-        }
-    }
-}
-
-/// A packet at a socket, whose first octet is that of the IP header.
-impl Packet for SkBuffContext {
-    #[inline(always)]
-    fn len(&self) -> u32 {
-        self.skb.len()
-    }
-
-    #[inline(always)]
-    fn segments(&self) -> u32 {
-        // SAFETY: the context is valid.
-        match unsafe { (*self.skb.skb).gso_segs } {
-            // Not coalesced.
-            0 => 1,
-            segments => segments,
-        }
-    }
-
-    /// It has come to a socket.
-    #[inline(always)]
-    fn is_for_others(&self) -> bool {
-        false
-    }
-
-    /// The helper that tells is not for programs at sockets.
-    #[inline(always)]
-    fn is_verified(&self) -> bool {
-        self.segments() > 1
-    }
-
-    #[inline(always)]
-    fn linear(&self) -> (usize, usize) {
-        // SAFETY: the context is valid.
-        unsafe { ((*self.skb.skb).data as usize, (*self.skb.skb).data_end as usize) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bytes(&self, offset: u32, to: *mut u8, len: u32) -> Result<(), Unreadable> {
-        // SAFETY: the context is valid, and so is the destination by the caller's promise.
-        match unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), offset, to.cast(), len) } {
             0 => Ok(()),
             _ => Err(Unreadable),
         }

@@ -20,7 +20,6 @@ pub mod control;
 pub mod finding;
 pub mod inject;
 pub mod intercept;
-pub mod links;
 pub mod log_limit;
 pub mod mailbox;
 pub mod memory;

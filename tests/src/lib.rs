@@ -17,7 +17,6 @@ pub mod mirror;
 pub mod namespace;
 pub mod postgres;
 pub mod program;
-mod rewire;
 pub mod servers;
 pub mod soak;
 pub mod streams;

@@ -56,7 +56,7 @@ pub fn learn(packet: &TcContext, link: Link) -> Verdict {
             TargetCounter::ReflectionSeen.count();
             return Verdict::Pass;
         }
-        if let Some((session, true)) = maps::session_seen(&flow, ifindex(packet)) {
+        if let Some(session) = maps::session_seen(&flow) {
             count_segments(packet.segments(), session.instance, &ip, &tcp);
         }
         return Verdict::Pass;
@@ -101,10 +101,8 @@ fn learn_syn(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, flow: &Flow) -> Syn {
     }
     let instance = u32::from_be_bytes(mark.instance);
     match open(packet, flow, &mark, instance, tcp.seq) {
-        Ok(counts) => {
-            if counts {
-                count_segments(packet.segments(), instance, ip, tcp);
-            }
+        Ok(()) => {
+            count_segments(packet.segments(), instance, ip, tcp);
             return Syn::Opens;
         }
         Err(Refusal::Counted(reason)) => reason.count(),
@@ -140,10 +138,9 @@ fn find_mark(packet: &TcContext, ip: &Ip, tcp: &TcpHeader, mark: &mut Mark) -> u
     }
 }
 
-/// Opens the session that a marked SYN asks for, if the mark is valid. Returns whether the SYN counts here: see
-/// [`maps::session_seen`].
+/// Opens the session that a marked SYN asks for, if the mark is valid.
 #[inline(always)]
-fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<bool, Refusal> {
+fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4]) -> Result<(), Refusal> {
     let key = maps::instance_key(instance).ok_or(Refusal::Counted(TargetCounter::UnknownInstance))?;
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -157,18 +154,8 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
     }
     let state = if mark.stamp & MEETS == 0 { state::OPENING } else { state::MEETING };
     let prefix = maps::prefix(instance, flow);
-    let ifindex = ifindex(packet);
-    let mut session = Session {
-        opened_ns: now,
-        last_seen_ns: now,
-        instance,
-        isn,
-        answered: 0,
-        prefix,
-        state,
-        _reserved: [0; 3],
-        ifindex,
-    };
+    let mut session =
+        Session { opened_ns: now, last_seen_ns: now, instance, isn, answered: 0, prefix, state, _reserved: [0; 7] };
     let full = Refusal::Reported(TargetCounter::MapFull, kind::MAP_FULL);
     let entered = match maps::session(flow) {
         // The target's own: an earlier session would be known, or is what the SYN says that it may meet.
@@ -191,7 +178,7 @@ fn open(packet: &TcContext, flow: &Flow, mark: &Mark, instance: u32, isn: [u8; 4
     match entered {
         Ok(()) => {
             TargetCounter::Learned.count();
-            Ok(true)
+            Ok(())
         }
         Err(_) => Err(full),
     }
@@ -211,16 +198,14 @@ fn is_repeated(present: &Session, isn: [u8; 4], now: u64) -> bool {
 /// The session is there already: fine if it is the same one. If nothing has answered its SYN, which has come again, the
 /// owner should know.
 #[inline(always)]
-fn join(flow: &Flow, session: &Session) -> Result<bool, Refusal> {
-    match maps::session_seen(flow, session.ifindex) {
-        Some((old, counts)) if old.instance == session.instance && old.isn == session.isn => {
-            if counts && old.state != state::OPEN {
+fn join(flow: &Flow, session: &Session) -> Result<(), Refusal> {
+    match maps::session_seen(flow) {
+        Some(old) if old.instance == session.instance && old.isn == session.isn => {
+            if old.state != state::OPEN {
                 return Err(Refusal::Reported(TargetCounter::SynRepeated, kind::UNANSWERED));
             }
-            if counts {
-                TargetCounter::SynRepeated.count();
-            }
-            Ok(counts)
+            TargetCounter::SynRepeated.count();
+            Ok(())
         }
         _ => Err(COLLISION),
     }
@@ -238,13 +223,6 @@ pub fn reclaim(flow: &Flow) {
         TargetCounter::Reclaimed.count();
         report(flow, session.instance, kind::RECLAIMED, [0; 4]);
     }
-}
-
-/// Index of the interface that a packet comes in by.
-#[inline(always)]
-fn ifindex(packet: &TcContext) -> u32 {
-    // SAFETY: the context is valid.
-    unsafe { (*packet.skb.skb).ifindex }
 }
 
 #[inline(always)]

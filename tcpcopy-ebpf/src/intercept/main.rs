@@ -10,7 +10,6 @@
 #[path = "../counters.rs"]
 mod counters;
 mod fragment;
-mod guard;
 mod learn;
 mod log;
 mod maps;
@@ -28,8 +27,8 @@ mod wakeup;
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_STOLEN},
     helpers::generated::bpf_redirect,
-    macros::{cgroup_skb, classifier},
-    programs::{SkBuffContext, TcContext},
+    macros::classifier,
+    programs::TcContext,
 };
 use tcpcopy_ebpf::parse::Link;
 
@@ -38,10 +37,6 @@ use crate::{learn::Verdict, swallow::Fate};
 /// Not our business: the next program of the chain decides, or the stack goes on. The same number means `TC_ACT_UNSPEC`
 /// to clsact.
 const TCX_NEXT: i32 = -1;
-
-/// Verdicts of programs at sockets: the packet goes on, or no further.
-const PASS: i32 = 1;
-const HOLD: i32 = 0;
 
 /// Ingress, on interfaces with an Ethernet header.
 #[classifier]
@@ -52,18 +47,6 @@ pub fn learn(ctx: TcContext) -> i32 {
 /// Ingress, on interfaces without a link header.
 #[classifier]
 pub fn learn_l3(ctx: TcContext) -> i32 {
-    admit(learn::learn(&ctx, Link::Bare))
-}
-
-/// [`learn`] once more: a chain takes a program only once, and this one comes to its head before the other leaves it.
-#[classifier]
-pub fn learn_again(ctx: TcContext) -> i32 {
-    admit(learn::learn(&ctx, Link::Ethernet))
-}
-
-/// [`learn_l3`] once more, likewise.
-#[classifier]
-pub fn learn_l3_again(ctx: TcContext) -> i32 {
     admit(learn::learn(&ctx, Link::Bare))
 }
 
@@ -79,32 +62,6 @@ pub fn swallow_tcx_l3(ctx: TcContext) -> i32 {
     swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
 }
 
-/// [`swallow_tcx`] once more: see [`learn_again`].
-#[classifier]
-pub fn swallow_tcx_again(ctx: TcContext) -> i32 {
-    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
-}
-
-/// [`swallow_tcx_l3`] once more, likewise.
-#[classifier]
-pub fn swallow_tcx_l3_again(ctx: TcContext) -> i32 {
-    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
-}
-
-/// [`swallow_tcx`] once more, for the end of a chain with programs of others, which may change addresses, or end the chain.
-#[classifier]
-pub fn swallow_tcx_last(ctx: TcContext) -> i32 {
-    maps::count_reached(&ctx);
-    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Ethernet))
-}
-
-/// [`swallow_tcx_l3`] once more, likewise.
-#[classifier]
-pub fn swallow_tcx_l3_last(ctx: TcContext) -> i32 {
-    maps::count_reached(&ctx);
-    swallow_by_redirect(&ctx, swallow::swallow(&ctx, Link::Bare))
-}
-
 /// Egress as a clsact filter, on interfaces with an Ethernet header.
 #[classifier]
 pub fn swallow_clsact(ctx: TcContext) -> i32 {
@@ -115,18 +72,6 @@ pub fn swallow_clsact(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn swallow_clsact_l3(ctx: TcContext) -> i32 {
     swallow_by_stealing(&ctx, swallow::swallow(&ctx, Link::Bare))
-}
-
-/// Before a packet comes to a socket, in whatever network namespace.
-#[cgroup_skb(ingress)]
-pub fn guard_ingress(ctx: SkBuffContext) -> i32 {
-    if guard::may_come(&ctx) { PASS } else { HOLD }
-}
-
-/// After a packet has left a socket, likewise.
-#[cgroup_skb(egress)]
-pub fn guard_egress(ctx: SkBuffContext) -> i32 {
-    if guard::may_leave(&ctx) { PASS } else { HOLD }
 }
 
 #[inline(always)]

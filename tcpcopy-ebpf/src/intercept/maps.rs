@@ -8,12 +8,10 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     helpers::bpf_ktime_get_ns,
     macros::btf_map,
-    programs::TcContext,
 };
 use tcpcopy_common::{
     counters::TargetCounter,
     flow::Flow,
-    hooks::Landmark,
     mark::MarkKey,
     prefix::PrefixKey,
     response::{ResponseHeader, Session, WireStats, state},
@@ -31,9 +29,6 @@ const MAX_FRAGMENTED: usize = 1024;
 
 /// Targets whose responses are reported with their first octets, of all instances.
 const MAX_PREFIXES: usize = 8192;
-
-/// Interfaces of one host.
-const MAX_INTERFACES: usize = 16_384;
 
 /// What the programs of this object count.
 pub type HostCounter = TargetCounter;
@@ -73,17 +68,6 @@ static REPORTS: Ring<ResponseHeader> = RingBuf::new();
 #[btf_map]
 static TARGET_COUNTERS: PerCpuArray<u64, { TargetCounter::COUNT as usize }> = PerCpuArray::new();
 
-/// What is done on which interface.
-#[btf_map]
-static HOOKS: HashMap<u32, u32, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
-
-/// Packets that have come to the end of an interface's chain: of interfaces where ours is there for the sake of others.
-#[btf_map]
-static REACHED: HashMap<u32, u64, MAX_INTERFACES, NO_PREALLOC> = HashMap::new();
-
-#[btf_map]
-static LANDMARK: Array<Landmark, 1> = Array::new();
-
 /// Of the one ring.
 #[btf_map]
 static SIGNALS: Array<Signals, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
@@ -112,32 +96,6 @@ pub fn instance_key(instance: u32) -> Option<&'static MarkKey> {
 pub fn session(flow: &Flow) -> Option<Session> {
     // SAFETY: as above. Entries are replaced as a whole; only the time of the last segment is written in place.
     unsafe { SESSIONS.get(flow) }.copied()
-}
-
-/// Whether our programs do something ([`hooks`](tcpcopy_common::hooks)) on the interface of an index, in the network
-/// namespace of `intercept`.
-#[inline(always)]
-pub fn does(ifindex: u32, what: u32) -> bool {
-    // SAFETY: as above. An entry is an aligned word, and either of the values that it had will do.
-    unsafe { HOOKS.get(ifindex) }.is_some_and(|done| *done & what != 0)
-}
-
-/// Counts a packet that has come to the end of its interface's chain. Whether there are any is what matters: some that
-/// several CPUs count at a time may be lost.
-#[inline(always)]
-pub fn count_reached(packet: &TcContext) {
-    // SAFETY: the context is valid, and the pointer for this program's run. Other CPUs may write the same aligned word.
-    unsafe {
-        if let Some(reached) = REACHED.get_ptr_mut((*packet.skb.skb).ifindex) {
-            reached.write_volatile(reached.read_volatile().wrapping_add(1));
-        }
-    }
-}
-
-/// The socket by which the network namespace of `intercept` is recognised.
-#[inline(always)]
-pub fn landmark() -> Option<Landmark> {
-    LANDMARK.get(0).copied()
 }
 
 /// Whether acknowledgements are reflected.
@@ -191,28 +149,15 @@ pub fn session_entry(flow: &Flow) -> Option<Entry> {
     SESSIONS.get_ptr_mut(flow).map(Entry)
 }
 
-/// Longer than a packet takes from an interface to one that is stacked on it.
-const MOVED_NS: u64 = 1_000_000_000;
-
-/// Notes that the client of the session on a four-tuple was seen on an interface; the session, and whether its segments
-/// count there. A packet passes all interfaces that are stacked on the one that it comes in by: it counts once, where
-/// the session's SYN was learned, and elsewhere only when nothing has come by that interface for [`MOVED_NS`], because
-/// the way has changed.
+/// The replayed session on a four-tuple, whose client was just seen.
 #[inline(always)]
-pub fn session_seen(flow: &Flow, ifindex: u32) -> Option<(Session, bool)> {
+pub fn session_seen(flow: &Flow) -> Option<Session> {
     let session = SESSIONS.get_ptr_mut(flow)?;
-    // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned words: any of the
-    // times will do, and any of the interfaces.
+    // SAFETY: the pointer is valid for this program's run. Other CPUs may write the same aligned word: any of the times
+    // will do.
     unsafe {
-        let now = bpf_ktime_get_ns();
-        if (&raw const (*session).ifindex).read_volatile() != ifindex {
-            if now.saturating_sub((&raw const (*session).last_seen_ns).read_volatile()) < MOVED_NS {
-                return Some((*session, false));
-            }
-            (&raw mut (*session).ifindex).write_volatile(ifindex);
-        }
-        (&raw mut (*session).last_seen_ns).write_volatile(now);
-        Some((*session, true))
+        (&raw mut (*session).last_seen_ns).write_volatile(bpf_ktime_get_ns());
+        Some(*session)
     }
 }
 

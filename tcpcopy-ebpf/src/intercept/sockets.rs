@@ -2,12 +2,10 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
-    programs::{SkBuffContext, TcContext},
+    helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp},
+    programs::TcContext,
 };
 use tcpcopy_common::flow::{Flow, IpAddress};
-
-use crate::maps;
 
 /// States of a socket (`include/net/tcp_states.h`).
 const TCP_TIME_WAIT: u32 = 6;
@@ -50,32 +48,6 @@ pub fn is_taken(ctx: &TcContext, flow: &Flow) -> u32 {
         let state = (&raw const (*socket).state).read_volatile();
         bpf_sk_release(socket.cast());
         u32::from(state != TCP_LISTEN && state != TCP_TIME_WAIT)
-    }
-}
-
-/// Returns 1 if the packet is in the network namespace of `intercept`: where its socket is.
-///
-/// Not inlined, and it returns a number: see [`link_into`](tcpcopy_ebpf::parse::link_into).
-#[inline(never)]
-pub fn is_here(ctx: &SkBuffContext) -> u32 {
-    let Some(landmark) = maps::landmark() else { return 0 };
-    if landmark.mark == 0 {
-        return 0;
-    }
-    let [a, b] = landmark.port;
-    let localhost = u32::from_ne_bytes([127, 0, 0, 1]);
-    let mut tuple = [localhost, localhost, u32::from_ne_bytes([0, 0, a, b])];
-    let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-    // SAFETY: the context is valid, and all octets of the tuple are initialised. A socket that is found is released
-    // before the program goes on.
-    unsafe {
-        let socket = bpf_sk_lookup_udp(ctx.skb.skb.cast(), tuple, TUPLE_V4, BPF_F_CURRENT_NETNS as i64 as u64, 0);
-        if socket.is_null() {
-            return 0;
-        }
-        let mark = (&raw const (*socket).mark).read_volatile();
-        bpf_sk_release(socket.cast());
-        u32::from(mark == landmark.mark)
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     maps::{Array, ArrayOfMaps, HashMap, MapData},
-    programs::{SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink},
+    programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink},
 };
 use rustix::io::Errno;
 use tcpcopy_common::{
@@ -100,11 +100,9 @@ pub struct Attachment {
 /// The capture programs, loaded. Dropping this detaches them.
 pub struct Capture {
     // Fields drop in this order: first detach, then give up maps and programs.
-    /// By the index of the interface: a name may pass to another one.
-    links: BTreeMap<u32, Vec<CaptureLink>>,
+    links: Vec<CaptureLink>,
     object: Object,
     plan: Vec<Plan>,
-    hook: Hook,
 }
 
 /// A program, and the interface that it is attached to.
@@ -114,21 +112,6 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(interface: &Interface, hook: Hook) -> Result<Self, BpfError> {
-        let program = match hook {
-            Hook::Auto | Hook::Tc if interface.has_ethernet_header() => CaptureProgram::Tc(CAPTURE_TC),
-            Hook::Auto | Hook::Tc => CaptureProgram::Tc(CAPTURE_TC_L3),
-            Hook::Xdp | Hook::XdpGeneric if !interface.has_ethernet_header() => {
-                return Err(BpfError::XdpNotEthernet { interface: interface.name.clone() });
-            }
-            Hook::Xdp => CaptureProgram::Xdp { flags: sys::XDP_FLAGS_DRV_MODE, mode: "native", hook: "xdp native" },
-            Hook::XdpGeneric => {
-                CaptureProgram::Xdp { flags: sys::XDP_FLAGS_SKB_MODE, mode: "generic", hook: "xdp generic" }
-            }
-        };
-        Ok(Self { interface: interface.clone(), program })
-    }
-
     /// The program that looks at what leaves, whatever looks at what comes in: XDP sees nothing leave.
     fn answers(&self) -> &'static str {
         if self.interface.has_ethernet_header() { ANSWER_TC } else { ANSWER_TC_L3 }
@@ -185,8 +168,11 @@ impl Capture {
             sampling.share.write(&mut object)?;
         }
         let readers = make_rings(&mut object, setup.workers, ring_size(setup.ring_bytes))?;
-        load_programs(&mut object, setup.hook)?;
-        Ok((Self { links: BTreeMap::new(), object, plan, hook: setup.hook }, readers))
+        for plan in &plan {
+            load_program(&mut object, plan.program)?;
+            load_program(&mut object, CaptureProgram::Tc(plan.answers()))?;
+        }
+        Ok((Self { links: Vec::new(), object, plan }, readers))
     }
 
     /// Attaches to all interfaces, or to none when one of them refuses.
@@ -194,45 +180,27 @@ impl Capture {
     /// # Errors
     /// [`BpfError::Attach`], [`BpfError::Permission`] or one of the `Xdp` kind.
     pub fn attach(&mut self) -> Result<Vec<Attachment>, BpfError> {
-        let mut links = BTreeMap::new();
+        let mut links = Vec::with_capacity(self.plan.len());
         let mut attachments = Vec::with_capacity(self.plan.len());
         for plan in &self.plan {
-            let (attachment, attached) = attach(&mut self.object, plan)?;
-            links.insert(plan.interface.index, attached);
-            attachments.push(attachment);
+            let Plan { interface, program } = plan;
+            // First of all, so that no handshake is captured whose SYN-ACK was not seen.
+            let answers = (plan.answers(), TcAttachType::Egress);
+            let hook = match *program {
+                CaptureProgram::Tc(name) => {
+                    links.extend(attach_tc(&mut self.object, &[answers, (name, TcAttachType::Ingress)], interface)?);
+                    "tc ingress"
+                }
+                CaptureProgram::Xdp { flags, mode, hook } => {
+                    links.extend(attach_tc(&mut self.object, &[answers], interface)?);
+                    links.push(attach_xdp(&mut self.object, flags, mode, interface)?);
+                    hook
+                }
+            };
+            attachments.push(Attachment { interface: interface.name.clone(), hook });
         }
         self.links = links;
         Ok(attachments)
-    }
-
-    /// Attaches to an interface that has the name of one that is captured on, as when that was made anew; what is on
-    /// the one that had the name goes. `None` when there is nothing to do. What interfaces are stacked on which is not
-    /// looked at again.
-    ///
-    /// # Errors
-    /// As [`attach`](Self::attach).
-    pub fn attach_again(&mut self, interface: &Interface) -> Result<Option<Attachment>, BpfError> {
-        let Some(planned) = self.plan.iter_mut().find(|plan| plan.interface.name == interface.name) else {
-            return Ok(None);
-        };
-        if planned.interface.index == interface.index && self.links.contains_key(&interface.index) {
-            return Ok(None);
-        }
-        self.links.remove(&planned.interface.index);
-        *planned = Plan::new(interface, self.hook)?;
-        let (attachment, links) = attach(&mut self.object, planned)?;
-        self.links.insert(interface.index, links);
-        Ok(Some(attachment))
-    }
-
-    /// Detaches from the interface of this index, or forgets it when it is gone. Returns whether it was captured on.
-    pub fn detach_from(&mut self, ifindex: u32) -> bool {
-        self.links.remove(&ifindex).is_some()
-    }
-
-    /// Returns the indices of the interfaces that are captured on.
-    pub fn attached(&self) -> impl Iterator<Item = u32> {
-        self.links.keys().copied()
     }
 
     /// Detaches: nothing is captured any more, and what is in the rings stays there to be read.
@@ -279,42 +247,41 @@ fn plan(names: &[String], hook: Hook) -> Result<Vec<Plan>, BpfError> {
     let all = interfaces()?;
     let chosen = names.iter().map(|name| interface::named(&all, name)).collect::<Result<Vec<_>, _>>()?;
     stacking::refuse(&all, &chosen)?;
-    chosen.into_iter().map(|interface| Plan::new(interface, hook)).collect()
+    chosen
+        .into_iter()
+        .map(|interface| {
+            let program = match hook {
+                Hook::Auto | Hook::Tc if interface.has_ethernet_header() => CaptureProgram::Tc(CAPTURE_TC),
+                Hook::Auto | Hook::Tc => CaptureProgram::Tc(CAPTURE_TC_L3),
+                Hook::Xdp | Hook::XdpGeneric if !interface.has_ethernet_header() => {
+                    return Err(BpfError::XdpNotEthernet { interface: interface.name.clone() });
+                }
+                Hook::Xdp => CaptureProgram::Xdp { flags: sys::XDP_FLAGS_DRV_MODE, mode: "native", hook: "xdp native" },
+                Hook::XdpGeneric => {
+                    CaptureProgram::Xdp { flags: sys::XDP_FLAGS_SKB_MODE, mode: "generic", hook: "xdp generic" }
+                }
+            };
+            Ok(Plan { interface: interface.clone(), program })
+        })
+        .collect()
 }
 
-/// Attaches what is planned for an interface.
-fn attach(object: &mut Object, plan: &Plan) -> Result<(Attachment, Vec<CaptureLink>), BpfError> {
-    let Plan { interface, program } = plan;
-    // First of all, so that no handshake is captured whose SYN-ACK was not seen.
-    let answers = (plan.answers(), TcAttachType::Egress);
-    let (hook, links) = match *program {
+fn load_program(object: &mut Object, program: CaptureProgram) -> Result<(), BpfError> {
+    let (name, result) = match program {
         CaptureProgram::Tc(name) => {
-            ("tc ingress", attach_tc(object, &[answers, (name, TcAttachType::Ingress)], interface)?)
+            let program = object.program::<SchedClassifier>(name)?;
+            (name, patiently(|| program.load()))
         }
-        CaptureProgram::Xdp { flags, mode, hook } => {
-            let mut links = attach_tc(object, &[answers], interface)?;
-            links.push(attach_xdp(object, flags, mode, interface)?);
-            (hook, links)
-        }
-    };
-    Ok((Attachment { interface: interface.name.clone(), hook }, links))
-}
-
-/// Loads what any interface may need that comes to have one of the names: later the right to load programs may be gone.
-fn load_programs(object: &mut Object, hook: Hook) -> Result<(), BpfError> {
-    let captures: &[_] = match hook {
-        Hook::Auto | Hook::Tc => &[CAPTURE_TC, CAPTURE_TC_L3],
-        Hook::Xdp | Hook::XdpGeneric => {
+        CaptureProgram::Xdp { .. } => {
             let program = object.program::<Xdp>(CAPTURE_XDP)?;
-            patiently(|| program.load()).map_err(|error| refusal(CAPTURE_XDP, &error))?;
-            &[]
+            (CAPTURE_XDP, patiently(|| program.load()))
         }
     };
-    for name in captures.iter().chain(&[ANSWER_TC, ANSWER_TC_L3]).copied() {
-        let program = object.program::<SchedClassifier>(name)?;
-        patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
+    match result {
+        // Two interfaces with the same program.
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(error) => Err(refusal(name, &error)),
     }
-    Ok(())
 }
 
 /// Makes one ring per worker and puts it where the programs look for it.

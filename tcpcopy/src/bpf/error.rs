@@ -131,20 +131,6 @@ pub enum BpfError {
         /// The kernel's answer.
         reason: String,
     },
-    /// The kernel does not tell which programs an interface has.
-    #[error("cannot list the TCX programs of an interface ({source})")]
-    Chain {
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The sockets of this host cannot be guarded.
-    #[error("cannot {action} ({reason})")]
-    Guard {
-        /// What was tried.
-        action: &'static str,
-        /// The kernel's answer.
-        reason: String,
-    },
     /// A map could not be read or written.
     #[error("the eBPF map `{map}` could not be {action}")]
     Map {

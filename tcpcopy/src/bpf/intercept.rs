@@ -2,16 +2,11 @@
 
 use std::collections::HashMap;
 
-use aya::{
-    maps,
-    programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink},
-};
-use tcpcopy_common::hooks::{LEARNS, SWALLOWS};
+use aya::programs::{SchedClassifier, TcAttachType, tc::SchedClassifierLink};
 
 use super::{
     BpfError, InstanceMaps, KernelFeature, ProgramLogger, RingReader, Sessions, TargetCounters,
     error::patiently,
-    guard::{self, Guard, Guarded},
     names::{global, map, program},
     object::{Object, Side},
     refusal::refusal,
@@ -64,56 +59,17 @@ pub struct Intercept {
 pub struct Interceptor {
     // Dropped before the object: first detach, then give up maps and programs.
     /// By the index of the interface: a name may pass to another one.
-    pub(super) hooks: HashMap<u32, Hooks>,
-    pub(super) object: Object,
-    pub(super) tcx: bool,
-    guard: Option<Guard>,
-    /// Why the programs of the guard could not be loaded.
-    unguarded: Option<BpfError>,
+    hooks: HashMap<u32, Hooks>,
+    object: Object,
+    tcx: bool,
 }
 
 /// What is attached to one interface. The fields drop in this order: the filters before their qdisc.
 #[derive(Default)]
-pub(super) struct Hooks {
-    pub(super) learn: Option<Hook>,
-    pub(super) swallow: Option<Hook>,
-    /// Behind programs of others.
-    pub(super) last: Option<Hook>,
-    /// What had come to `last` when that was looked at.
-    pub(super) reach: Option<Reach>,
+struct Hooks {
+    learn: Option<SchedClassifierLink>,
+    swallow: Option<SchedClassifierLink>,
     qdisc: Option<tc::Qdisc>,
-}
-
-/// Packets at egress of an interface, up to some moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reach {
-    /// That came to the end of the chain.
-    pub(super) reached: u64,
-    /// That the interface has sent.
-    pub(super) sent: u64,
-}
-
-/// A program that is attached.
-pub(super) struct Hook {
-    /// Its name in the object.
-    pub(super) name: &'static str,
-    /// The kernel's number of it.
-    pub(super) id: u32,
-    #[expect(dead_code, reason = "held for its Drop")]
-    link: SchedClassifierLink,
-}
-
-impl Hook {
-    /// Attaches the program of that name by `attach`.
-    pub(super) fn attach(
-        object: &mut Object,
-        name: &'static str,
-        attach: impl FnOnce(&mut SchedClassifier) -> Result<SchedClassifierLink, BpfError>,
-    ) -> Result<Self, BpfError> {
-        let program = object.program::<SchedClassifier>(name)?;
-        let id = patiently(|| program.info()).map_err(|error| refusal(name, &error))?.id();
-        Ok(Self { name, id, link: attach(program)? })
-    }
 }
 
 /// The programs for the two kinds of interface, with an Ethernet header and without one.
@@ -129,15 +85,6 @@ impl Programs {
 }
 
 const LEARN: Programs = Programs { ethernet: program::LEARN, l3: program::LEARN_L3 };
-/// What [`mend_chains`](Interceptor::mend_chains) puts there.
-const AGAIN: [&str; 6] = [
-    program::LEARN_AGAIN,
-    program::LEARN_L3_AGAIN,
-    program::SWALLOW_TCX_AGAIN,
-    program::SWALLOW_TCX_L3_AGAIN,
-    program::SWALLOW_TCX_LAST,
-    program::SWALLOW_TCX_L3_LAST,
-];
 const SWALLOW_TCX: Programs = Programs { ethernet: program::SWALLOW_TCX, l3: program::SWALLOW_TCX_L3 };
 const SWALLOW_CLSACT: Programs = Programs { ethernet: program::SWALLOW_CLSACT, l3: program::SWALLOW_CLSACT_L3 };
 
@@ -162,33 +109,17 @@ impl Interceptor {
         let ring = ring.map_err(|error| BpfError::ring(ring_bytes, error))?;
         let reports = RingReader::new(ring, ring_bytes, signals.of(0))?;
         let swallow = if tcx { SWALLOW_TCX } else { SWALLOW_CLSACT };
-        // All copies of each: later their maps have other owners, and the right to load programs may be gone.
-        let again: &[_] = if tcx { &AGAIN } else { &[] };
-        for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3].iter().chain(again).copied() {
+        for name in [LEARN.ethernet, LEARN.l3, swallow.ethernet, swallow.l3] {
             let program = object.program::<SchedClassifier>(name)?;
             patiently(|| program.load()).map_err(|error| refusal(name, &error))?;
         }
-        let unguarded = guard::load(&mut object).err();
         Ok(Intercept {
             instances: InstanceMaps::take(&mut object)?,
             sessions: Sessions::take(&mut object)?,
             counters: TargetCounters::take(&mut object)?,
-            programs: Self { hooks: HashMap::new(), object, tcx, guard: None, unguarded },
+            programs: Self { hooks: HashMap::new(), object, tcx },
             reports,
         })
-    }
-
-    /// Guards the sockets of this host, or of this container, against interfaces that are not hooked.
-    ///
-    /// # Errors
-    /// [`BpfError::Guard`] where that is not possible: there is interception all the same.
-    pub fn guard(&mut self) -> Result<Guarded, BpfError> {
-        if let Some(error) = self.unguarded.take() {
-            return Err(error);
-        }
-        let (guard, guarded) = Guard::attach(&mut self.object)?;
-        self.guard = Some(guard);
-        Ok(guarded)
     }
 
     /// Starts to learn sessions from what comes in by `interface`. Again for the same interface is a no-op.
@@ -197,22 +128,6 @@ impl Interceptor {
     /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
     pub fn attach_learn(&mut self, interface: &str) -> Result<(), BpfError> {
         self.attach(interface, &LEARN, TcAttachType::Ingress, |hooks| &mut hooks.learn)
-    }
-
-    /// Starts to learn and to swallow on `interface`: nothing is learned whose responses would leave by it. Again for
-    /// the same interface is a no-op.
-    ///
-    /// # Errors
-    /// [`BpfError::Net`], [`BpfError::Permission`] or [`BpfError::Attach`].
-    pub fn hook(&mut self, interface: &str) -> Result<(), BpfError> {
-        self.attach_swallow(interface)?;
-        self.attach_learn(interface)
-    }
-
-    /// Returns whether sessions are learned and responses swallowed on the interface of this index.
-    #[must_use]
-    pub fn is_hooked(&self, ifindex: u32) -> bool {
-        self.hooks.get(&ifindex).is_some_and(|hooks| hooks.learn.is_some() && hooks.swallow.is_some())
     }
 
     /// Starts to swallow responses that go out by `interface`. Again for the same interface is a no-op.
@@ -226,12 +141,7 @@ impl Interceptor {
 
     /// Detaches from the interface of this index, or forgets it when it is gone.
     pub fn detach(&mut self, ifindex: u32) {
-        guard::forget(&mut self.object, ifindex);
-        let was_last = self.hooks.remove(&ifindex).is_some_and(|hooks| hooks.last.is_some());
-        if was_last {
-            // One that is not there is just as well.
-            let _ = reached(&mut self.object).map(|mut reached| reached.remove(&ifindex));
-        }
+        self.hooks.remove(&ifindex);
     }
 
     /// Returns the indices of the interfaces with a program of ours, and of those where that has failed.
@@ -250,7 +160,7 @@ impl Interceptor {
         name: &str,
         programs: &Programs,
         direction: TcAttachType,
-        slot: fn(&mut Hooks) -> &mut Option<Hook>,
+        slot: fn(&mut Hooks) -> &mut Option<SchedClassifierLink>,
     ) -> Result<(), BpfError> {
         let interface = &interface::by_name(name)?;
         let hooks = self.hooks.entry(interface.index).or_default();
@@ -258,21 +168,19 @@ impl Interceptor {
             return Ok(());
         }
         let program_name = programs.of(interface);
-        let object = &mut self.object;
-        let hook = if self.tcx {
-            Hook::attach(object, program_name, |program| tc::attach_tcx(program, program_name, name, direction))?
+        let program = self.object.program::<SchedClassifier>(program_name)?;
+        let link = if self.tcx {
+            tc::attach_tcx(program, program_name, name, direction)?
         } else {
             if hooks.qdisc.is_none() {
                 let swallow = SWALLOW_CLSACT.of(interface);
                 let stale = [(LEARN.of(interface), TcAttachType::Ingress), (swallow, TcAttachType::Egress)];
                 hooks.qdisc = Some(tc::Qdisc::ensure(interface, &stale)?);
             }
-            Hook::attach(object, program_name, |program| tc::attach_filter(program, program_name, name, direction))?
+            tc::attach_filter(program, program_name, name, direction)?
         };
-        *slot(hooks) = Some(hook);
-        let learns = if hooks.learn.is_some() { LEARNS } else { 0 };
-        let swallows = if hooks.swallow.is_some() { SWALLOWS } else { 0 };
-        guard::note(object, interface.index, learns | swallows)
+        *slot(hooks) = Some(link);
+        Ok(())
     }
 
     /// Returns the programs' log: `None` unless `debug` was set, or the second time.
@@ -284,11 +192,6 @@ impl Interceptor {
     pub(super) fn object(&mut self) -> &mut Object {
         &mut self.object
     }
-}
-
-/// Packets that have come to the end of a chain, by interface: of those where a program of ours is there.
-pub(super) fn reached(object: &mut Object) -> Result<maps::HashMap<&mut maps::MapData, u32, u64>, BpfError> {
-    object.map_mut(map::REACHED)?.try_into().map_err(BpfError::write(map::REACHED))
 }
 
 impl TcAttach {

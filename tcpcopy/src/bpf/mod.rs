@@ -9,11 +9,9 @@
 //! The programs themselves are the crate `tcpcopy-ebpf`; the types that both sides share, `tcpcopy-common`.
 
 pub mod capture;
-pub mod chain;
 pub mod clients;
 mod counters;
 mod error;
-mod guard;
 mod instances;
 pub mod intercept;
 mod loader;
@@ -31,11 +29,9 @@ mod tc;
 mod tests;
 
 pub use capture::{Attachment, Capture, CaptureRule, CaptureSetup, Hook};
-pub use chain::Mended;
 pub use clients::{ClientFilter, Network, NetworkError};
 pub use counters::{Counter, CounterValues, TargetCounters};
 pub use error::{BpfError, KernelFeature};
-pub use guard::Guarded;
 pub use instances::InstanceMaps;
 pub use intercept::{Intercept, InterceptSetup, Interceptor, TcAttach};
 pub use logging::{LogForwarder, ProgramLogger, forward_log};

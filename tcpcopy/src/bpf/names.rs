@@ -9,16 +9,8 @@ pub(super) mod program {
     pub(in crate::bpf) const ANSWER_TC_L3: &str = "answer_tc_l3";
     pub(in crate::bpf) const LEARN: &str = "learn";
     pub(in crate::bpf) const LEARN_L3: &str = "learn_l3";
-    pub(in crate::bpf) const LEARN_AGAIN: &str = "learn_again";
-    pub(in crate::bpf) const LEARN_L3_AGAIN: &str = "learn_l3_again";
-    pub(in crate::bpf) const SWALLOW_TCX_AGAIN: &str = "swallow_tcx_again";
-    pub(in crate::bpf) const SWALLOW_TCX_L3_AGAIN: &str = "swallow_tcx_l3_again";
-    pub(in crate::bpf) const SWALLOW_TCX_LAST: &str = "swallow_tcx_last";
-    pub(in crate::bpf) const SWALLOW_TCX_L3_LAST: &str = "swallow_tcx_l3_last";
     pub(in crate::bpf) const SWALLOW_TCX: &str = "swallow_tcx";
     pub(in crate::bpf) const SWALLOW_TCX_L3: &str = "swallow_tcx_l3";
-    pub(in crate::bpf) const GUARD_INGRESS: &str = "guard_ingress";
-    pub(in crate::bpf) const GUARD_EGRESS: &str = "guard_egress";
     pub(in crate::bpf) const SWALLOW_CLSACT: &str = "swallow_clsact";
     pub(in crate::bpf) const SWALLOW_CLSACT_L3: &str = "swallow_clsact_l3";
 }
@@ -47,9 +39,6 @@ pub(super) mod map {
     pub(in crate::bpf) const INSTANCES: &str = "INSTANCES";
     pub(in crate::bpf) const PREFIXES: &str = "PREFIXES";
     pub(in crate::bpf) const SESSIONS: &str = "SESSIONS";
-    pub(in crate::bpf) const HOOKS: &str = "HOOKS";
-    pub(in crate::bpf) const REACHED: &str = "REACHED";
-    pub(in crate::bpf) const LANDMARK: &str = "LANDMARK";
     pub(in crate::bpf) const WIRE_STATS: &str = "WIRE_STATS";
     pub(in crate::bpf) const REPORTS: &str = "REPORTS";
     pub(in crate::bpf) const TARGET_COUNTERS: &str = "TARGET_COUNTERS";

@@ -1,7 +1,7 @@
 //! Interfaces that carry each other's packets: a segment captured on two of them would be copied twice.
 
 use super::BpfError;
-use crate::net::interface::{Interface, above};
+use crate::net::interface::Interface;
 
 /// Refuses `chosen` when a packet would pass two of them: a port and its bridge or bond, a device and its VLAN.
 pub(super) fn refuse(all: &[Interface], chosen: &[&Interface]) -> Result<(), BpfError> {
@@ -12,6 +12,25 @@ pub(super) fn refuse(all: &[Interface], chosen: &[&Interface]) -> Result<(), Bpf
         }
     }
     Ok(())
+}
+
+/// Indices of all interfaces that are stacked on the one of index `lower`, however high.
+fn above(all: &[Interface], lower: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut next = Some(lower);
+    let mut visited = 0;
+    while let Some(lower) = next {
+        let controller = all.iter().find(|i| i.index == lower).and_then(|i| i.master);
+        let children = all.iter().filter(|i| i.lower == Some(lower)).map(|i| i.index);
+        for index in controller.into_iter().chain(children) {
+            if !found.contains(&index) {
+                found.push(index);
+            }
+        }
+        next = found.get(visited).copied();
+        visited += 1;
+    }
+    found
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use bytemuck::{NoUninit, Pod, Zeroable};
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
-const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_XDP: u32 = 37;
@@ -120,49 +119,6 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     }
     let error = io::Error::last_os_error();
     if error.raw_os_error() == Some(libc::ENOENT) { Ok((count, None)) } else { Err(error) }
-}
-
-/// `union bpf_attr` for `BPF_PROG_QUERY`. The address is of memory of ours.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ProgQuery {
-    target_ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    count: u32,
-    _reserved: u32,
-    prog_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
-
-/// Returns the identifiers of the programs in a chain of TCX, first to last. `attach_type` is that of the direction.
-///
-/// # Errors
-/// The kernel's: ENODEV when the interface is gone.
-pub(super) fn tcx_chain(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
-    // As many as a chain takes (`BPF_MPROG_MAX`).
-    let mut ids = vec![0u32; 64];
-    let mut attr = ProgQuery {
-        target_ifindex: ifindex,
-        attach_type,
-        prog_ids: ids.as_mut_ptr() as u64,
-        count: ids.len() as u32,
-        ..ProgQuery::zeroed()
-    };
-    // SAFETY: `attr` is laid out as `union bpf_attr` for this command, and the identifiers outlive the call, of which
-    // the kernel writes at most `count`.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut attr, size_of::<ProgQuery>()) };
-    if result != 0 {
-        let error = io::Error::last_os_error();
-        // There is no chain.
-        return if error.raw_os_error() == Some(libc::ENOENT) { Ok(Vec::new()) } else { Err(error) };
-    }
-    ids.truncate(attr.count as usize);
-    Ok(ids)
 }
 
 fn bpf<A: NoUninit>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {

@@ -23,27 +23,8 @@ pub(super) fn attach_tcx(
     interface: &str,
     direction: TcAttachType,
 ) -> Result<SchedClassifierLink, BpfError> {
-    attach_link(program, name, interface, direction, LinkOrder::first)
-}
-
-/// Attaches `program` at the end of the chain, where packets are as they leave.
-pub(super) fn attach_tcx_last(
-    program: &mut SchedClassifier,
-    name: &'static str,
-    interface: &str,
-    direction: TcAttachType,
-) -> Result<SchedClassifierLink, BpfError> {
-    attach_link(program, name, interface, direction, LinkOrder::last)
-}
-
-fn attach_link(
-    program: &mut SchedClassifier,
-    name: &'static str,
-    interface: &str,
-    direction: TcAttachType,
-    order: fn() -> LinkOrder,
-) -> Result<SchedClassifierLink, BpfError> {
-    patiently(|| program.attach_with_options(interface, direction, TcAttachOptions::TcxOrder(order())))
+    let order = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    patiently(|| program.attach_with_options(interface, direction, order()))
         .and_then(|id| program.take_link(id))
         .map_err(|error| attach_error(name, interface, error))
 }

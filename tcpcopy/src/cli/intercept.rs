@@ -18,8 +18,8 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "intercept", version, after_help = AFTER_HELP, disable_version_flag = true)]
 pub struct Cli {
-    /// Interface on which replayed packets arrive; may be repeated, and may be made anew. Those that arrive by another are
-    /// learned too, and said. Responses are swallowed on every interface but loopback
+    /// Interface on which replayed packets arrive; may be repeated. Responses are swallowed on every interface but
+    /// loopback
     #[arg(short = 'i', long = "interface", value_name = "NAME", required = true)]
     interfaces: Vec<String>,
     /// Address to listen on for tcpcopy; may be repeated [default: all]

@@ -62,8 +62,6 @@ fn of_bpf(error: &BpfError) -> Option<&'static str> {
         | BpfError::Verifier { .. }
         | BpfError::Load { .. }
         | BpfError::Attach { .. }
-        | BpfError::Chain { .. }
-        | BpfError::Guard { .. }
         | BpfError::Map { .. } => None,
     }
 }

@@ -2,11 +2,7 @@
 
 use std::{fs, net::IpAddr, path::Path};
 
-use crate::{
-    bpf::{BpfError, Guarded, Mended},
-    finding::Finding,
-    net::{encapsulation::Encapsulation, sockdiag::Support},
-};
+use crate::{finding::Finding, net::sockdiag::Support};
 
 /// Looks for a strict reverse-path filter on an interface, which drops replayed packets without a word.
 pub(super) fn reverse_path_filter(interface: &str) -> Option<Finding> {
@@ -41,52 +37,6 @@ pub(super) fn socket_support(support: Support) -> Option<Finding> {
         )
         .remedy("a kernel with CONFIG_INET_DIAG and CONFIG_INET_DIAG_DESTROY can (as modules: modprobe tcp_diag)");
     Some(finding)
-}
-
-/// Why there is no interception where a route or a policy wraps packets up.
-pub(super) fn wrapped_up(found: &Encapsulation) -> anyhow::Error {
-    anyhow::anyhow!(
-        "answers could leave this host wrapped up ({found}), in which form they are not recognised and would reach \
-         clients; remove that, or use a tunnel with an interface of its own (`ip link add type …`, `ip xfrm` with if_id)"
-    )
-}
-
-/// Finds programs of others in a chain with ours.
-pub(super) fn chain(mended: &Mended) -> Finding {
-    match mended {
-        Mended::Overtaken { interface, direction } => {
-            Finding::warning(format!("a program of another agent had come before ours at {direction} of {interface}"))
-                .because(
-                    "ours is the first again; until then it may not have seen all packets, and answers may have left",
-                )
-                .remedy("let the other agent attach its programs behind those that are there")
-        }
-        Mended::Followed { interface } => {
-            Finding::info(format!("programs of another agent come after ours at egress of {interface}"))
-                .because("answers are looked for behind them too, in case that they change addresses")
-        }
-        Mended::Ended { interface } => {
-            Finding::warning(format!("a program of another agent ends the chain at egress of {interface}"))
-                .because("ours behind it sees nothing: an answer whose addresses it has changed leaves for a client")
-                .remedy("let it return TCX_NEXT (-1), not TCX_PASS (0), or change no addresses of replayed connections")
-        }
-    }
-}
-
-/// Finds that sockets are not guarded against interfaces that are not hooked yet, or not all of them.
-pub(super) fn guard(guarded: &Result<Guarded, BpfError>) -> Option<Finding> {
-    const CONSEQUENCE: &str = "between its coming up and its being hooked, answers may leave by a new interface";
-    let remedy = "let no interface come up with an address at once, or start intercept where it sees the control groups \
-                  of the whole host (cgroup2)";
-    match guarded {
-        Ok(Guarded::Host) => None,
-        Ok(Guarded::Container) => Some(
-            Finding::info("the sockets of this container are guarded against new interfaces, and no others")
-                .because(format!("{CONSEQUENCE} for services elsewhere"))
-                .remedy(remedy),
-        ),
-        Err(error) => Some(Finding::warning(error.to_string()).because(CONSEQUENCE).remedy(remedy)),
-    }
 }
 
 /// Finds a client on the link of `interface` that does not answer ARP or neighbour discovery: answers to it wait for

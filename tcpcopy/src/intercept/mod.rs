@@ -1,7 +1,6 @@
 //! The program `intercept`: swallows responses and reports them to their owner.
 
 mod checks;
-mod interfaces;
 mod orders;
 mod reaper;
 mod refused;
@@ -13,35 +12,39 @@ mod settings;
 mod summary;
 #[cfg(test)]
 mod tests;
-mod ways;
 
 use std::{
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use log::Level;
 use tcpcopy_common::counters::TargetCounter;
+use tokio::io::unix::AsyncFd;
 
 pub use self::settings::{Ack, Settings};
 #[cfg(test)]
 pub(crate) use self::summary::visit_nothing_counted;
 use self::{
-    interfaces::Interfaces,
     reaper::Reaper,
     registry::{Instances, lock},
     reporter::{ReportCounts, Reporter},
     resets::Resets,
-    ways::Ways,
 };
 use crate::{
     affinity,
-    bpf::{CounterValues, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
+    bpf::{BpfError, CounterValues, Intercept, InterceptSetup, Interceptor, RingReader, Sessions},
     control::{Listener, Security, ServerCounters},
     finding::Finding,
+    log_limit::limited,
     mailbox::mailbox,
-    net::{interface::interfaces, sockdiag::SockDiag},
+    net::{
+        NetError,
+        interface::{self, Interface, LinkChange, LinkMonitor, interfaces},
+        sockdiag::SockDiag,
+    },
     privileges::{self, Need},
     process::{Ended, Process, Request, panics::caught},
 };
@@ -67,7 +70,16 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let unsupported = checks::socket_support(support);
     unsupported.iter().for_each(Finding::log);
     let resets = unsupported.map(|_| Resets::open()).transpose()?;
-    let interfaces = Interfaces::open(&settings.interfaces)?;
+    // Watching starts before the first look, so that no interface slips through between.
+    let mut monitor = watch(LinkMonitor::open()?)?;
+    let present = interfaces()?;
+    for name in &settings.interfaces {
+        anyhow::ensure!(
+            !interface::named(&present, name)?.loopback,
+            "-i {name}: the kernel answers clients on a loopback interface by that interface, where responses are not \
+             swallowed; replay from another host, or through a veth pair"
+        );
+    }
 
     let Intercept { programs: mut interceptor, instances, sessions, counters, reports: ring } =
         Interceptor::load(&InterceptSetup {
@@ -78,7 +90,17 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
             debug: log::log_enabled!(log::Level::Debug),
         })?;
     let logger = interceptor.logger().map(crate::bpf::forward_log).transpose()?;
-    let mut interfaces = interfaces.hook_all(interceptor)?;
+    for interface in present.iter().filter(|i| !i.loopback) {
+        match interceptor.attach_swallow(&interface.name) {
+            // It went while we looked; the monitor knows.
+            Ok(()) | Err(BpfError::Net(NetError::NoInterface { .. })) => {}
+            Err(e) => return Err(e).with_context(|| format!("cannot swallow responses on {}", interface.name)),
+        }
+    }
+    for name in &settings.interfaces {
+        interceptor.attach_learn(name).with_context(|| format!("cannot learn sessions on {name} (-i)"))?;
+        checks::reverse_path_filter(name).iter().for_each(Finding::log);
+    }
     let counters = Arc::new(counters);
     let (orders, inbox) = mailbox().context("cannot make an eventfd")?;
     let instances = Arc::new(Instances::new(instances, orders));
@@ -91,8 +113,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
         reporter.run()
     })?;
     let (stop_reaper, inbox) = mailbox().context("cannot make an eventfd")?;
-    let ways = Ways::new(settings.interfaces);
-    let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), support, ways, inbox);
+    let reaper = Reaper::new(sessions, Arc::clone(&counters), Arc::clone(&instances), support, inbox);
     let reaper = spawn("reaper", move || {
         privileges::keep(&[Need::Network, Need::Maps]);
         reaper.run()
@@ -111,6 +132,7 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     let summarise = |programs: CounterValues<TargetCounter>| {
         summary::summarise(&programs, &instances.total(), &lock(&reports), &refused, began.elapsed())
     };
+    let mut again = None;
     // A panic here is no reason to leave sessions behind either.
     let ended = caught(async {
         loop {
@@ -125,7 +147,9 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                     },
                 },
                 // Without it a new interface could leak: better to end, in good order.
-                e = interfaces.follow() => break Err(e),
+                e = follow_interfaces(&mut monitor, &mut interceptor, &mut again) => {
+                    break Err(e).context("cannot watch the interfaces any more");
+                }
             }
         }
     });
@@ -147,6 +171,104 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
     // All others are as good without them.
     let (programs, unread) = programs.map_or_else(|e| (CounterValues::default(), Some(e)), |read| (read, None));
     Ok(Ended { figures: summarise(programs), failure: ended.err().or(unread) })
+}
+
+fn watch(monitor: LinkMonitor) -> anyhow::Result<AsyncFd<LinkMonitor>> {
+    // SAFETY: the monitor owns its descriptor, which is the same as long as it lives.
+    unsafe { AsyncFd::register(monitor) }.map_err(|e| e.into_parts().1).context("cannot watch the interfaces")
+}
+
+/// How soon interfaces are looked at again when that, or the hooking of one, has failed, or announcements were lost.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Hooks interfaces that appear, so that no answer leaves by one of them; ends only when it fails. Cancel safe: no
+/// change is lost, and `again` says when all are to be looked at once more, for want of memory or descriptors up to
+/// now.
+async fn follow_interfaces(
+    monitor: &mut AsyncFd<LinkMonitor>,
+    interceptor: &mut Interceptor,
+    again: &mut Option<Instant>,
+) -> std::io::Error {
+    loop {
+        let due = *again;
+        let changes = tokio::select! {
+            ready = monitor.readable_mut() => ready.and_then(|mut ready| {
+                let changes = ready.get_inner_mut().changes();
+                ready.clear_ready();
+                changes
+            }),
+            // What came behind a gap may still be there, and is announced no more.
+            () = passed(due) => monitor.get_mut().changes().map(|mut changes| {
+                *again = None;
+                changes.push(LinkChange::Missed);
+                changes
+            }),
+        };
+        match changes {
+            Ok(changes) if apply(&changes, interceptor) => {}
+            Ok(_) => *again = Some(Instant::now() + AGAIN),
+            Err(e) => return e,
+        }
+    }
+}
+
+/// Waits for a moment; for ever, if there is none.
+async fn passed(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns whether every interface that is there is known to be hooked by now.
+fn apply(changes: &[LinkChange], interceptor: &mut Interceptor) -> bool {
+    let mut all = true;
+    for change in changes {
+        match change {
+            LinkChange::Present(interface) => all &= swallow_on(interceptor, interface),
+            LinkChange::Removed { index, .. } => interceptor.detach(*index),
+            LinkChange::Missed => match interfaces() {
+                Ok(present) => {
+                    let gone: Vec<u32> =
+                        interceptor.attached().filter(|index| present.iter().all(|i| i.index != *index)).collect();
+                    gone.into_iter().for_each(|index| interceptor.detach(index));
+                    all &= present.iter().filter(|interface| !swallow_on(interceptor, interface)).count() == 0;
+                }
+                Err(e) => {
+                    limited!(
+                        "interfaces that cannot be listed",
+                        Level::Warn,
+                        "cannot list the interfaces: {e}; until that is mended, responses may leave by a new one"
+                    );
+                    all = false;
+                }
+            },
+        }
+    }
+    all
+}
+
+/// Idempotent: an interface is announced again whenever something about it changes. Returns whether it is hooked, or
+/// need not be.
+fn swallow_on(interceptor: &mut Interceptor, interface: &Interface) -> bool {
+    if interface.loopback || interceptor.swallows_on(interface.index) {
+        return true;
+    }
+    match interceptor.attach_swallow(&interface.name) {
+        Ok(()) => log::info!("swallowing on the new interface {} too", interface.name),
+        // It was there for a moment only.
+        Err(BpfError::Net(NetError::NoInterface { .. })) => {}
+        Err(e) => {
+            limited!(
+                "interfaces that are not hooked",
+                Level::Warn,
+                "cannot swallow responses on the new interface {} yet: {e}; until that is mended, they may leave by it",
+                interface.name
+            );
+            return false;
+        }
+    }
+    true
 }
 
 fn spawn<T: Send + 'static>(name: &str, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<JoinHandle<T>> {

@@ -29,7 +29,7 @@ use tcpcopy_common::{
 };
 use tcpcopy_replay::Nanos;
 
-use super::{checks, refused::RefusedSyns, registry::Instances, ways::Ways};
+use super::{checks, refused::RefusedSyns, registry::Instances};
 use crate::{
     bpf::{BpfError, Sessions, TargetCounters, Walk},
     clock::now,
@@ -96,7 +96,6 @@ pub(super) struct Reaper {
     refused: RefusedSyns,
     /// What can be done with sockets.
     support: Support,
-    ways: Ways,
 }
 
 impl Reaper {
@@ -107,7 +106,6 @@ impl Reaper {
         counters: Arc<TargetCounters>,
         instances: Arc<Instances>,
         support: Support,
-        ways: Ways,
         inbox: Inbox<()>,
     ) -> Self {
         Self {
@@ -120,7 +118,6 @@ impl Reaper {
             unreachable: HashSet::new(),
             refused: RefusedSyns::default(),
             support,
-            ways,
         }
     }
 
@@ -180,7 +177,6 @@ impl Reaper {
         let mut suspects = Suspects::new();
         let mut destroyed = 0;
         let mut waited_for = HashSet::<IpAddr>::new();
-        let mut ways = HashSet::new();
         let mut walk = self.sessions.walk();
         loop {
             let Some(batch) = walk.batch()? else { break };
@@ -188,7 +184,6 @@ impl Reaper {
                 if !self.absent.is_empty() && self.absent.contains(&flow.client.into()) {
                     waited_for.insert(flow.client.into());
                 }
-                ways.insert(session.ifindex);
                 if is_silent(session, now) || !self.instances.is_known(session.instance) {
                     suspects.insert(*flow, *session);
                 }
@@ -198,7 +193,6 @@ impl Reaper {
             }
         }
         destroyed += judge(&mut walk, &self.instances, self.support, now, suspects)?;
-        self.ways.findings(ways)?.iter().for_each(Finding::log);
         self.warn_of_unreachable_clients(absent.iter().filter(|n| waited_for.contains(&n.address)))?;
         Ok(destroyed)
     }
@@ -364,8 +358,7 @@ mod tests {
         let instances = Arc::new(Instances::new(instances, mailbox().unwrap().0));
         let owner = instances.register(&Hello::new(0, None, "test"), SocketAddr::from(([0; 4], 0))).unwrap();
         let inbox = mailbox().unwrap().1;
-        let (support, ways) = (Support::Destroy, Ways::default());
-        (Reaper::new(sessions, Arc::new(counters), instances, support, ways, inbox), owner.instance)
+        (Reaper::new(sessions, Arc::new(counters), instances, Support::Destroy, inbox), owner.instance)
     }
 
     impl Reaper {

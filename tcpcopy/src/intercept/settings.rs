@@ -26,15 +26,11 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the descriptors that a start takes at the least: what it always opens, the programs that are there
-    /// twice, and two links on each interface of the host, of which there are so many.
+    /// Returns the descriptors that a start takes at the least: what it always opens, and links: one on each interface
+    /// of the host, of which there are so many, and another where sessions are learned.
     #[must_use]
     pub fn descriptors(&self, present: usize) -> usize {
-        /// More programs than are attached before another agent's ones are met.
-        const AGAIN: usize = 6;
-        /// Programs, links, maps and the socket of the guard.
-        const GUARD: usize = 7;
-        descriptors::BASE + AGAIN + GUARD + self.listen.len() + 2 * present.max(self.interfaces.len())
+        descriptors::BASE + self.listen.len() + self.interfaces.len() + present.max(self.interfaces.len())
     }
 }
 

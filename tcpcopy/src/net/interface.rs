@@ -1,7 +1,6 @@
 //! Network interfaces: which there are, and their coming and going.
 
 use std::{
-    collections::HashMap,
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
@@ -132,28 +131,6 @@ pub(super) fn list(netlink: &mut Netlink) -> Result<Vec<Interface>, NetError> {
         .collect())
 }
 
-/// Returns the names of all interfaces of this network namespace, and how many packets each has sent so far, by index.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub fn sent_packets() -> Result<HashMap<u32, (String, u64)>, NetError> {
-    let query = RouteNetlinkMessage::GetLink(LinkMessage::default());
-    let all = Netlink::route()?.dump(query, "list the interfaces")?;
-    let sent = |message: &RouteNetlinkMessage| {
-        let RouteNetlinkMessage::NewLink(link) = message else { return None };
-        let name = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
-        let packets = link.attributes.iter().find_map(|attribute| match attribute {
-            LinkAttribute::Stats64(statistics) => Some(statistics.tx_packets),
-            _ => None,
-        });
-        Some((link.header.index, (name?, packets?)))
-    };
-    Ok(all.iter().filter_map(sent).collect())
-}
-
 /// Returns the interface called `name`.
 ///
 /// # Errors
@@ -168,26 +145,6 @@ pub fn by_name(name: &str) -> Result<Interface, NetError> {
 /// [`NetError::NoInterface`] when there is none.
 pub fn named<'a>(all: &'a [Interface], name: &str) -> Result<&'a Interface, NetError> {
     all.iter().find(|interface| interface.name == name).ok_or_else(|| NetError::NoInterface { name: name.into() })
-}
-
-/// Returns the indices of all interfaces that are stacked on the one of index `lower`, however high.
-#[must_use]
-pub fn above(all: &[Interface], lower: u32) -> Vec<u32> {
-    let mut found = Vec::new();
-    let mut next = Some(lower);
-    let mut visited = 0;
-    while let Some(lower) = next {
-        let controller = all.iter().find(|i| i.index == lower).and_then(|i| i.master);
-        let children = all.iter().filter(|i| i.lower == Some(lower)).map(|i| i.index);
-        for index in controller.into_iter().chain(children) {
-            if !found.contains(&index) {
-                found.push(index);
-            }
-        }
-        next = found.get(visited).copied();
-        visited += 1;
-    }
-    found
 }
 
 /// Returns the interface with `index`.

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | Which interfaces are there, and when do they come and go? | [`interface`] |
 //! | Where does a packet to this address leave; which interface does live traffic come in by? | [`route`] |
-//! | Is what leaves wrapped up by a route or a policy? | [`encapsulation`] |
 //! | Which link-layer address has this next hop? | [`neighbour`] |
 //! | Which TCP sockets are there, and how is one torn down? | [`sockdiag`] |
 //!
@@ -13,7 +12,6 @@
 
 use std::{io, net::IpAddr};
 
-pub mod encapsulation;
 pub mod interface;
 pub mod neighbour;
 pub(crate) mod netlink;

@@ -3,7 +3,6 @@
 mod capture;
 mod channels;
 mod host;
-mod interfaces;
 mod plan;
 mod ramp;
 mod reports;
@@ -33,7 +32,6 @@ use self::{
     capture::Ring,
     channels::Channels,
     host::{Host, Notice, Order, Snapshot},
-    interfaces::Interfaces,
     plan::{CopyPlan, Plan},
     ramp::{Ramp, initial_share},
     reports::Links,
@@ -63,8 +61,6 @@ const INJECT_BATCH: usize = 64;
 /// When something cannot be attached, opened or reached at the start. Later failures are counted, logged and mended.
 pub async fn run(settings: Settings, security: Security, mut process: Process) -> anyhow::Result<Ended> {
     settings.pin.as_ref().map(affinity::check).transpose()?;
-    // Watching starts before the first look, so that no change slips through between.
-    let mut interfaces = Interfaces::watch()?;
     let plan = Plan::new(&settings)?;
     let (mut capture, rings) = Capture::load(&CaptureSetup {
         rules: &plan.capture,
@@ -148,7 +144,6 @@ pub async fn run(settings: Settings, security: Security, mut process: Process) -
                     Request::Reload => security.reload().log(),
                     Request::Report => show_so_far(&process, &workers, &capture, began),
                 },
-                changes = interfaces.changes() => interfaces::apply(&changes, &mut capture),
                 share = ramp.next() => {
                     if let Err(e) = capture.set_share(share) {
                         log::warn!("the sample stays as it is until the next step of the ramp: {e}");

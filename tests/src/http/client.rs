@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::ensure;
-use socket2::{Domain, Socket, Type};
 
 use crate::{Host, PATIENCE};
 
@@ -19,19 +18,7 @@ pub struct Client {
 impl Client {
     /// Connects from a host to an embedded [`Server`](super::Server).
     pub fn connect(from: &Host, server: SocketAddr) -> anyhow::Result<Self> {
-        Self::new(from.run(|| TcpStream::connect(server))??)
-    }
-
-    /// Connects from an address of this thread's host, whose port may have other connections.
-    pub fn connect_from(address: SocketAddr, server: SocketAddr) -> anyhow::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.connect_timeout(&server.into(), PATIENCE)?;
-        Self::new(socket.into())
-    }
-
-    fn new(stream: TcpStream) -> anyhow::Result<Self> {
+        let stream = from.run(|| TcpStream::connect(server))??;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let address = stream.local_addr()?;

@@ -32,7 +32,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs `test` in a thread with a network namespace of its own, in which loopback is up.
-pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
     if !privileged() {
         return;
     }
@@ -47,7 +47,7 @@ pub(super) fn in_namespace(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-pub(super) fn ip(arguments: &str) -> String {
+fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("`ip` of iproute2 is installed");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -73,7 +73,7 @@ fn capture(interfaces: &[&str], hook: Hook) -> Result<(Capture, Vec<RingReader>,
 }
 
 /// Hands records to `f` until that returns true, and sleeps in between as a worker does.
-pub(super) fn read_until(reader: &mut RingReader, mut f: impl FnMut(&[u8]) -> bool) {
+fn read_until(reader: &mut RingReader, mut f: impl FnMut(&[u8]) -> bool) {
     let start = Instant::now();
     let mut done = false;
     while !done {
@@ -249,6 +249,7 @@ fn a_swallowed_syn_ack_does_not_reach_the_client() {
     }
 }
 
+/// What is attached to an interface, in words; empty if nothing is.
 /// The name of an interface passes to another one when the first is renamed, or removed and made again.
 #[test]
 fn an_interface_that_takes_another_ones_name_is_hooked_too() {
@@ -268,8 +269,7 @@ fn an_interface_that_takes_another_ones_name_is_hooked_too() {
     }
 }
 
-/// What is attached to an interface, in words; empty if nothing is.
-pub(super) fn attached(interface: &str) -> String {
+fn attached(interface: &str) -> String {
     let mut found = String::new();
     for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
         let (_, programs) = SchedClassifier::query_tcx(interface, direction).unwrap();

@@ -3,7 +3,7 @@
 
 use aya::{
     maps::Map,
-    programs::{CgroupSkb, ProgramInfo, SchedClassifier, Xdp},
+    programs::{ProgramInfo, SchedClassifier, Xdp},
     util::KernelVersion,
 };
 use tcpcopy_common::capture::criterion;
@@ -19,16 +19,13 @@ use crate::bpf::{
 const CAPTURE_PROGRAMS: [&str; 5] =
     [program::CAPTURE_TC, program::CAPTURE_TC_L3, program::CAPTURE_XDP, program::ANSWER_TC, program::ANSWER_TC_L3];
 
-/// Those that are there again are the same instructions.
-const INTERCEPT_PROGRAMS: [&str; 8] = [
+const INTERCEPT_PROGRAMS: [&str; 6] = [
     program::LEARN,
     program::LEARN_L3,
     program::SWALLOW_TCX,
     program::SWALLOW_TCX_L3,
     program::SWALLOW_CLSACT,
     program::SWALLOW_CLSACT_L3,
-    program::GUARD_INGRESS,
-    program::GUARD_EGRESS,
 ];
 
 /// What is not asked for is removed by the verifier, and so neither checked nor counted.
@@ -82,19 +79,12 @@ enum Outcome {
 }
 
 fn load(object: &mut Object, name: &'static str) -> Outcome {
-    let loaded = match name {
-        program::CAPTURE_XDP => {
-            let program = object.program::<Xdp>(name).unwrap();
-            program.load().and_then(|()| program.info())
-        }
-        program::GUARD_INGRESS | program::GUARD_EGRESS => {
-            let program = object.program::<CgroupSkb>(name).unwrap();
-            program.load().and_then(|()| program.info())
-        }
-        _ => {
-            let program = object.program::<SchedClassifier>(name).unwrap();
-            program.load().and_then(|()| program.info())
-        }
+    let loaded = if name == program::CAPTURE_XDP {
+        let program = object.program::<Xdp>(name).unwrap();
+        program.load().and_then(|()| program.info())
+    } else {
+        let program = object.program::<SchedClassifier>(name).unwrap();
+        program.load().and_then(|()| program.info())
     };
     let verified = |info: ProgramInfo| info.verified_instruction_count().filter(|count| *count > 0);
     match loaded.map(verified) {

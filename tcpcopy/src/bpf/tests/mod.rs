@@ -6,7 +6,6 @@ use super::object::Object;
 
 mod attach;
 mod capture;
-mod chain;
 mod cost;
 mod learn;
 mod loading;
