@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, ArrayOfMaps, HashMap, MapData},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError},
     programs::{ProgramError, SchedClassifier, TcAttachType, Xdp, tc::SchedClassifierLink},
 };
 use rustix::io::Errno;
@@ -293,7 +293,8 @@ fn make_rings(object: &mut Object, workers: u32, bytes: u32) -> Result<Vec<RingR
         .map(|worker| {
             let ring = patiently(|| sys::create_ring(bytes)).map_err(|error| BpfError::ring(bytes, error))?;
             let reader = ring.try_clone().map_err(|error| BpfError::ring(bytes, error))?;
-            let ring = MapData::from_fd(ring).map_err(BpfError::write(map::CAPTURE_RINGS))?;
+            let ring = || ring.try_clone().map_err(MapError::IoError).and_then(MapData::from_fd);
+            let ring = patiently(ring).map_err(BpfError::write(map::CAPTURE_RINGS))?;
             patiently(|| rings.set(worker, &ring, 0)).map_err(BpfError::write(map::CAPTURE_RINGS))?;
             RingReader::new(reader, bytes, signals.of(worker))
         })

@@ -232,7 +232,9 @@ fn apply(changes: &[LinkChange], interceptor: &mut Interceptor) -> bool {
                     let gone: Vec<u32> =
                         interceptor.attached().filter(|index| present.iter().all(|i| i.index != *index)).collect();
                     gone.into_iter().for_each(|index| interceptor.detach(index));
-                    all &= present.iter().filter(|interface| !swallow_on(interceptor, interface)).count() == 0;
+                    for interface in &present {
+                        all &= swallow_on(interceptor, interface);
+                    }
                 }
                 Err(e) => {
                     limited!(
