@@ -190,6 +190,28 @@ impl Drop for Pinned {
     }
 }
 
+/// Binds a packet socket to an interface of the calling thread's namespace: from then on it receives its frames.
+///
+/// # Errors
+/// When there is no such interface, or bind(2) fails.
+pub fn bind(socket: &Socket, interface: &str) -> anyhow::Result<()> {
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: the name is a C string that outlives the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    ensure!(index > 0, "there is no interface {interface}");
+    // SAFETY: a sockaddr_ll is valid when zeroed; it is filled in, and outlives the call.
+    let result = unsafe {
+        let mut address: libc::sockaddr_ll = std::mem::zeroed();
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = index.cast_signed();
+        let length = size_of_val(&address) as libc::socklen_t;
+        libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
+    };
+    ensure!(result == 0, "cannot bind to {interface}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
 /// A socket for whole frames of an interface, which receives what comes in there.
 pub struct Port {
     socket: Socket,
@@ -211,20 +233,7 @@ impl Port {
                 unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length) };
             ensure!(result == 0, "cannot set option {option}: {}", io::Error::last_os_error());
         }
-        let name = std::ffi::CString::new(interface)?;
-        // SAFETY: the name is a C string that outlives the call.
-        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        ensure!(index > 0, "there is no interface {interface}");
-        // SAFETY: a sockaddr_ll is valid when zeroed; it is filled in, and outlives the call.
-        let result = unsafe {
-            let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-            address.sll_ifindex = index.cast_signed();
-            let length = size_of_val(&address) as libc::socklen_t;
-            libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
-        };
-        ensure!(result == 0, "cannot bind to {interface}: {}", io::Error::last_os_error());
+        bind(&socket, interface)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         Ok(Self { socket })
     }

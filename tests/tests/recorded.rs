@@ -3,7 +3,6 @@
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
-    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -24,19 +23,8 @@ const ETHERNET: usize = 14;
 fn wire(host: &Host) -> Socket {
     let bound = host.run(|| {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-        let name = std::ffi::CString::new(host.interface.as_str())?;
-        // SAFETY: the name is a C string that outlives the call.
-        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        // SAFETY: a sockaddr_ll is valid when zeroed; it is filled in, and outlives the call.
-        let result = unsafe {
-            let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = libc::AF_PACKET as u16;
-            address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-            address.sll_ifindex = index.cast_signed();
-            let length = size_of_val(&address) as libc::socklen_t;
-            libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length)
-        };
-        if result == 0 { Ok(socket) } else { Err(std::io::Error::last_os_error()) }
+        lab::cable::bind(&socket, &host.interface)?;
+        anyhow::Ok(socket)
     });
     let socket = bound.unwrap().unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,7 +1,8 @@
 //! What is to be known of HTTP/2: how a connection begins, and which frames nobody answers.
 //!
-//! From the beginning on several requests may be under way, all of them in one segment, too. A client sends an acknowledgement of SETTINGS or PING, or a WINDOW_UPDATE, because it has read something; the server
-//! says nothing to it. A request that follows must not wait for an answer to that, but for one to what was asked before.
+//! From the beginning on several requests may be under way, all of them in one segment, too. A client sends an
+//! acknowledgement of SETTINGS or PING, or a WINDOW_UPDATE, because it has read something; the server says nothing to
+//! it. A request that follows must not wait for an answer to that, but for one to what was asked before.
 
 /// Octets of a frame's header (RFC 9113, section 4.1).
 const HEADER: usize = 9;
